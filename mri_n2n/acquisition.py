@@ -1,0 +1,83 @@
+"""The vocabulary of the package: what a scanner measured, and where it lies in space.
+
+Everything flows one way: scan file -> `Scan` -> `Acquisition` -> network -> image -> file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Acquisition:
+    """A batch of measured slices: kspace = mask * (F S image + noise).
+
+    kspace: (batch, coils, y, x) complex64, centred, zero where not sampled; in the scan's own intensity unit.
+    mask: (batch or 1, 1, y, x) float32, 1 where sampled, 0 elsewhere.
+    probability: E[mask], same shape, in [0, 1]; None when unknown. Training losses use it; reconstruction does not.
+    sensitivity_maps: (batch, coils, y, x) complex64, or None.
+    noise_variance: v = E|n|^2 of one complex sample, in squared intensity units; 0 when noise-free, None when unknown.
+    """
+
+    kspace: Tensor
+    mask: Tensor
+    probability: Tensor | None = None
+    sensitivity_maps: Tensor | None = None
+    noise_variance: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.kspace.ndim != 4 or not self.kspace.is_complex():
+            raise ValueError(
+                f"kspace must be complex with axes (batch, coils, y, x); got {self.kspace.dtype} {tuple(self.kspace.shape)}"
+            )
+        batch, _, *matrix = self.kspace.shape
+        for name in ("mask", "probability"):
+            value = getattr(self, name)
+            if value is not None and (value.shape[0] not in (1, batch) or list(value.shape[1:]) != [1, *matrix]):
+                raise ValueError(f"{name} must have axes ({batch} or 1, 1, {matrix[0]}, {matrix[1]}); got {tuple(value.shape)}")
+
+    def to(self, device: torch.device | str) -> Acquisition:
+        """The same acquisition with every tensor on `device`."""
+        moved = {f.name: getattr(self, f.name) for f in fields(self) if isinstance(getattr(self, f.name), Tensor)}
+        return replace(self, **{name: value.to(device) for name, value in moved.items()})
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Where the voxels of a volume lie: the NIfTI terms, for the volume array as it was read (i, j, k).
+
+    affine: 4x4 nested tuples, voxel index (i, j, k) -> millimetres (or `spatial_unit`) in RAS+.
+    slice_axis: the axis of the volume array along which slices were taken; slice arrays are (slice, y, x) with
+        x the lower and y the higher of the two remaining axes.
+    """
+
+    affine: tuple[tuple[float, ...], ...]
+    slice_axis: int = 2
+    qform_code: int = 1
+    sform_code: int = 1
+    spatial_unit: str = "mm"
+
+
+@dataclass(frozen=True)
+class Scan:
+    """A scan file that was checked but not loaded: its description, and `read` to fetch slices when they are needed.
+
+    shape: (slices, coils, y, x) of its k-space.
+    read: read(start, stop) -> Acquisition of slices start..stop-1.
+    mask_source: "stored", or "zeros" when the mask was found from the samples that are exactly zero in every slice and coil.
+    simulated: True when the k-space was made from an image; None when the file does not say.
+    """
+
+    path: Path
+    format: str
+    shape: tuple[int, int, int, int]
+    read: Callable[[int, int], Acquisition]
+    geometry: Geometry | None
+    mask_source: str
+    simulated: bool | None
+    has_reference: bool

@@ -1,0 +1,159 @@
+"""From a data set to training pairs: which slices, in which order, acquired how. The only place where training is random.
+
+Every draw depends on (seed, names, epoch) alone, so that a resumed run goes on exactly as an uninterrupted one.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor
+
+from mri_n2n.acquisition import Acquisition
+from mri_n2n.datasets import Source
+from mri_n2n.fourier import fft2c, ifft2c
+from mri_n2n.pairs import PAIR_MAKERS, Pair, translate
+from mri_n2n.simulate import acquire, seeded, smooth_phase
+
+# Files held in memory at once: slices are shuffled within such a group, groups and their order change every epoch.
+FILES_IN_MEMORY = 4
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a training example is acquired from fully sampled slices. Real pairs (acquired already) use recipe and seed only.
+
+    masks: kinds, one drawn per slice. acceleration: (lowest, highest), drawn per slice in steps of 0.5.
+    pairs: "fixed", each slice is acquired exactly twice, for ever; "redrawn", anew at every step: over time that shows
+    the network the full k-space, which no study has. noise: standard deviation of the complex noise, of the volume
+    maximum. phase: share of the slices given a smooth phase. translation: largest shift, as a share of the matrix.
+    """
+
+    recipe: str = "default"
+    targets: str = "undersampled"
+    pairs: str = "fixed"
+    masks: tuple[str, ...] = ("roulette",)
+    acceleration: tuple[float, float] = (10.0, 10.0)
+    noise: float = 0.0
+    phase: float = 0.0
+    translation: float = 0.25
+    seed: int = 0
+
+
+def steps_per_epoch(sources: Sequence[Source], batch_size: int) -> int:
+    """How many batches show every slice of the sources once."""
+    return -(-sum(source.slices for source in sources) // batch_size)
+
+
+def training_batches(sources: Sequence[Source], protocol: Protocol, batch_size: int, first_step: int = 0) -> Iterator[list[Pair]]:
+    """Endless batches from step `first_step` on; each a list of pairs, one per matrix size that the batch holds."""
+    epoch, skip = divmod(first_step, steps_per_epoch(sources, batch_size))
+    while True:
+        yield from _epoch(sources, protocol, batch_size, epoch, skip)
+        epoch, skip = epoch + 1, 0
+
+
+def _epoch(sources: Sequence[Source], protocol: Protocol, batch_size: int, epoch: int, skip: int) -> Iterator[list[Pair]]:
+    generator = seeded(protocol.seed, "order", epoch)
+    files = torch.randperm(len(sources), generator=generator).tolist()
+    order: list[tuple[int, int]] = []
+    for start in range(0, len(files), FILES_IN_MEMORY):
+        group = [(file, index) for file in files[start : start + FILES_IN_MEMORY] for index in range(sources[file].slices)]
+        order += [group[i] for i in torch.randperm(len(group), generator=generator).tolist()]
+    last = {file: position for position, (file, _) in enumerate(order)}
+    loaded: dict[int, Tensor | tuple[Acquisition, ...]] = {}
+    for start in range(skip * batch_size, len(order), batch_size):
+        examples = []
+        for file, index in order[start : start + batch_size]:
+            if file not in loaded:
+                loaded[file] = sources[file].load()
+            draw = seeded(protocol.seed, "epoch", epoch, sources[file].name, index)
+            examples.append(_example(loaded[file], index, sources[file].name, protocol, draw))
+        yield _collate(examples, protocol)
+        loaded = {file: data for file, data in loaded.items() if last[file] >= start + batch_size}
+
+
+def _example(data: Tensor | tuple[Acquisition, ...], index: int, name: str, protocol: Protocol, draw: Generator) -> tuple[Acquisition, Acquisition]:
+    """(input, target) acquisitions of one slice. What belongs to the scan is drawn by its name, what to training by `draw`."""
+    if isinstance(data, Tensor):
+        full = data[index : index + 1]
+        if full.shape[1] > 1:  # without sensitivity maps every coil is an image of its own
+            coil = int(torch.randint(full.shape[1], (), generator=draw))
+            full, name = full[:, coil : coil + 1], f"{name} coil {coil}"
+        first, second, full = simulated_repetitions(full, index, name, protocol, draw if protocol.pairs == "redrawn" else None)
+        if torch.rand((), generator=draw) < 0.5:
+            first, second = second, first
+        target = full if protocol.targets == "clean" else second
+    else:
+        chosen = torch.randperm(len(data), generator=draw)[:2].tolist()
+        coil = int(torch.randint(data[0].kspace.shape[1], (), generator=draw))
+        first, target = (one_slice(data[i], index, coil) for i in chosen)
+    *_, y, x = first.kspace.shape
+    shift = [round((2 * torch.rand((), generator=draw).item() - 1) * protocol.translation * n) for n in (y, x)]
+    return translate(first, tuple(shift)), translate(target, tuple(shift))
+
+
+def simulated_repetitions(
+    full: Tensor, index: int, name: str, protocol: Protocol, draw: Generator | None = None
+) -> tuple[Acquisition, Acquisition, Acquisition]:
+    """Two independent acquisitions and the full one, of one slice's full k-space (1, 1, y, x).
+
+    With `draw` None everything depends on the seed, the name and the slice: the same two acquisitions for ever.
+    """
+    about = seeded(protocol.seed, "slice", name, index)
+    kind = protocol.masks[int(torch.randint(len(protocol.masks), (), generator=about))]
+    low, high = protocol.acceleration
+    acceleration = low + 0.5 * int(torch.randint(int((high - low) * 2) + 1, (), generator=about))
+    if torch.rand((), generator=about) < protocol.phase:
+        full = fft2c(ifft2c(full) * smooth_phase(tuple(full.shape[-2:]), about))
+    hermitian = is_hermitian(full)
+    first, second = (
+        acquire(
+            full,
+            kind,
+            acceleration,
+            draw if draw is not None else seeded(protocol.seed, "repetition", repetition, name, index),
+            noise_variance=protocol.noise**2,
+            hermitian=hermitian,
+        )
+        for repetition in (1, 2)
+    )
+    ones = torch.ones_like(first.mask)
+    return first, second, Acquisition(full, ones, ones, None, 0.0)
+
+
+def is_hermitian(kspace: Tensor) -> bool:
+    """Whether k-space (..., y, x) belongs to a real image, to rounding."""
+    image = ifft2c(kspace)
+    return bool(image.imag.abs().amax() <= 1e-5 * image.real.abs().amax())
+
+
+def one_slice(acquisition: Acquisition, index: int, coil: int) -> Acquisition:
+    """One coil of one slice, as an acquisition (1, 1, y, x) of its own."""
+    of_slice = lambda value: value if value is None or value.shape[0] == 1 else value[index : index + 1]  # noqa: E731
+    kspace = acquisition.kspace[index : index + 1, coil : coil + 1]
+    return Acquisition(kspace, of_slice(acquisition.mask), of_slice(acquisition.probability), None, acquisition.noise_variance)
+
+
+def _collate(examples: list[tuple[Acquisition, Acquisition]], protocol: Protocol) -> list[Pair]:
+    by_matrix: dict[torch.Size, list[tuple[Acquisition, Acquisition]]] = defaultdict(list)
+    for example in examples:
+        by_matrix[example[0].kspace.shape[-2:]].append(example)
+    make = PAIR_MAKERS[protocol.recipe, protocol.targets]
+    return [make(*(concatenate(list(side)) for side in zip(*same))) for same in by_matrix.values()]
+
+
+def concatenate(acquisitions: Sequence[Acquisition]) -> Acquisition:
+    """One batch of single-slice acquisitions of one matrix size, without maps; the noise variance is the mean."""
+    probabilities = [a.probability for a in acquisitions]
+    variances = [a.noise_variance for a in acquisitions]
+    return Acquisition(
+        torch.cat([a.kspace for a in acquisitions]),
+        torch.cat([a.mask for a in acquisitions]),
+        None if any(p is None for p in probabilities) else torch.cat(probabilities),
+        None,
+        None if any(v is None for v in variances) else sum(variances) / len(variances),
+    )

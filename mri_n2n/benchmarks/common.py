@@ -1,0 +1,136 @@
+"""What several benchmarks share: the data, one training per run directory, scoring, and the document."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import mri_n2n
+from mri_n2n.acquisition import Acquisition
+from mri_n2n.batches import Protocol
+from mri_n2n.checkpoint import load_network, load_tensors
+from mri_n2n.datasets import find_sources
+from mri_n2n.errors import NotFoundError
+from mri_n2n.evaluate import evaluate_arrays
+from mri_n2n.files import atomic_output
+from mri_n2n.fourier import ifft2c
+from mri_n2n.reconstruct import magnitude, reconstruct_acquisition
+from mri_n2n.simulate import acquire, seeded
+from mri_n2n.train import TrainOptions, train
+
+# Lesjak et al., Neuroinformatics 2016: subjects 01, 03, 09, 12 train, 04 is reported and never chosen on.
+TEST_SUBJECT = "patient04"
+TEST_CONTRAST = "T1W"
+SEED = 0
+
+
+@dataclass(frozen=True)
+class TestVolume:
+    """The test volume, acquired once with one mask: full k-space (slices, 1, y, x), volume maximum 1."""
+
+    full: Tensor
+    acquisition: Acquisition
+
+    @property
+    def reference(self) -> np.ndarray:
+        return magnitude(ifft2c(self.full)).numpy()
+
+
+def data_folder(data: Path | None) -> Path:
+    if data is None or not data.is_dir():
+        raise NotFoundError("this benchmark needs --data DIR with the open_ms volumes (patientNN_studyN_CONTRAST.nii.gz)")
+    return data
+
+
+def test_volume(data: Path, matrix_size: int, *, kind: str = "roulette", acceleration: float = 10.0) -> TestVolume:
+    """The T1W volume of subject 04 at `matrix_size`, one mask for all slices from a seed of its own."""
+    split = find_sources("nifti", data, matrix_size=matrix_size, validation_subjects=(TEST_SUBJECT,))
+    source = next(s for s in split.validation if TEST_CONTRAST in s.name)
+    full = source.load()
+    return TestVolume(full, acquire(full, kind, acceleration, seeded(SEED, "test", kind), hermitian=True))
+
+
+def trained(options: TrainOptions, run: Path) -> dict:
+    """Train into `run`, resume it, or find it finished; returns the header of its weights."""
+    checkpoint = run / "checkpoint.safetensors"
+    if checkpoint.exists():
+        header = load_tensors(checkpoint)[1]
+        if header["step"] < (options.steps or 0) or header["seconds"] < 60 * (options.minutes or 0):
+            train(options, run, resume=True)
+    else:
+        train(options, run)
+    return load_tensors(checkpoint)[1]
+
+
+def score(images: np.ndarray, reference: np.ndarray) -> dict[str, float]:
+    """Of magnitude images (slices, y, x): `slice_psnr`, the mean over slices of the PSNR of values clamped to [0, 1],
+    peak 1 (as Lehtinen et al. 2018); and fastMRI's `psnr` and `ssim` of the volume."""
+    error = np.square(images.clip(0, 1) - reference.clip(0, 1)).mean(axis=(1, 2))
+    volume = evaluate_arrays(reference, images).volume
+    return {"slice_psnr": float(np.mean(-10 * np.log10(error))), "psnr": volume.psnr, "ssim": volume.ssim}
+
+
+def reconstruct_with(weights: Path, test: TestVolume) -> np.ndarray:
+    network, _ = load_network(weights)
+    return magnitude(reconstruct_acquisition(network, test.acquisition)).numpy()
+
+
+def zero_filled(test: TestVolume) -> np.ndarray:
+    return magnitude(ifft2c(test.acquisition.kspace)).numpy()
+
+
+def comparison_options(data: Path, *, steps: int, matrix_size: int = 128, **changes) -> TrainOptions:
+    """A training for comparisons: roulette 10x, seed 0, 128 x 128, validated on subject 12, the test subject left out."""
+    protocol = Protocol(seed=SEED, **changes.pop("protocol", {}))
+    return TrainOptions(
+        dataset="nifti", data=str(data), matrix_size=matrix_size, excluded_subjects=(TEST_SUBJECT,), validation_subjects=("patient12",),
+        protocol=protocol, steps=steps, validate_every=120, **changes,
+    )
+
+
+def table(header: list[str], rows: list[list[object]]) -> str:
+    """A Markdown table; numbers as given, floats with two decimals."""
+    text = [[f"{cell:.2f}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
+    lines = [header, ["---"] * len(header), *text]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def heading(name: str, question: str, quick: bool) -> str:
+    """Title, question, and how it was run: command, hardware, versions, date."""
+    title, _, rest = question.strip().partition("\n")
+    command = f"mri-n2n benchmark {name} --data DIR --docs docs" + (" --quick" if quick else "")
+    today = datetime.date.today().isoformat()
+    quick_note = "**A quick run: it shows the machinery, not the result.**\n\n" if quick else ""
+    return (
+        f"## {title}\n\n{rest.strip()}\n\n{quick_note}`{command}`; {hardware()}; Python {platform.python_version()}, "
+        f"torch {torch.__version__}, mri-n2n {mri_n2n.__version__}; seed {SEED}; {today}.\n\n"
+    )
+
+
+def hardware() -> str:
+    """Processor model, cores used, and the GPU when there is one."""
+    model = platform.machine()
+    if Path("/proc/cpuinfo").exists():
+        found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
+        model = found[1] if found else model
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ", no GPU"
+    return f"{model}, {os.cpu_count()} cores, {torch.get_num_threads()} threads{gpu}"
+
+
+def write_section(document: Path, name: str, section: str) -> None:
+    """Replace the section of one benchmark in the document, or add it at the end."""
+    begin, end = f"<!-- {name} -->", f"<!-- end {name} -->"
+    text = document.read_text() if document.exists() else "# Benchmarks\n"
+    block = f"{begin}\n{section.rstrip()}\n{end}"
+    pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
+    text = pattern.sub(lambda _: block, text) if pattern.search(text) else f"{text.rstrip()}\n\n{block}\n"
+    with atomic_output(document, force=True) as temporary:
+        temporary.write_text(text)

@@ -1,0 +1,62 @@
+"""A training step end to end against the bare network
+
+Seconds of the real training loop's step (reading, acquiring, pairing, loss, optimiser) over seconds of the network's own
+forward and backward on a batch that is ready, in turns in one run. Synthetic volumes from the package: no data needed.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from mri_n2n.batches import Protocol, training_batches
+from mri_n2n.benchmarks.common import table
+from mri_n2n.checkpoint import build_network, choose_device
+from mri_n2n.datasets import find_sources
+from mri_n2n.train import autocast, choose_precision, training_step
+
+CASES = (("unrolled", "default", 8), ("unet", "noise2noise-2018", 16))
+
+
+def bare_step(network: nn.Module, pair, device: torch.device, precision: str) -> None:
+    """Forward and backward of the network alone."""
+    network.zero_grad(set_to_none=True)
+    with autocast(device, precision):
+        image = network(pair.input)
+    torch.view_as_real(image).square().sum().backward()
+
+
+def run(data: Path | None, output: Path, docs: Path | None, quick: bool) -> str:
+    device = choose_device("auto")
+    precision = choose_precision("auto", device)
+    sources = find_sources("phantom", None, matrix_size=128).train
+    rows = []
+    for kind, recipe, batch_size in CASES:
+        network = build_network(kind, {}).to(device)
+        optimizer = torch.optim.Adam(network.parameters(), lr=1e-4)
+        protocol = Protocol(recipe=recipe, pairs="fixed" if recipe == "default" else "redrawn")
+        batches = training_batches(sources, protocol, batch_size)
+        [ready] = next(batches)
+        ready = ready.to(device)
+        whole, bare = [], []
+        for repeat in range(3 if quick else 13):
+            started = time.perf_counter()
+            training_step(network, optimizer, next(batches), device, precision)
+            between = time.perf_counter()
+            bare_step(network, ready, device, precision)
+            if repeat:  # the first pass allocates memory
+                whole.append(between - started)
+                bare.append(time.perf_counter() - between)
+        ratios = [w / b for w, b in zip(whole, bare)]
+        rows.append([
+            kind, recipe, batch_size, precision, 1e3 * statistics.median(whole) / batch_size, 1e3 * statistics.median(bare) / batch_size,
+            f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})",
+        ])
+    header = ["network", "recipe", "batch", "precision", "step, ms per image", "bare forward + backward, ms per image", "ratio: median (least to most)"]
+    return table(header, rows) + (
+        "\nWanted: at most 1.25. 128x128 phantoms; batches are made in line here, while the real loop makes the next one in a second thread.\n"
+    )

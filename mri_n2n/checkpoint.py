@@ -1,0 +1,101 @@
+"""Weights and training state as safetensors with a JSON header: one file, written atomically, nothing ever unpickled."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from mri_n2n.errors import InputError, NotFoundError, UserError
+from mri_n2n.files import atomic_output
+from mri_n2n.networks import NETWORKS
+
+FORMAT = "mri-n2n weights 1"
+BUNDLED = Path(__file__).parent / "weights" / "default.safetensors"
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor], header: dict) -> None:
+    """Write tensors and a JSON-able header to `path`, replacing it only when the new file is complete."""
+    with atomic_output(path, force=True) as temporary:
+        contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        save_file(contiguous, temporary, metadata={"format": FORMAT, "header": json.dumps(header, sort_keys=True)})
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:
+    """Read what `save_tensors` wrote. Errors: NotFoundError, InputError."""
+    if not path.is_file():
+        raise NotFoundError(f"no weights at {path}; give --weights a run directory or a .safetensors file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != FORMAT:
+                raise InputError(f"{path} is a safetensors file but not of mri-n2n (its header says {metadata.get('format')!r})")
+            return {name: file.get_tensor(name) for name in file.keys()}, json.loads(metadata["header"])
+    except (SafetensorError, ValueError, KeyError, OSError) as error:
+        raise InputError(f"{path} is not a readable weights file (safetensors of mri-n2n expected): {' '.join(str(error).split())}") from None
+
+
+def build_network(kind: str, options: dict) -> nn.Module:
+    """The network `kind` of `NETWORKS` with the options its weights were trained with."""
+    if kind not in NETWORKS:
+        raise InputError(f"unknown network {kind!r}; this version has {', '.join(NETWORKS)}")
+    try:
+        return NETWORKS[kind](**options)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"the options of network {kind!r} do not fit: {error}") from None
+
+
+def find_weights(weights: Path | None) -> Path:
+    """The weights file that `--weights` means: a file, a run directory, or the bundled weights when None."""
+    if weights is None:
+        return BUNDLED
+    return weights / "weights.safetensors" if weights.is_dir() else weights
+
+
+def load_network(path: Path) -> tuple[nn.Module, dict]:
+    """Network in evaluation mode and the header of its weights file."""
+    tensors, header = load_tensors(path)
+    for key in ("network", "network_options"):
+        if key not in header:
+            raise InputError(f"{path} names no {key}; expected a weights.safetensors that `mri-n2n train` wrote")
+    network = build_network(header["network"], header["network_options"])
+    expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+    found = {name: tuple(value.shape) for name, value in tensors.items()}
+    if expected != found:
+        raise InputError(f"{path} does not hold the tensors of its network {header['network']!r}")
+    network.load_state_dict(tensors)
+    return network.eval(), header
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Adam's moments and step counts by parameter number."""
+    return {
+        f"optimizer.{index}.{key}": value
+        for index, state in optimizer.state_dict()["state"].items()
+        for key, value in state.items()
+    }
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        if name.startswith("optimizer."):
+            _, index, key = name.split(".")
+            state.setdefault(int(index), {})[key] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def choose_device(device: str) -> torch.device:
+    """"auto" is CUDA when there is one, else the CPU."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.zeros(1, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device {device!r} cannot be used here: {str(error).splitlines()[0]}") from None
+    return chosen

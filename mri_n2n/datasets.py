@@ -1,0 +1,485 @@
+"""Where training data comes from: folders of files, or phantoms, as `Source`s that are read when they are needed.
+
+A source is one volume. Of files nothing but names and slice counts is held, so memory does not grow with the data set.
+Training and validation never share a subject.
+
+To add a data set: write a function (folder, options) -> Split and add one line to `_FINDERS`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from pathlib import Path
+
+import h5py
+import nibabel
+import torch
+from torch import Tensor
+
+from mri_n2n.acquisition import Acquisition
+from mri_n2n.density import estimate_probability
+from mri_n2n.errors import InputError, NotFoundError, UserError
+from mri_n2n.folders import files_in, subjects_of, unique_names, validation_of
+from mri_n2n.formats import open_scan, read_volume
+from mri_n2n.fourier import fft2c, ifft2c
+from mri_n2n.phantom import phantom_kspace
+from mri_n2n.resample import crop_or_pad, resize_kspace
+from mri_n2n.simulate import full_kspace, root_sum_of_squares, seeded
+
+# Fully sampled k-space (slices, coils, y, x) complex64, its largest root-sum-of-squares magnitude 1; or, for measured
+# pairs, the repetitions of one scan on one common scale.
+Volume = Tensor | tuple[Acquisition, ...]
+
+PHANTOM_MATRIX = 128
+IXI_SLICES = (25, 125)  # 25..124 of array axis 2, as in Lehtinen et al. 2018
+IXI_NAME = re.compile(r"IXI(\d{3})-(Guys|HH|IOP)-(\d{4})-T1\.nii(\.gz)?")
+# The first 60 T1 names of the archive in alphabetical order: 50 subjects up to number 63, 10 from 64 to 73.
+IXI_LAST_TRAIN, IXI_LAST_VALIDATION = 63, 73
+
+
+@dataclass(frozen=True)
+class Source:
+    """One volume to train on. name: stable, from the file's own stem; random draws depend on it, never on a path.
+
+    subject: what the split goes by. slices: how many `load` returns.
+    """
+
+    name: str
+    subject: str
+    slices: int
+    load: Callable[[], Volume]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Sources sorted by name. rule: how they were divided, in words. validation is empty with one subject only."""
+
+    train: list[Source]
+    validation: list[Source]
+    rule: str
+
+
+@dataclass(frozen=True)
+class _Options:
+    matrix_size: int | None
+    axis: int
+    slices: tuple[int, int] | None
+    validation_subjects: tuple[str, ...] | None
+
+
+def find_sources(
+    dataset: str,
+    data: Path | None = None,
+    *,
+    matrix_size: int | None = None,
+    axis: int = 2,
+    slices: tuple[int, int] | None = None,
+    validation_subjects: Sequence[str] | None = None,
+) -> Split:
+    """The training and validation volumes of a data set; only headers are read.
+
+    dataset: ixi, nifti, fastmri (fully sampled files, which training undersamples), pairs (NAME_rep1.h5,
+        NAME_rep2.h5 ...) or phantom.
+    data: its folder, searched with its subfolders; by default `default_folder(dataset)`. A folder that holds `train`
+        and `validation` (or `val`) is split so, ixi as published, fastMRI's own folders as they are named; any other
+        by subject, the last fifth in alphabetical order for validation.
+    matrix_size: resample every slice to a square of this size (see `resize_kspace`). axis: slice axis of NIfTI volumes.
+    slices: (first, one past the last) of each volume; by default all, and 25..124 for ixi.
+    validation_subjects: these for validation and all others for training, whatever the folders say.
+    Errors: NotFoundError when there is nothing (it says how to get it), InputError for files that cannot be read,
+        UserError for options that make no sense.
+    """
+    if dataset not in DATASETS:
+        raise UserError(f"unknown dataset {dataset!r}; choose one of {', '.join(DATASETS)}")
+    if matrix_size is not None and matrix_size < 8:
+        raise UserError(f"the matrix size must be at least 8; got {matrix_size}")
+    if axis not in (0, 1, 2):
+        raise UserError(f"the slice axis must be 0, 1 or 2; got {axis}")
+    if slices is not None and not 0 <= slices[0] < slices[1]:
+        raise UserError(f"slices must be (first, one past the last) with first < last; got {slices}")
+    options = _Options(matrix_size, axis, slices, tuple(validation_subjects) if validation_subjects else None)
+    if dataset == "phantom":
+        if validation_subjects:
+            raise UserError("phantoms have a split of their own; leave out the validation subjects")
+        return phantom_sources(matrix_size or PHANTOM_MATRIX)
+    folder = default_folder(dataset) if data is None else Path(data)
+    return _FINDERS[dataset](folder, options)
+
+
+def default_folder(dataset: str) -> Path:
+    """data/<dataset> below the current directory; the environment variable MRI_N2N_DATA replaces the `data` part."""
+    return Path(os.environ.get("MRI_N2N_DATA") or "data") / dataset
+
+
+# ---- phantoms ----
+
+
+def phantom_sources(
+    matrix_size: int = PHANTOM_MATRIX, *, train: int = 40, validation: int = 4, slices: int = 8
+) -> Split:
+    """Random real single-coil phantoms; each follows from its name alone, so that every machine has the same ones."""
+
+    def source(name: str) -> Source:
+        return Source(name, name, slices, partial(_load_phantom, name, slices, matrix_size))
+
+    return Split(
+        [source(f"phantom-train-{i:03}") for i in range(train)],
+        [source(f"phantom-validation-{i:03}") for i in range(validation)],
+        "phantoms drawn for training and for validation",
+    )
+
+
+@lru_cache(maxsize=64)  # drawing takes longer than training on them; 64 cover the default set
+def _load_phantom(name: str, slices: int, matrix_size: int) -> Tensor:
+    shape = (matrix_size, matrix_size)
+    drawn = (phantom_kspace(shape=shape, coils=1, generator=seeded(0, name, i), real=True) for i in range(slices))
+    return _scaled(_stacked(drawn, slices), name)
+
+
+# ---- NIfTI volumes ----
+
+
+def _find_nifti(folder: Path, options: _Options) -> Split:
+    train, validation = files_in(folder, ("*.nii", "*.nii.gz"), [("train", "validation"), ("train", "val")])
+    if not train + validation:
+        raise NotFoundError(f"no NIfTI volumes (*.nii, *.nii.gz) in {folder}; give --data a directory that holds some")
+    subjects = subjects_of(folder, train + validation)
+    return _nifti_split(folder, train, validation, subjects, options)
+
+
+def _nifti_split(
+    folder: Path,
+    train: list[Path],
+    validation: list[Path],
+    subjects: dict[Path, str],
+    options: _Options,
+    rule: str | None = None,
+) -> Split:
+    names = unique_names(folder, train + validation)
+
+    def source(path: Path) -> Source:
+        start, stop = _slice_range(path, _nifti_slices(path, options.axis), options.slices)
+        load = partial(_load_nifti, path, names[path], start, stop, options.axis, options.matrix_size)
+        return Source(names[path], subjects[path], stop - start, load)
+
+    return _split(list(map(source, train)), list(map(source, validation)), options, rule)
+
+
+def _find_ixi(folder: Path, options: _Options) -> Split:
+    train, validation = files_in(folder, ("IXI*.nii", "IXI*.nii.gz"), [("train", "validation"), ("train", "val")])
+    train, validation = ([path for path in paths if IXI_NAME.fullmatch(path.name)] for paths in (train, validation))
+    if not train + validation:
+        raise NotFoundError(
+            f"no IXI T1 volumes (IXI002-Guys-0828-T1.nii.gz ...) in {folder}; "
+            f"download them with: python data_scripts/download_ixi.py -o {folder}"
+        )
+    subjects = {path: path.name.split("-")[0] for path in train + validation}
+    options = replace(options, slices=options.slices or IXI_SLICES)
+    rule = None
+    if not validation and not options.validation_subjects:
+        train, validation, rule = official_ixi_split(train)
+        if not validation:
+            warnings.warn(f"{folder}: {rule}", stacklevel=3)
+            rule = None
+        elif (len(train), len(validation)) != (50, 10):
+            warnings.warn(f"{folder}: {rule}", stacklevel=3)
+    return _nifti_split(folder, train, validation, subjects, options, rule)
+
+
+def official_ixi_split(paths: Sequence[Path]) -> tuple[list[Path], list[Path], str]:
+    """(train, validation, words): the published 50 and 10 T1 subjects, or those of them that are among `paths`.
+
+    Where `paths` lack either part entirely, all of them are returned as train and none as validation.
+    """
+    paths = sorted(paths, key=lambda path: path.name)
+    number = {path: int(IXI_NAME.fullmatch(path.name)[1]) for path in paths}
+    train = [path for path in paths if number[path] <= IXI_LAST_TRAIN]
+    validation = [path for path in paths if IXI_LAST_TRAIN < number[path] <= IXI_LAST_VALIDATION]
+    if not train or not validation:
+        return list(paths), [], "holds none of the official training or validation subjects; split by subject instead"
+    have = f"{len(train)} of the 50 official training subjects and {len(validation)} of the 10 for validation"
+    if (len(train), len(validation)) == (50, 10):
+        return train, validation, "the official 50 training and 10 validation subjects"
+    return train, validation, f"holds {have}; using these only (dataset nifti uses every volume)"
+
+
+def _nifti_slices(path: Path, axis: int) -> int:
+    try:
+        shape = nibabel.load(path).header.get_data_shape()
+    except Exception as error:  # nibabel and zlib raise many kinds on damaged headers
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{path} is no readable NIfTI volume: {reason}") from None
+    if len(shape) < 3 or shape[axis] < 1:
+        raise InputError(f"{path}: expected a volume with three axes; got shape {tuple(shape)}")
+    return int(shape[axis])
+
+
+def _load_nifti(path: Path, name: str, start: int, stop: int, axis: int, matrix_size: int | None) -> Tensor:
+    """Simulated k-space (slices, 1, y, x) of a magnitude volume; the scale is that of the whole volume."""
+    array, _ = read_volume(path, axis=axis)
+    if matrix_size is None:
+        wanted = (full_kspace(torch.from_numpy(array[i : i + 1]))[0] for i in range(start, stop))
+        return _stacked(wanted, stop - start).mul_(1 / _positive(float(abs(array).max()), name))
+    every = (resize_kspace(full_kspace(torch.from_numpy(image[None]))[0], matrix_size) for image in array)
+    return _scaled(_stacked(every, len(array)), name)[start:stop]
+
+
+# ---- fastMRI ----
+
+
+def _find_fastmri(folder: Path, options: _Options) -> Split:
+    kinds = [(f"{coils}coil_train", f"{coils}coil_val") for coils in ("multi", "single")]
+    train, validation = files_in(folder, ("*.h5",), [*kinds, ("train", "validation"), ("train", "val")])
+    train = _fully_sampled_folders(folder, train)
+    if not train + validation:
+        raise NotFoundError(
+            f"no fastMRI files (*.h5) in {folder}; register at https://fastmri.med.nyu.edu, download, unpack there, "
+            f"and check with: python data_scripts/prepare_fastmri.py {folder}"
+        )
+    names = unique_names(folder, train + validation)
+
+    def source(path: Path) -> Source:
+        start, stop = _slice_range(path, open_scan(path).shape[0], options.slices)
+        load = partial(_load_fastmri, path, names[path], start, stop, options.matrix_size)
+        return Source(names[path], patient(path) or names[path], stop - start, load)
+
+    return _split(list(map(source, train)), list(map(source, validation)), options)
+
+
+def _fully_sampled_folders(folder: Path, paths: list[Path]) -> list[Path]:
+    """Without test and challenge folders, which hold undersampled scans.
+
+    Of multi- and single-coil folders the multi-coil ones: single-coil files are emulated from scans of the same people.
+    """
+
+    def inside(path: Path, pattern: str) -> bool:
+        return path != folder and any(re.match(pattern, part) for part in path.relative_to(folder).parts[:-1])
+
+    paths = [path for path in paths if not inside(path, r"(single|multi)coil_(test|challenge)")]
+    multi = [path for path in paths if not inside(path, "singlecoil_")]
+    return multi if any(inside(path, "multicoil_") for path in paths) else paths
+
+
+def patient(path: Path) -> str | None:
+    """A pseudonym of the `patient_id` of a checked scan file, equal for the scans of one person; None without one."""
+    with h5py.File(path, "r") as file:
+        identifier = file.attrs.get("patient_id")
+    return None if identifier is None else hashlib.sha256(str(identifier).encode()).hexdigest()[:12]
+
+
+def _reference_matrix(path: Path) -> tuple[int, int] | None:
+    """(y, x) of the reference of a checked scan file: smaller than the k-space's where the readout is oversampled."""
+    with h5py.File(path, "r") as file:
+        shapes = [file[key].shape for key in ("reconstruction_rss", "reconstruction_esc") if key in file]
+    return tuple(shapes[0][-2:]) if shapes else None
+
+
+def _load_fastmri(path: Path, name: str, start: int, stop: int, matrix_size: int | None) -> Tensor:
+    scan = open_scan(path)
+    matrix = _reference_matrix(path) if matrix_size else None
+
+    def slice_kspace(i: int) -> Tensor:
+        acquisition = scan.read(i, i + 1)
+        _check_fully_sampled(path, acquisition.mask)
+        kspace = acquisition.kspace[0]
+        if matrix_size is None:
+            return kspace
+        if matrix is not None:
+            kspace = fft2c(crop_or_pad(ifft2c(kspace), *(min(a, b) for a, b in zip(matrix, kspace.shape[-2:]))))
+        return resize_kspace(kspace, matrix_size)
+
+    return _scaled(_stacked(map(slice_kspace, range(start, stop)), stop - start), name)
+
+
+def _check_fully_sampled(path: Path, mask: Tensor) -> None:
+    if not mask.any():
+        raise InputError(f"{path} holds a slice without a single sample; dataset fastmri needs fully sampled scans")
+    rows, columns = mask.amax(dim=(0, 1, 3)).nonzero(), mask.amax(dim=(0, 1, 2)).nonzero()
+    inside = mask[..., rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+    # Zero padding at the edges and elliptical shutters (pi / 4 of the rectangle) are how full scans look.
+    if inside.mean() < 0.75:
+        raise InputError(
+            f"{path} is undersampled ({100 * mask.mean():.0f} % of its k-space is there); dataset fastmri needs fully "
+            "sampled scans, dataset pairs learns from repetitions of undersampled ones"
+        )
+
+
+# ---- measured pairs ----
+
+
+def _find_pairs(folder: Path, options: _Options) -> Split:
+    if options.matrix_size is not None:
+        raise UserError("measured pairs are used as they were measured; leave out the matrix size")
+    train, validation = files_in(folder, ("*_rep*.h5",), [("train", "validation"), ("train", "val")])
+    train, validation = _repetitions(train), _repetitions(validation)
+    if not {**train, **validation}:
+        raise NotFoundError(
+            f"no repeated scans (NAME_rep1.h5, NAME_rep2.h5 ...) in {folder}; simulate some with: "
+            f"mri-n2n simulate VOLUME.nii.gz -o {folder / 'NAME.h5'} --repetitions 2"
+        )
+    names = unique_names(folder, [*train, *validation])
+    subjects = subjects_of(folder, [*train, *validation])
+    probabilities: dict[tuple[int, int], Tensor] = {}  # filled below, once the split is known
+
+    def source(stem: Path, files: list[Path]) -> Source:
+        shapes = {open_scan(path).shape for path in files}
+        if len(shapes) > 1:
+            raise InputError(f"the repetitions of {stem.name} differ in shape ({sorted(shapes)}); take them alike")
+        start, stop = _slice_range(stem, next(iter(shapes))[0], options.slices)
+        load = partial(_load_pairs, tuple(files), names[stem], start, stop, probabilities)
+        return Source(names[stem], subjects[stem], stop - start, load)
+
+    split = _split([source(*item) for item in train.items()], [source(*item) for item in validation.items()], options)
+    files = [path for one in split.train for path in one.load.args[0]]
+    probabilities.update(_estimated_probabilities(files))
+    return split
+
+
+def _repetitions(paths: list[Path]) -> dict[Path, list[Path]]:
+    groups: dict[Path, dict[int, Path]] = defaultdict(dict)
+    for path in paths:
+        if match := re.fullmatch(r"(.+)_rep(\d+)\.h5", path.name):
+            groups[path.with_name(match[1])][int(match[2])] = path
+    for stem in [stem for stem, found in groups.items() if len(found) < 2]:
+        warnings.warn(f"{stem.name} has a single repetition and is left out; Noise2Noise needs two", stacklevel=4)
+        del groups[stem]
+    return {stem: [found[number] for number in sorted(found)] for stem, found in groups.items()}
+
+
+def _load_pairs(
+    files: tuple[Path, ...], name: str, start: int, stop: int, probabilities: dict[tuple[int, int], Tensor]
+) -> tuple[Acquisition, ...]:
+    """The repetitions, scaled alike so that the largest magnitude of their joint zero-filled image is 1."""
+    acquisitions = [open_scan(path).read(start, stop) for path in files]
+    if all(torch.equal(a.mask, acquisitions[0].mask) for a in acquisitions) and acquisitions[0].mask.mean() < 0.75:
+        warnings.warn(f"{name}: all repetitions have one mask; what it leaves out cannot be learned", stacklevel=2)
+    count = sum(a.mask for a in acquisitions).clamp_min(1)
+    largest = 0.0
+    for i in range(stop - start):
+        joint = sum(a.kspace[i : i + 1] for a in acquisitions) / (count[i : i + 1] if count.shape[0] > 1 else count)
+        largest = max(largest, root_sum_of_squares(joint).max().item())
+    scale = 1 / _positive(largest, name)
+    return tuple(_rescaled(a, scale, probabilities) for a in acquisitions)
+
+
+def _rescaled(acquisition: Acquisition, scale: float, probabilities: dict[tuple[int, int], Tensor]) -> Acquisition:
+    probability = acquisition.probability
+    if probability is None:
+        matrix = tuple(acquisition.kspace.shape[-2:])
+        if matrix not in probabilities:
+            raise InputError(
+                f"a scan for validation stores no sampling probability and no training scan has its matrix {matrix}, "
+                "from which to estimate it"
+            )
+        estimate = probabilities[matrix]
+        # A location that no training scan has but this one does: as rare as the rarest known.
+        estimate = torch.where(estimate > 0, estimate, estimate[estimate > 0].min())
+        probability = torch.where(acquisition.mask > 0, estimate, probabilities[matrix])
+    variance = acquisition.noise_variance
+    return replace(
+        acquisition,
+        kspace=acquisition.kspace * scale,
+        probability=probability,
+        noise_variance=None if variance is None else variance * scale**2,
+    )
+
+
+def _estimated_probabilities(files: list[Path]) -> dict[tuple[int, int], Tensor]:
+    """Matrix size -> estimated probability, of the files that do not store one."""
+    by_matrix: dict[tuple[int, int], list[Path]] = defaultdict(list)
+    for path in files:
+        scan = open_scan(path)
+        if scan.read(0, 1).probability is None:
+            by_matrix[scan.shape[-2:]].append(path)
+    return {matrix: estimate_probability(_masks_of(paths)) for matrix, paths in by_matrix.items()}
+
+
+def _masks_of(paths: list[Path]) -> Iterable[Tensor]:
+    """One mask (y, x) per file, or one per slice where they differ."""
+    for path in paths:
+        scan = open_scan(path)
+        first, last = (scan.read(i, i + 1).mask[0, 0] for i in (0, scan.shape[0] - 1))
+        yield first
+        if not torch.equal(first, last):
+            yield from (scan.read(i, i + 1).mask[0, 0] for i in range(1, scan.shape[0]))
+
+
+# ---- scale ----
+
+
+def _stacked(slices: Iterable[Tensor], count: int) -> Tensor:
+    """(count, ...) from `count` tensors, without ever holding them twice."""
+    volume = None
+    for i, one in enumerate(slices):
+        volume = one.new_empty((count, *one.shape)) if volume is None else volume
+        volume[i] = one
+    return volume
+
+
+def _scaled(kspace: Tensor, name: str) -> Tensor:
+    """In place: (slices, coils, y, x) so that the largest root-sum-of-squares magnitude is 1."""
+    largest = max(root_sum_of_squares(kspace[i : i + 1]).max().item() for i in range(len(kspace)))
+    return kspace.mul_(1 / _positive(largest, name))
+
+
+def _positive(largest: float, name: str) -> float:
+    if not largest > 0:
+        raise InputError(f"{name} is empty: its largest magnitude is {largest}; take it out of the data set")
+    return largest
+
+
+# ---- slices and split ----
+
+
+def _slice_range(path: Path, count: int, slices: tuple[int, int] | None) -> tuple[int, int]:
+    start, stop = slices or (0, count)
+    if start >= count:
+        raise InputError(f"{path} has {count} slices, none of {start}..{stop - 1}; choose other slices or another axis")
+    return start, min(stop, count)
+
+
+def _split(train: list[Source], validation: list[Source], options: _Options, rule: str | None = None) -> Split:
+    """Keep a split that folders make, or divide by subject; `options.validation_subjects` beats both."""
+    rule = rule or "training and validation folders"
+    sources = sorted([*train, *validation], key=lambda source: source.name)
+    if options.validation_subjects:
+        rule, chosen = "validation subjects as named", set(options.validation_subjects)
+        subjects = {source.subject for source in sources}
+        if missing := sorted(chosen - subjects):
+            known = ", ".join(sorted(subjects)[:10]) + (" ..." if len(subjects) > 10 else "")
+            raise UserError(f"no subject {', '.join(missing)} in the data; the subjects are {known}")
+        if chosen == subjects:
+            raise UserError("every subject is named for validation, which leaves none to train on")
+    elif validation:
+        if not train:
+            raise NotFoundError("the training folder is empty, only the validation folder holds data")
+        if shared := sorted({s.subject for s in train} & {s.subject for s in validation}):
+            warnings.warn(f"training and validation folders share subjects: {', '.join(shared[:5])}", stacklevel=4)
+        return Split(train, validation, rule)
+    else:
+        chosen = validation_of({source.subject for source in sources})
+        rule = f"by subject, the last {len(chosen)} in alphabetical order for validation"
+        if not chosen:
+            rule = "one subject only, all of it for training"
+            warnings.warn(
+                f"all files are of one subject, {next(iter(sources)).subject}, so there is no validation; name files "
+                "SUBJECT_..., or put them into folders train and validation",
+                stacklevel=4,
+            )
+    return Split([s for s in sources if s.subject not in chosen], [s for s in sources if s.subject in chosen], rule)
+
+
+_FINDERS: dict[str, Callable[[Path, _Options], Split]] = {
+    "ixi": _find_ixi,
+    "nifti": _find_nifti,
+    "fastmri": _find_fastmri,
+    "pairs": _find_pairs,
+}
+DATASETS = (*_FINDERS, "phantom")

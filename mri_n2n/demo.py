@@ -1,0 +1,84 @@
+"""The whole job on embedded phantoms: simulate, train, reconstruct, evaluate."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from mri_n2n.batches import Protocol
+from mri_n2n.errors import OutputError
+from mri_n2n.evaluate import evaluate_files, format_table
+from mri_n2n.formats import open_scan, read_reference, write_scan
+from mri_n2n.phantom import phantom_kspace
+from mri_n2n.reconstruct import magnitude, reconstruct_files
+from mri_n2n.fourier import ifft2c
+from mri_n2n.evaluate import psnr, ssim, nmse
+from mri_n2n.simulate import acquire, root_sum_of_squares, seeded
+from mri_n2n.train import TrainOptions, train
+
+MATRIX, SLICES, MINUTES = 96, 6, 1.4
+ACCELERATION = 6.0
+
+
+def demo(output: Path, *, force: bool = False, quiet: bool = False, minutes: float = MINUTES) -> str:
+    """Run the demo into the directory `output`; returns the text to print. Errors: OutputError when it was run before."""
+    scan, run, results = output / "scan.h5", output / "run", output / "reconstruction"
+    for path in (scan, run / "checkpoint.safetensors"):
+        if path.exists() and not force:
+            raise OutputError(f"{output} already holds a demo; give --force to replace it, or another -o")
+        path.unlink(missing_ok=True)
+
+    say(quiet, f"1/4 simulate: a phantom of {SLICES} slices, {ACCELERATION:g}x undersampled, closed-form k-space")
+    write_phantom_scan(scan)
+
+    say(quiet, f"2/4 train: Noise2Noise on pairs of undersampled phantoms, {minutes:g} minutes, no reference used")
+    options = TrainOptions(
+        dataset="phantom", matrix_size=MATRIX, protocol=Protocol(acceleration=(ACCELERATION, ACCELERATION)),
+        network_options={"cascades": 3, "channels": 16}, minutes=minutes, learning_rate=2e-3, quiet=quiet,
+    )
+    trained = train(options, run)
+
+    say(quiet, "3/4 reconstruct the scan with the new weights")
+    reconstruct_files([scan], results, weights=run, force=True, quiet=quiet)
+
+    say(quiet, "4/4 evaluate against the fully sampled reference")
+    evaluation = evaluate_files(results / "scan.h5", scan)
+    reference, zero_filled = read_reference(scan), zero_filled_images(scan)
+    rows = [
+        f"{'':<16}{'PSNR (dB)':>10}{'SSIM':>8}{'NMSE':>9}",
+        f"{'zero-filled':<16}{psnr(reference, zero_filled):>10.2f}{ssim(reference, zero_filled):>8.3f}{nmse(reference, zero_filled):>9.4f}",
+        "{:<16}{:>10.2f}{:>8.3f}{:>9.4f}".format("reconstruction", *(getattr(evaluation.volumes[0], m) for m in ("psnr", "ssim", "nmse"))),
+    ]
+    return "\n".join([
+        *rows,
+        f"({trained.steps} steps in {trained.seconds:.0f} s; simulated k-space of phantoms; metrics as fastMRI defines them, peak = the volume's maximum)",
+        f"picture  {results / 'scan.png'}",
+        f"images   {results / 'scan.h5'} {results / 'scan.nii.gz'}",
+        f"weights  {trained.weights}",
+    ])
+
+
+def write_phantom_scan(path: Path) -> None:
+    """A simulated scan file of one random head per slice, with a seed that training never uses."""
+    full = [phantom_kspace((MATRIX, MATRIX), generator=seeded(0, "demo", i))[None] for i in range(SLICES)]
+    kspace = np.concatenate([k.numpy() for k in full])
+    acquisitions = [acquire(k, "roulette", ACCELERATION, seeded(0, "demo mask"), hermitian=True) for k in full]
+    write_scan(
+        path, (a.kspace[0].numpy() for a in acquisitions), kspace.shape,
+        mask=acquisitions[0].mask[0, 0].numpy(), probability=acquisitions[0].probability[0, 0].numpy(),
+        reference=np.concatenate([root_sum_of_squares(k).numpy() for k in full]), geometry=None,
+        attributes={"simulated": True, "noise_variance": 0.0, "mask_kind": "roulette", "acceleration": ACCELERATION, "seed": 0}, force=True,
+    )
+
+
+def zero_filled_images(path: Path) -> np.ndarray:
+    """Magnitude of the zero-filled reconstruction of a whole scan file, (slices, y, x)."""
+    scan = open_scan(path)
+    return magnitude(ifft2c(scan.read(0, scan.shape[0]).kspace)).numpy()
+
+
+def say(quiet: bool, text: str) -> None:
+    if not quiet:
+        print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,392 @@
+"""How close a reconstruction is to a fully sampled reference: NMSE, PSNR and SSIM as fastMRI defines them.
+
+The numbers come from `fastmri.evaluate`'s own functions, so they compare with published ones; this module adds input
+checks, scores of every slice, file matching, a table and JSON. Everything is on magnitude images.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from mri_n2n.errors import InputError, NotFoundError
+from mri_n2n.formats import detect, open_scan, read_reference, read_result
+
+DEFINITION = {
+    "nmse": "sum |reconstruction - reference|^2 / sum |reference|^2",
+    "psnr": "10 log10(peak^2 / mean squared error) in dB",
+    "ssim": "structural similarity, uniform 7x7 window, K1 = 0.01, K2 = 0.03, range = peak; volume: mean over slices",
+    "peak": "largest value of the reference volume (after cropping, if any), for its slices too",
+    "directory": "mean and sample standard deviation over volumes",
+    "source": "fastmri.evaluate",
+}
+
+METRICS = ("nmse", "psnr", "ssim")
+SSIM_WINDOW = 7
+# The same image is often written twice, as HDF5 and as NIfTI: the first of these that exists is read.
+SUFFIXES = (".h5", ".hdf5", ".nii.gz", ".nii")
+
+
+@dataclass(frozen=True)
+class Score:
+    """nmse: a ratio, NaN where the reference is zero everywhere; psnr: dB, infinite when equal; ssim: at most 1."""
+
+    nmse: float
+    psnr: float
+    ssim: float
+
+
+@dataclass(frozen=True)
+class VolumeScore:
+    """The scores of one reconstruction.
+
+    name, reference: file names without directories. shape: (slices, y, x) that was compared.
+    peak: largest value of the reference. cropped: True when both were centre-cropped as fastMRI does.
+    simulated: True when the file says its k-space was made from an image, None when it does not say.
+    """
+
+    name: str
+    reference: str
+    shape: tuple[int, int, int]
+    peak: float
+    volume: Score
+    slices: tuple[Score, ...]
+    cropped: bool = False
+    simulated: bool | None = None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The scores of one or several reconstructions.
+
+    mean, standard_deviation: over volumes; the deviation (n - 1) is None for a single volume.
+    without_reference, without_reconstruction: names of files in the two directories that have no partner.
+    """
+
+    volumes: tuple[VolumeScore, ...]
+    mean: Score
+    standard_deviation: Score | None
+    without_reference: tuple[str, ...] = ()
+    without_reconstruction: tuple[str, ...] = ()
+
+
+# ---------------------------------------------------------------------------------------------------------- arrays
+
+
+def nmse(reference, reconstruction) -> float:
+    """Normalised mean squared error of real arrays (slice, y, x) or (y, x); `fastmri.evaluate.nmse`.
+
+    InputError: shapes differ, complex or non-finite values, a reference without any positive value.
+    """
+    reference, reconstruction, _ = _checked(reference, reconstruction)
+    return _nmse(reference, reconstruction)
+
+
+def psnr(reference, reconstruction, peak: float | None = None) -> float:
+    """Peak signal-to-noise ratio in dB of real arrays (slice, y, x) or (y, x); `fastmri.evaluate.psnr`.
+
+    peak: same unit as the images; the largest value of `reference` when None. Infinite when both are equal.
+    InputError: as `nmse`.
+    """
+    reference, reconstruction, peak = _checked(reference, reconstruction, peak)
+    return _psnr(reference, reconstruction, peak)
+
+
+def ssim(reference, reconstruction, peak: float | None = None) -> float:
+    """Structural similarity of real arrays (slice, y, x) or (y, x), mean over slices; `fastmri.evaluate.ssim`.
+
+    peak: same unit as the images; the largest value of `reference` when None.
+    InputError: as `nmse`; and slices smaller than the 7x7 window.
+    """
+    reference, reconstruction, peak = _checked(reference, reconstruction, peak)
+    _check_window(reference)
+    return _ssim(reference, reconstruction, peak)
+
+
+def evaluate_arrays(
+    reference, reconstruction, name: str = "reconstruction", reference_name: str = "reference"
+) -> VolumeScore:
+    """Every score of one volume (slice, y, x), or of one slice (y, x), with the volume's peak for all its slices.
+
+    A slice whose reference is zero everywhere has NMSE NaN; its PSNR and SSIM are defined by the volume's peak.
+    InputError: as `ssim`.
+    """
+    reference, reconstruction, peak = _checked(reference, reconstruction)
+    _check_window(reference)
+    slices = tuple(
+        Score(_nmse(r[None], x[None]), _psnr(r[None], x[None], peak), _ssim(r[None], x[None], peak))
+        for r, x in zip(reference, reconstruction, strict=True)
+    )
+    # fastMRI's SSIM of a volume is this mean; NMSE and PSNR are of the volume as a whole.
+    mean_ssim = float(np.mean([s.ssim for s in slices]))
+    volume = Score(_nmse(reference, reconstruction), _psnr(reference, reconstruction, peak), mean_ssim)
+    return VolumeScore(name, reference_name, reference.shape, peak, volume, slices)
+
+
+def crop_as_fastmri(reference: np.ndarray, reconstruction: np.ndarray) -> tuple[np.ndarray, np.ndarray, bool]:
+    """Both arrays (slice, y, x) at one size, and whether they were cropped.
+
+    Equal shapes are compared whole. A smaller reference is handled as fastMRI's evaluation does: both are
+    centre-cropped to a square of the reference's last dimension (its references lack the readout oversampling that the
+    k-space has).
+    InputError: anything else that does not fit.
+    """
+    if reference.shape == reconstruction.shape:
+        return reference, reconstruction, False
+    y, x = reference.shape[-2:]
+    smaller = y <= reconstruction.shape[-2] and x <= reconstruction.shape[-1]
+    if reference.shape[:-2] != reconstruction.shape[:-2] or not smaller or y < x:
+        raise InputError(
+            f"sizes (slices, y, x) do not fit: reconstruction {reconstruction.shape}, reference {reference.shape};"
+            " expected equal ones, or a smaller reference with y >= x that both are centre-cropped to;"
+            " is this the right reference, and the right slice axis?"
+        )
+    return _centre_crop(reference, x), _centre_crop(reconstruction, x), True
+
+
+def _centre_crop(array: np.ndarray, size: int) -> np.ndarray:
+    """The central size x size of the last two axes, rounded as `fastmri.data.transforms.center_crop` does."""
+    top, left = ((n - size) // 2 for n in array.shape[-2:])
+    return array[..., top : top + size, left : left + size]
+
+
+def _checked(reference, reconstruction, peak: float | None = None) -> tuple[np.ndarray, np.ndarray, float]:
+    """Both arrays as (slice, y, x) of one float type, and the peak; InputError when a metric has no meaning."""
+    arrays = []
+    for name, value in (("reference", reference), ("reconstruction", reconstruction)):
+        array = np.asarray(value)
+        if array.dtype.kind not in "fiub":
+            raise InputError(f"{name} must be a real (magnitude) image; got {array.dtype}")
+        if array.ndim not in (2, 3) or array.size == 0:
+            raise InputError(f"{name} must have axes (slice, y, x) or (y, x), none empty; got shape {array.shape}")
+        if not np.isfinite(array).all():
+            raise InputError(f"{name} holds NaN or infinite values; metrics need finite images")
+        arrays.append(array)
+    reference, reconstruction = arrays
+    if reference.shape != reconstruction.shape:
+        raise InputError(f"reference {reference.shape} and reconstruction {reconstruction.shape} must have one shape")
+    if peak is None:
+        peak = float(reference.max())
+    if not (peak > 0 and math.isfinite(peak)):
+        raise InputError(
+            f"the peak (the largest value of the reference) must be positive; got {peak:g}: is the reference empty?"
+        )
+    # float32 stays float32, which gives fastMRI's numbers to the last bit. But SSIM multiplies four intensities (and
+    # 1e-7): outside this range of intensities float32 under- or overflows. Integers would wrap around when subtracted.
+    both_float32 = reference.dtype == reconstruction.dtype == np.float32
+    largest = max(peak, float(np.abs(reference).max()), float(np.abs(reconstruction).max()))
+    dtype = np.float32 if both_float32 and peak > 1e-6 and largest < 1e6 else np.float64
+    shape = (-1, *reference.shape[-2:])
+    reference, reconstruction = (a.astype(dtype, copy=False).reshape(shape) for a in (reference, reconstruction))
+    return reference, reconstruction, peak
+
+
+def _check_window(reference: np.ndarray) -> None:
+    if min(reference.shape[-2:]) < SSIM_WINDOW:
+        size = f"{SSIM_WINDOW}x{SSIM_WINDOW}"
+        raise InputError(f"SSIM needs slices of at least {size}; got {reference.shape[-2:]} (y, x)")
+
+
+# fastmri is imported where it is used: it takes seconds.
+
+
+def _nmse(reference: np.ndarray, reconstruction: np.ndarray) -> float:
+    from fastmri.evaluate import nmse as fastmri_nmse
+
+    return float(fastmri_nmse(reference, reconstruction)) if reference.any() else math.nan
+
+
+def _psnr(reference: np.ndarray, reconstruction: np.ndarray, peak: float) -> float:
+    from fastmri.evaluate import psnr as fastmri_psnr
+
+    with np.errstate(divide="ignore"):  # equal images: infinite, and no warning
+        return float(fastmri_psnr(reference, reconstruction, maxval=peak))
+
+
+def _ssim(reference: np.ndarray, reconstruction: np.ndarray, peak: float) -> float:
+    from fastmri.evaluate import ssim as fastmri_ssim
+
+    return float(fastmri_ssim(reference, reconstruction, maxval=peak)[0])
+
+
+# ----------------------------------------------------------------------------------------------------------- files
+
+
+def evaluate_files(reconstruction: Path | str, reference: Path | str, axis: int = 2) -> Evaluation:
+    """Score a reconstruction file, or a directory of them, against a scan, a volume, or a directory of these.
+
+    reconstruction: result HDF5 (`reconstruction`) or NIfTI. reference: scan HDF5 (`reconstruction_esc` or `_rss`),
+    NIfTI volume, or another result. Two files are compared whatever their names. Directories (not searched recursively)
+    match by name: scan.h5 with scan.h5, or with a file of the same stem (scan.nii.gz). Where one directory holds an
+    image twice (scan.h5 and scan.nii.gz) HDF5 is read.
+    axis: slice axis of NIfTI volumes; the slice axis that an HDF5 partner has on record comes first.
+    NotFoundError: a path does not exist. InputError: nothing matches, or what `evaluate_arrays` and the readers refuse.
+    """
+    pairs, without_reference, without_reconstruction = match_files(Path(reconstruction), Path(reference))
+    volumes = tuple(_evaluate_pair(*pair, axis) for pair in pairs)
+    return summarise(volumes, without_reference, without_reconstruction)
+
+
+def summarise(volumes: tuple[VolumeScore, ...], without_reference=(), without_reconstruction=()) -> Evaluation:
+    """The mean and the standard deviation over volumes, as the fastMRI challenge reports them."""
+    if not volumes:
+        raise InputError("nothing to evaluate: no volume was given")
+    values = np.array([[getattr(v.volume, metric) for metric in METRICS] for v in volumes])
+    with np.errstate(invalid="ignore"):  # infinite PSNR: the mean is infinite, the deviation undefined
+        mean = Score(*values.mean(axis=0).tolist())
+        deviation = Score(*values.std(axis=0, ddof=1).tolist()) if len(volumes) > 1 else None
+    return Evaluation(tuple(volumes), mean, deviation, tuple(without_reference), tuple(without_reconstruction))
+
+
+def match_files(reconstruction: Path, reference: Path) -> tuple[list[tuple[Path, Path]], list[str], list[str]]:
+    """Pairs (reconstruction, reference), and the names on each side that have no partner."""
+    for path in (reconstruction, reference):
+        if not path.exists():
+            raise NotFoundError(f"{path}: no such file or directory")
+    if reconstruction.is_file() and reference.is_file():
+        return [(reconstruction, reference)], [], []
+
+    results = _images(reconstruction)
+    references = _images(reference)
+    pairs, without_reference = [], []
+    for stem, paths in results.items():
+        partners = references.get(stem)
+        if not partners:
+            without_reference.append(paths[0].name)
+            continue
+        same_name = [p for p in partners if p.name == paths[0].name]
+        pairs.append((paths[0], (same_name or partners)[0]))
+    without_reconstruction = [paths[0].name for stem, paths in references.items() if stem not in results]
+    if not pairs and len(results) == 1 and reference.is_file():
+        # One image and one reference leave no choice: names need not agree.
+        return [(next(iter(results.values()))[0], reference)], [], []
+    if not pairs:
+        raise InputError(
+            f"no file of {reconstruction.name} has a partner of the same name in {reference.name}: expected scan.h5"
+            f" with scan.h5 or scan.nii.gz; got {_few(without_reference)} and {_few(without_reconstruction)}"
+        )
+    return pairs, without_reference, without_reconstruction
+
+
+def _images(path: Path) -> dict[str, list[Path]]:
+    """Image files by stem (name without suffix), sorted; of one stem in the order of SUFFIXES."""
+    if path.is_file():
+        return {_stem(path): [path]}
+    found: dict[str, list[Path]] = {}
+    for file in sorted(path.iterdir()):
+        if file.is_file() and not file.name.startswith(".") and file.name.endswith(SUFFIXES):
+            found.setdefault(_stem(file), []).append(file)
+    if not found:
+        raise InputError(f"{path}: holds no image to evaluate (expected files ending in {', '.join(SUFFIXES)})")
+    return {stem: sorted(files, key=lambda f: SUFFIXES.index(_suffix(f))) for stem, files in found.items()}
+
+
+def _suffix(path: Path) -> str:
+    return next((suffix for suffix in SUFFIXES if path.name.endswith(suffix)), "")
+
+
+def _stem(path: Path) -> str:
+    return path.name.removesuffix(_suffix(path))
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "") if names else "nothing"
+
+
+def _evaluate_pair(reconstruction: Path, reference: Path, axis: int) -> VolumeScore:
+    axis, simulated = _on_record(reconstruction, reference, axis)
+    images = read_reference(reference, slice_axis=axis), read_reference(reconstruction, slice_axis=axis)
+    try:
+        *images, cropped = crop_as_fastmri(*images)
+        score = evaluate_arrays(*images, name=reconstruction.name, reference_name=reference.name)
+    except InputError as error:
+        raise InputError(f"{reconstruction.name} against {reference.name}: {error}") from None
+    return replace(score, cropped=cropped, simulated=simulated)
+
+
+def _on_record(reconstruction: Path, reference: Path, axis: int) -> tuple[int, bool | None]:
+    """The slice axis, and whether the k-space was simulated, by what the two files say; `axis` where they do not."""
+    if detect(reconstruction) == "fastmri-hdf5":
+        raise InputError(f"{reconstruction.name} is a scan (k-space), no reconstruction; give the scan as --reference")
+    geometry, simulated = None, None
+    for path in (reference, reconstruction):  # the reconstruction's word comes last, and counts
+        kind = detect(path)
+        if kind == "fastmri-hdf5":
+            scan = open_scan(path)
+            geometry, simulated = scan.geometry, scan.simulated
+        elif kind == "result-hdf5":
+            _, attributes, recorded = read_result(path)
+            geometry, simulated = recorded or geometry, attributes.get("simulated", simulated)
+    return (axis if geometry is None else geometry.slice_axis), (None if simulated is None else bool(simulated))
+
+
+# --------------------------------------------------------------------------------------------------------- results
+
+
+def format_table(result: Evaluation) -> str:
+    """The result as plain text: a row per volume (one volume: a row per slice too), their mean, what the peak is."""
+    width = max([len(v.name) for v in result.volumes] + [len("mean of volumes")])
+    lines = [f"{'':{width}}  {'NMSE':>10}  {'PSNR (dB)':>10}  {'SSIM':>8}  {'slices':>6}  {'peak':>10}"]
+
+    def row(name: str, score: Score, tail: str = "") -> str:
+        return f"{name:{width}}  {score.nmse:10.5f}  {score.psnr:10.2f}  {score.ssim:8.4f}{tail}"
+
+    for v in result.volumes:
+        lines.append(row(v.name, v.volume, f"  {len(v.slices):6d}  {v.peak:10.4g}"))
+        if len(v.slices) > 1 and len(result.volumes) == 1:
+            for index, score in enumerate(v.slices):
+                lines.append(row(f"  slice {index}", score))
+    if len(result.volumes) > 1:
+        lines.append(row("mean of volumes", result.mean))
+        lines.append(row("standard deviation", result.standard_deviation))
+    lines.append("")
+    lines.append(f"Metrics of {DEFINITION['source']}; peak: {DEFINITION['peak']}.")
+    if cropped := [v.name for v in result.volumes if v.cropped]:
+        lines.append(f"Centre-cropped to the reference's last dimension, as fastMRI does: {_few(cropped)}")
+    if any(v.simulated for v in result.volumes):
+        lines.append("Simulated k-space: made from magnitude images, not measured.")
+    if result.without_reference:
+        lines.append(f"Not evaluated, no reference: {_few(list(result.without_reference))}")
+    if result.without_reconstruction:
+        lines.append(f"Not evaluated, no reconstruction: {_few(list(result.without_reconstruction))}")
+    return "\n".join(lines)
+
+
+def to_json(result: Evaluation) -> dict:
+    """The result as plain lists, dicts and numbers. What JSON has no number for (NaN, infinite PSNR) is None.
+
+    {"definition", "volumes": [{"name", "reference", "shape", "peak", "cropped", "simulated", "volume", "per_slice"}],
+    "directory": {"volumes", "mean", "standard_deviation", "without_reference", "without_reconstruction"}}; a score is
+    {"nmse", "psnr", "ssim"}.
+    """
+    return {
+        "definition": dict(DEFINITION),
+        "volumes": [
+            {
+                "name": v.name,
+                "reference": v.reference,
+                "shape": list(v.shape),
+                "peak": v.peak,
+                "cropped": v.cropped,
+                "simulated": v.simulated,
+                "volume": _score_to_json(v.volume),
+                "per_slice": [{"slice": index, **_score_to_json(score)} for index, score in enumerate(v.slices)],
+            }
+            for v in result.volumes
+        ],
+        "directory": {
+            "volumes": len(result.volumes),
+            "mean": _score_to_json(result.mean),
+            "standard_deviation": _score_to_json(result.standard_deviation) if result.standard_deviation else None,
+            "without_reference": list(result.without_reference),
+            "without_reconstruction": list(result.without_reconstruction),
+        },
+    }
+
+
+def _score_to_json(score: Score) -> dict:
+    values = {metric: getattr(score, metric) for metric in METRICS}
+    return {metric: value if math.isfinite(value) else None for metric, value in values.items()}

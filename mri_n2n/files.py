@@ -1,0 +1,134 @@
+"""Files that are complete or absent: temporary name, fsync, rename. And what is asked of every file that is read."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import secrets
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from mri_n2n.errors import InputError, NotFoundError, OutputError, UserError
+
+# Why a write can fail that is no bug of ours: disk full, quota, file size limit, medium failing or read-only.
+_WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
+
+
+@contextmanager
+def atomic_output(path: Path | str, force: bool) -> Iterator[Path]:
+    """Yields an empty temporary file in the directory of `path`, which becomes `path` when the block ends well.
+
+    Any exception, Ctrl-C included, removes it and leaves `path` as it was. A process that is killed outright can leave
+    the hidden temporary file (.NAME.*.partial, never `path` itself); the next write of the same file removes it.
+    OutputError: `path` exists and not `force`; its directory is missing or cannot be written; the disk is full.
+    """
+    path = Path(path)
+    _check_free(path, force)
+    _remove_leftovers(path)
+    temporary = path.with_name(f"{_prefix(path)}{os.getpid()}-{secrets.token_hex(4)}.partial")
+    try:
+        # Not tempfile: its files are private to the user, and stay so after the rename.
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    except OSError as error:
+        raise OutputError(f"cannot write {one_line(path)}: {error.strerror}; choose another place for it") from None
+    try:
+        yield temporary
+        _sync(temporary)
+        _check_free(path, force)  # somebody else may have been faster
+        os.replace(temporary, path)
+        _sync(path.parent)
+    except Exception as error:
+        reason = _write_failure(error)
+        if reason is None or isinstance(error, UserError):
+            raise
+        raise OutputError(f"cannot write {one_line(path)}: {reason}; nothing was kept") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def check_readable(path: Path | str) -> Path:
+    """`path` when it is a regular file that can be opened. Errors: NotFoundError, InputError."""
+    path = Path(path)
+    if not path.exists():
+        raise NotFoundError(f"no file {one_line(path)}")
+    if not path.is_file():
+        raise InputError(f"{one_line(path)} is {'a directory' if path.is_dir() else 'no regular file'}; expected a file")
+    try:
+        with open(path, "rb"):
+            return path
+    except OSError as error:
+        raise InputError(f"{one_line(path)} cannot be read: {error.strerror}") from None
+
+
+def sha256_of(path: Path | str) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal. Errors: NotFoundError, InputError."""
+    with open(check_readable(path), "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def one_line(value: object, length: int = 300) -> str:
+    """Text of an error or a path without line breaks, not longer than `length`."""
+    text = " ".join(str(value).split())
+    return text if len(text) <= length else text[: length - 3] + "..."
+
+
+def _check_free(path: Path, force: bool) -> None:
+    if path.is_dir():
+        raise OutputError(f"{one_line(path)} is a directory; give a file name to write to")
+    if os.path.lexists(path) and not force:
+        raise OutputError(f"{one_line(path)} exists; give --force to replace it, or another -o")
+    if not path.parent.is_dir():
+        raise OutputError(f"cannot write {one_line(path)}: there is no directory {one_line(path.parent)}; make it first")
+
+
+def _prefix(path: Path) -> str:
+    # Names are limited to 255 bytes: a long one is cut, and told from others by a hash.
+    name = path.name if len(path.name.encode()) < 120 else hashlib.sha256(path.name.encode()).hexdigest()[:16]
+    return f".{name}.{socket.gethostname()[:40]}-"
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove temporary files for `path` of processes of this machine that are no longer alive."""
+    prefix = _prefix(path)
+    with suppress(OSError):
+        for file in path.parent.iterdir():
+            if not (file.name.startswith(prefix) and file.name.endswith(".partial")):
+                continue
+            process = file.name[len(prefix) :].partition("-")[0]
+            with suppress(OSError):
+                if process.isdecimal() and not _alive(int(process)):
+                    file.unlink()
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        pass
+    return True
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a file system on which this cannot be done
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _write_failure(error: BaseException | None) -> str | None:
+    """Why the disk refused, looked for in the whole chain of errors: libraries hide it below or in the text of theirs."""
+    while error is not None:
+        for number in _WRITE_ERRORS:
+            if getattr(error, "errno", None) == number or f"os error {number})" in str(error) or f"errno = {number}," in str(error):
+                return os.strerror(number)
+        error = error.__cause__ or error.__context__
+    return None

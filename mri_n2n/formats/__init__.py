@@ -1,0 +1,65 @@
+"""Scans, volumes and results on disk: one module per format, chosen by content and never by a file's name."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from mri_n2n.errors import InputError
+from mri_n2n.files import check_readable, one_line
+from mri_n2n.formats import fastmri_hdf5, nifti, result
+from mri_n2n.formats.fastmri_hdf5 import open_scan, write_scan
+from mri_n2n.formats.hdf5 import has, open_hdf5
+from mri_n2n.formats.nifti import read_volume, write_nifti
+from mri_n2n.formats.result import read_result, write_result
+
+__all__ = ["detect", "open_scan", "read_reference", "read_result", "read_volume", "write_nifti", "write_result", "write_scan"]
+
+
+def detect(path: Path | str) -> str:
+    """The format of a file, from its content: "fastmri-hdf5", "result-hdf5" or "nifti".
+
+    Errors: NotFoundError; InputError for anything else, damaged files and known formats that are not read.
+    """
+    path = check_readable(path)
+    if h5py.is_hdf5(path):
+        with open_hdf5(path) as file:
+            for name, kind in (("kspace", fastmri_hdf5.FORMAT), ("reconstruction", result.FORMAT)):
+                if has(file, name):
+                    return kind
+            if has(file, "dataset"):
+                raise InputError(f"{one_line(path)} looks like an ISMRMRD (MRD) file; convert it to fastMRI's HDF5 layout (kspace)")
+            found = one_line(", ".join(sorted(file)[:8]), 120) or "nothing"
+        raise InputError(f"{one_line(path)} is HDF5 without a dataset 'kspace' (scan) or 'reconstruction' (result); it holds {found}")
+    start = _first_bytes(path)
+    if nifti.is_nifti(start):
+        return nifti.FORMAT
+    known = {"DICOM": start[128:132] == b"DICM", "a NumPy array": start[:6] == b"\x93NUMPY", "an empty file": not start}
+    what = next((name for name, is_it in known.items() if is_it), "of an unknown format")
+    raise InputError(f"{one_line(path)} is {what}; expected a scan or result (HDF5) or a NIfTI volume (.nii, .nii.gz)")
+
+
+def read_reference(path: Path | str, slice_axis: int = 2) -> np.ndarray:
+    """A magnitude image (slice, y, x) float32: the reference in a scan file, a result's `reconstruction`, or a NIfTI
+    volume with slices along `slice_axis`. Errors: NotFoundError, InputError."""
+    kind = detect(path)
+    if kind == nifti.FORMAT:
+        return read_volume(path, axis=slice_axis)[0]
+    return read_result(path)[0] if kind == result.FORMAT else fastmri_hdf5.read_scan_reference(Path(path))
+
+
+def _first_bytes(path: Path) -> bytes:
+    """The first 540 bytes, of the content where a file is compressed."""
+    with open(path, "rb") as raw:
+        start = raw.read(540)
+        if start[:2] != b"\x1f\x8b":
+            return start
+        raw.seek(0)
+        try:
+            return gzip.GzipFile(fileobj=raw).read(540)
+        except (EOFError, zlib.error, OSError) as error:
+            raise InputError(f"{one_line(path)} is a truncated or damaged gzip file: {one_line(error)}; fetch it again") from None

@@ -1,0 +1,235 @@
+"""Raw scans in fastMRI's HDF5 layout (https://fastmri.med.nyu.edu, arXiv:1811.08839), read and written slice by slice.
+
+kspace: (slice, y, x) single-coil or (slice, coil, y, x), complex, centred.
+mask (optional): (x,), (y, x) or (slice, y, x), 1 where sampled. Without one it is found from the samples: see `_ZeroMask`.
+probability (optional, ours): E[mask], (x,), (y, x) or (slice, y, x).
+reconstruction_esc (single-coil), reconstruction_rss: the fully sampled magnitude image (slice, y, x), where there is one.
+Attributes (ours): simulated, noise_variance, and the geometry. A stored mask is taken at its word.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import h5py
+import numpy as np
+import torch
+
+from mri_n2n.acquisition import Acquisition, Geometry, Scan
+from mri_n2n.errors import InputError
+from mri_n2n.files import atomic_output, one_line
+from mri_n2n.formats.hdf5 import (
+    checked_dataset,
+    finite_float32,
+    has,
+    open_hdf5,
+    read_geometry,
+    scalar_attributes,
+    write_attributes,
+)
+
+FORMAT = "fastmri-hdf5"
+REFERENCES = ("reconstruction_esc", "reconstruction_rss")
+# A slice that lacks more of the samples than others have was sampled differently; fewer zeros are chance.
+SAME_MASK_SHARE = 0.99
+
+
+def open_scan(path: Path | str) -> Scan:
+    """Check a scan file without reading its k-space. Errors: NotFoundError, InputError; those of its values at `read`."""
+    path = Path(path)
+    with open_hdf5(path) as file:
+        kspace = _kspace(file, path)
+        shape = _full_shape(kspace)
+        for name in ("mask", "probability"):
+            if has(file, name):
+                _check_plane(path, name, checked_dataset(file, path, name, (1, 2, 3), "fiub").shape, shape)
+        known = scalar_attributes(file)
+        simulated = known.get("simulated")
+        stored_mask, geometry = has(file, "mask"), read_geometry(file, path)
+        has_reference = any(has(file, name) for name in REFERENCES)
+    variance = known.get("noise_variance")
+    if not (isinstance(variance, (int, float)) and 0 <= variance < math.inf):
+        variance = None
+    zero_mask, nonzero = _ZeroMask(path, shape), []
+
+    def read(start: int, stop: int) -> Acquisition:
+        """Slices start..stop-1. InputError: NaN or infinite samples, a scan that is zero everywhere, mask not 0 and 1."""
+        if not 0 <= start < stop <= shape[0]:
+            raise ValueError(f"slices must be in 0..{shape[0]}; got {start}..{stop}")
+        with open_hdf5(path) as file:
+            dataset = _kspace(file, path)
+            if _full_shape(dataset) != shape:
+                raise InputError(f"{one_line(path)} was changed while it was being read; start again")
+            kspace = _samples(dataset, path, start, stop)
+            mask = _plane(file, path, "mask", shape, start, stop) if stored_mask else None
+            probability = _plane(file, path, "probability", shape, start, stop) if has(file, "probability") else None
+        if mask is None:
+            mask = zero_mask.of(start, stop)
+        elif not ((mask == 0) | (mask == 1)).all():
+            raise InputError(f"{one_line(path)}: dataset 'mask' must hold zeros and ones only")
+        if probability is not None and not ((probability >= 0) & (probability <= 1) & ((probability > 0) | (mask == 0))).all():
+            raise InputError(f"{one_line(path)}: 'probability' must be in [0, 1], and positive wherever the mask is 1")
+        kspace = kspace * mask
+        if kspace.any():
+            nonzero.append(True)
+        elif not nonzero:  # an empty slice is common, an empty scan is not: look at the whole file once
+            if not zero_mask.any():
+                raise InputError(f"{one_line(path)}: k-space is zero everywhere; there is nothing to reconstruct")
+            nonzero.append(True)
+        return Acquisition(
+            torch.from_numpy(kspace),
+            torch.from_numpy(mask),
+            None if probability is None else torch.from_numpy(probability),
+            None,
+            None if variance is None else float(variance),
+        )
+
+    return Scan(
+        path=path, format=FORMAT, shape=shape, read=read, geometry=geometry, mask_source="stored" if stored_mask else "zeros",
+        simulated=bool(simulated) if isinstance(simulated, (bool, int)) else None, has_reference=has_reference,
+    )
+
+
+class _ZeroMask:
+    """Where a scan without a stored mask was sampled: where not all coils are exactly zero.
+
+    One mask for all slices, the locations where any slice has a sample, as long as every slice that is not empty has
+    99 % of them; else slices were sampled differently and each has a mask of its own. The file is read once, slice by
+    slice, when this is first asked.
+    """
+
+    def __init__(self, path: Path, shape: tuple[int, int, int, int]):
+        self._path, self._shape, self._mask = path, shape, None
+
+    def of(self, start: int, stop: int) -> np.ndarray:
+        """(1 or stop - start, 1, y, x) float32."""
+        if self._mask is None:
+            sampled = np.stack(list(self._sampled()))
+            union = sampled.any(axis=0)
+            counts = sampled.sum(axis=(1, 2))
+            same = (counts[counts > 0] >= SAME_MASK_SHARE * union.sum()).all()
+            self._mask = union[None] if same else sampled
+        mask = self._mask if len(self._mask) == 1 else self._mask[start:stop]
+        return np.array(mask[:, None], dtype=np.float32)
+
+    def any(self) -> bool:
+        """Whether the scan holds a sample that is not zero; reads up to the first one."""
+        with closing(self._sampled()) as slices:
+            return any(sampled.any() for sampled in slices)
+
+    def _sampled(self) -> Iterator[np.ndarray]:
+        with open_hdf5(self._path) as file:
+            dataset = _kspace(file, self._path)
+            mask_stored = has(file, "mask")
+            for index in range(self._shape[0]):
+                sampled = (_samples(dataset, self._path, index, index + 1)[0] != 0).any(axis=0)
+                if mask_stored:
+                    sampled &= _plane(file, self._path, "mask", self._shape, index, index + 1)[0, 0] > 0
+                yield sampled
+
+
+def read_scan_reference(path: Path) -> np.ndarray:
+    """The reference image (slice, y, x) float32 of a scan file. InputError when it has none."""
+    with open_hdf5(path) as file:
+        order = REFERENCES if len(_kspace(file, path).shape) == 3 else REFERENCES[::-1]
+        found = [name for name in order if has(file, name)]
+        if not found:
+            raise InputError(f"{one_line(path)} holds no reference image ({' or '.join(REFERENCES)}); give a file that does")
+        return finite_float32(path, found[0], checked_dataset(file, path, found[0], (3,), "fiub")[()])
+
+
+def write_scan(
+    path: Path | str,
+    kspace_slices: Iterable[np.ndarray],
+    shape: tuple[int, int, int, int],
+    *,
+    mask: np.ndarray,
+    probability: np.ndarray | None = None,
+    reference: np.ndarray | None = None,
+    geometry: Geometry | None = None,
+    attributes: dict | None = None,
+    force: bool = False,
+) -> None:
+    """Write a scan file, complete or not at all; slices are taken one after the other and never held together.
+
+    kspace_slices: (coils, y, x) complex64 each, shape[0] of them. shape: (slices, coils, y, x).
+    mask, probability: (x,), (y, x) or (slices, y, x). reference: (slices, y, x).
+    attributes: stored as they are; max and norm of the reference and `acquisition` are added as fastMRI has them.
+    Errors: OutputError; ValueError for arrays that do not fit each other.
+    """
+    slices, coils, y, x = shape
+    planes = {name: np.asarray(value, dtype=np.float32) for name, value in (("mask", mask), ("probability", probability)) if value is not None}
+    for name, value in planes.items():
+        if value.shape not in ((x,), (y, x), (slices, y, x)):
+            raise ValueError(f"{name} must be (x,), (y, x) or (slices, y, x) for k-space {shape}; got {value.shape}")
+    if reference is not None and (np.ndim(reference) != 3 or len(reference) != slices):
+        raise ValueError(f"the reference must be (slices, y, x) with {slices} slices; got {np.shape(reference)}")
+    with atomic_output(path, force) as temporary, h5py.File(temporary, "w") as file:
+        stored = file.create_dataset("kspace", (slices, y, x) if coils == 1 else shape, np.complex64)
+        count = 0
+        for count, kspace in enumerate(kspace_slices, start=1):
+            if count > slices or kspace.shape != (coils, y, x):
+                raise ValueError(f"expected {slices} slices {(coils, y, x)}; slice {count} is {kspace.shape}")
+            stored[count - 1] = kspace[0] if coils == 1 else kspace
+        if count != slices:
+            raise ValueError(f"expected {slices} slices; got {count}")
+        for name, value in planes.items():
+            file[name] = value
+        file["ismrmrd_header"] = _header(y, x)
+        extra = {"acquisition": "unknown"}
+        if reference is not None:
+            reference = np.asarray(reference, dtype=np.float32)
+            file[REFERENCES[0] if coils == 1 else REFERENCES[1]] = reference
+            extra |= {"max": float(reference.max()), "norm": float(np.linalg.norm(reference.ravel()))}
+        write_attributes(file, {**extra, **(attributes or {})}, geometry)
+
+
+def _header(y: int, x: int) -> str:
+    """The part of an ISMRMRD header that fastMRI's own loader needs: matrix sizes, and that no line is padding."""
+    matrix = f"<matrixSize><x>{y}</x><y>{x}</y><z>1</z></matrixSize>"
+    limits = f"<minimum>0</minimum><maximum>{x - 1}</maximum><center>{x // 2}</center>"
+    return (
+        '<?xml version="1.0"?><ismrmrdHeader xmlns="http://www.ismrm.org/ISMRMRD"><encoding>'
+        f"<encodedSpace>{matrix}</encodedSpace><reconSpace>{matrix}</reconSpace>"
+        f"<encodingLimits><kspace_encoding_step_1>{limits}</kspace_encoding_step_1></encodingLimits>"
+        "<trajectory>cartesian</trajectory></encoding></ismrmrdHeader>"
+    )
+
+
+def _kspace(file: h5py.File, path: Path) -> h5py.Dataset:
+    return checked_dataset(file, path, "kspace", (3, 4), "c", streamed=True)
+
+
+def _full_shape(kspace: h5py.Dataset) -> tuple[int, int, int, int]:
+    slices, *coils, y, x = kspace.shape
+    return slices, (coils or [1])[0], y, x
+
+
+def _samples(dataset: h5py.Dataset, path: Path, start: int, stop: int) -> np.ndarray:
+    """(stop - start, coils, y, x) complex64, native byte order. InputError: NaN or infinite."""
+    with np.errstate(over="ignore"):
+        kspace = dataset[start:stop].astype(np.complex64, copy=False)
+    if not np.isfinite(kspace).all():
+        raise InputError(f"{one_line(path)}: k-space holds NaN or infinite samples (slices {start} to {stop - 1}); expected finite ones")
+    return kspace if kspace.ndim == 4 else kspace[:, None]
+
+
+def _check_plane(path: Path, name: str, found: tuple[int, ...], shape: tuple[int, int, int, int]) -> None:
+    slices, _, y, x = shape
+    if found not in ((x,), (y, x), (slices, y, x)):
+        raise InputError(
+            f"{one_line(path)}: {name!r} has shape {found}, which does not fit k-space of {slices} slices, {y} x {x} (y, x); "
+            f"expected {(x,)}, {(y, x)} or {(slices, y, x)}"
+        )
+
+
+def _plane(file: h5py.File, path: Path, name: str, shape: tuple[int, int, int, int], start: int, stop: int) -> np.ndarray:
+    """A mask or probability as (1 or stop - start, 1, y, x) float32."""
+    dataset = checked_dataset(file, path, name, (1, 2, 3), "fiub")
+    _check_plane(path, name, dataset.shape, shape)
+    values = finite_float32(path, name, dataset[start:stop] if dataset.ndim == 3 else dataset[()])
+    values = values if values.ndim == 3 else np.broadcast_to(values, shape[-2:])[None]
+    return np.array(values[:, None])

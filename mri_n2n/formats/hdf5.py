@@ -1,0 +1,161 @@
+"""What all HDF5 files have in common here: nothing in one is read before it was checked.
+
+An HDF5 file can name other files as the place of its data, and can declare terabytes in a kilobyte; both are refused.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from mri_n2n.acquisition import Geometry
+from mri_n2n.errors import InputError, UserError
+from mri_n2n.files import check_readable, one_line
+
+# The largest array held in memory at once: a volume, a reference, one slice of all coils, one HDF5 chunk. A file as a
+# whole, which is read slice by slice, may declare FILE_FACTOR times as much. MRI_N2N_MAX_GIB in the environment
+# replaces the number.
+MAX_GIB = 4.0
+FILE_FACTOR = 16
+# No scan compresses this well. 1 MiB is always allowed.
+MAX_EXPANSION = 200
+
+GEOMETRY_ATTRIBUTES = ("affine", "slice_axis", "qform_code", "sform_code", "spatial_unit")
+
+
+def size_limit() -> int:
+    """The largest array that is read into memory, in bytes: MRI_N2N_MAX_GIB, by default 4 GiB. Errors: UserError."""
+    text = os.environ.get("MRI_N2N_MAX_GIB", "")
+    try:
+        gib = float(text) if text else MAX_GIB
+    except ValueError:
+        gib = math.nan
+    if not 0 < gib < math.inf:
+        raise UserError(f"MRI_N2N_MAX_GIB must be a positive number (of GiB); got {one_line(text, 40)!r}")
+    return int(gib * 2**30)
+
+
+def check_size(path: Path, what: str, size: int, limit: int) -> None:
+    """InputError when `size` bytes are more than `limit`."""
+    if size > limit:
+        raise InputError(
+            f"{one_line(path)}: {what} declares {size / 2**30:.3g} GiB, more than the {limit / 2**30:.3g} GiB allowed; "
+            "if that is meant, set MRI_N2N_MAX_GIB higher"
+        )
+
+
+@contextmanager
+def open_hdf5(path: Path | str) -> Iterator[h5py.File]:
+    """The file, read-only. Whatever the HDF5 library cannot read inside the block becomes an InputError.
+
+    Errors: NotFoundError, InputError.
+    """
+    path = check_readable(path)
+    if not h5py.is_hdf5(path):
+        raise InputError(f"{one_line(path)} is no HDF5 file; expected a scan in fastMRI's HDF5 layout")
+    try:
+        with h5py.File(path, "r") as file:
+            yield file
+    except (OSError, RuntimeError, KeyError, TypeError, ValueError, OverflowError, MemoryError) as error:
+        raise InputError(
+            f"{one_line(path)} cannot be read, it is truncated or damaged (HDF5 says: {one_line(error, 160)}); fetch it again"
+        ) from error
+
+
+def has(file: h5py.File, name: str) -> bool:
+    """Whether the name is there, as anything; links are not followed."""
+    return file.id.links.exists(name.encode())
+
+
+def checked_dataset(file: h5py.File, path: Path, name: str, ranks: tuple[int, ...], kinds: str, *, streamed: bool = False) -> h5py.Dataset:
+    """The dataset, when its bytes are in this file, its size is allowed, and its rank and type are as expected.
+
+    kinds: the letters of numpy's dtype.kind that are accepted. streamed: it is read along its first axis, so the memory
+    limit applies to one slice (and one chunk) of it. Errors: InputError.
+    """
+    where = f"{one_line(path)}: dataset {name!r}"
+    if not has(file, name):
+        raise InputError(f"{one_line(path)} holds no dataset {name!r}; it holds {one_line(', '.join(sorted(file)[:8]), 120) or 'nothing'}")
+    if not isinstance(file.get(name, getlink=True), h5py.HardLink):
+        raise InputError(f"{where} is a link; links are not followed, expected the data itself in the file")
+    dataset = file[name]
+    if not isinstance(dataset, h5py.Dataset):
+        raise InputError(f"{where} is a group or type; expected an array")
+    if dataset.is_virtual:
+        raise InputError(f"{where} is virtual, its data lie in other files; these are not read, store the data in one file")
+    if dataset.id.get_create_plist().get_external_count():
+        raise InputError(f"{where} is stored externally, its data lie in other files; these are not read, store the data in one file")
+    shape, dtype = dataset.shape, dataset.dtype
+    if shape is None or len(shape) not in ranks or 0 in shape:
+        expected = " or ".join(map(str, ranks))
+        raise InputError(f"{where} must have {expected} axes, none of them empty; got shape {shape}")
+    if dtype.kind not in kinds:
+        expected = {"c": "complex", "fiub": "real"}.get(kinds, kinds)
+        raise InputError(f"{where} must hold {expected} numbers; got {one_line(dtype, 60)}")
+    size, limit = math.prod(shape) * dtype.itemsize, size_limit()
+    check_size(path, f"dataset {name!r}", size, limit * FILE_FACTOR if streamed else limit)
+    check_size(path, f"one slice of {name!r}", size // shape[0], limit)
+    if dataset.chunks:
+        check_size(path, f"one chunk of {name!r}", math.prod(dataset.chunks) * dtype.itemsize, limit)
+    stored = min(dataset.id.get_storage_size(), path.stat().st_size)
+    if size > MAX_EXPANSION * stored + 2**20:
+        raise InputError(
+            f"{where} declares {size / 2**20:.0f} MiB but the file stores {stored / 2**20:.3g} MiB of it; "
+            "no scan compresses so well, the file is empty, damaged or made to exhaust memory"
+        )
+    return dataset
+
+
+def finite_float32(path: Path, name: str, values: np.ndarray) -> np.ndarray:
+    """The values as native float32. InputError: NaN or infinity, or what float32 cannot hold."""
+    with np.errstate(over="ignore"):
+        values = values.astype(np.float32)
+    if not np.isfinite(values).all():
+        raise InputError(f"{one_line(path)}: {name!r} holds NaN or infinite values; expected finite intensities")
+    return values
+
+
+def scalar_attributes(file: h5py.File) -> dict[str, object]:
+    """The file's attributes that are single numbers, truth values or texts, as Python objects; arrays are left out."""
+    found = {}
+    for name in file.attrs:
+        attribute = file.attrs.get_id(name)
+        if attribute.shape == () and (attribute.dtype.kind in "fiub" or h5py.check_string_dtype(attribute.dtype)):
+            value = file.attrs[name]
+            value = value.decode(errors="replace") if isinstance(value, bytes) else value
+            found[name] = value.item() if isinstance(value, np.generic) else value
+    return found
+
+
+def read_geometry(file: h5py.File, path: Path) -> Geometry | None:
+    """The geometry in the file's attributes, None when there is none. InputError: one that makes no sense."""
+    if "affine" not in file.attrs:
+        return None
+    if file.attrs.get_id("affine").shape != (4, 4):
+        raise InputError(f"{one_line(path)}: attribute 'affine' must be a 4x4 matrix")
+    affine, known = np.asarray(file.attrs["affine"], dtype=np.float64), scalar_attributes(file)
+    geometry = Geometry(
+        tuple(tuple(map(float, row)) for row in affine),
+        **{name: known[name] for name in GEOMETRY_ATTRIBUTES[1:] if name in known},
+    )
+    codes = (geometry.qform_code, geometry.sform_code)
+    if not np.isfinite(affine).all() or geometry.slice_axis not in (0, 1, 2) or any(code not in range(6) for code in codes):
+        raise InputError(f"{one_line(path)}: its geometry (attributes {', '.join(GEOMETRY_ATTRIBUTES)}) makes no sense")
+    return geometry
+
+
+def write_attributes(file: h5py.File, attributes: dict, geometry: Geometry | None) -> None:
+    """Store attributes (None is left out) and geometry."""
+    for name, value in attributes.items():
+        if value is not None:
+            file.attrs[name] = value
+    if geometry is not None:
+        file.attrs["affine"] = np.asarray(geometry.affine, dtype=np.float64)
+        for name in GEOMETRY_ATTRIBUTES[1:]:
+            file.attrs[name] = getattr(geometry, name)

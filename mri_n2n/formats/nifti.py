@@ -1,0 +1,216 @@
+"""NIfTI-1 and NIfTI-2 volumes in one file (.nii, .nii.gz), to the specification at https://nifti.nimh.nih.gov.
+
+A volume array (i, j, k) becomes slices (slice, y, x): the slice axis first, then the higher of the other two as y and the
+lower as x. The header is read by hand and checked before memory is taken; nibabel interprets what is in it.
+"""
+
+from __future__ import annotations
+
+import gzip
+import math
+import struct
+import zlib
+from contextlib import contextmanager
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import nibabel
+import numpy as np
+
+from mri_n2n.acquisition import Geometry
+from mri_n2n.errors import InputError, OutputError
+from mri_n2n.files import atomic_output, check_readable, one_line
+from mri_n2n.formats.hdf5 import check_size, finite_float32, size_limit
+from mri_n2n.formats.result import NOTE
+
+FORMAT = "nifti"
+UNITS = ("unknown", "meter", "mm", "micron")
+_CLASSES = {348: nibabel.Nifti1Header, 540: nibabel.Nifti2Header}
+_DEFLATE_LIMIT = 1032  # gzip cannot expand more than this
+
+
+def is_nifti(start: bytes) -> bool:
+    """Whether (uncompressed) bytes are the start of a NIfTI header, in one file or with a separate .img."""
+    return _size_and_order(start) is not None and (start[344:346] == b"n+" or start[344:346] == b"ni" or start[4:6] in (b"n+", b"ni"))
+
+
+def read_volume(path: Path | str, axis: int = 2) -> tuple[np.ndarray, Geometry]:
+    """(array (slice, y, x) float32, geometry) of a magnitude volume, slices along array axis `axis`; scl_slope applied.
+
+    Any real type and byte order. InputError: no NIfTI, complex or RGB, not three axes, sizes that are negative, empty or
+    beyond the limit (see hdf5.MAX_GIB), truncated, a scale or values that are not finite, a singular affine.
+    """
+    if axis not in (0, 1, 2):
+        raise ValueError(f"axis must be 0, 1 or 2; got {axis}")
+    path = check_readable(path)
+    try:
+        with _opened(path) as (stream, compressed):
+            header, shape, offset = _checked_header(stream, path)
+            dtype = _checked_type(header, path)
+            slope, intercept = _checked_scale(header, path)
+            geometry = _checked_geometry(header, path, axis)
+            size = math.prod(shape) * dtype.itemsize
+            check_size(path, "the volume", max(size, math.prod(shape) * 4), size_limit())
+            check_size(path, "the space before the data", offset, size_limit())
+            available = path.stat().st_size * (_DEFLATE_LIMIT if compressed else 1)
+            if offset + size > available:
+                raise _truncated(path, f"its header declares {shape} voxels, {size} bytes, more than the file can hold")
+            volume = _read_data(stream, path, shape, dtype, offset - header.sizeof_hdr, slope, intercept)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise _truncated(path, one_line(error)) from None
+    except OSError as error:
+        raise InputError(f"{one_line(path)} cannot be read: {one_line(error)}") from None
+    # On disk i runs fastest: the array is (k, j, i), and axis a of the volume is its axis 2 - a.
+    return np.ascontiguousarray(volume.transpose(_to_slices(axis, reverse=True))), geometry
+
+
+def write_nifti(path: Path | str, array: np.ndarray, geometry: Geometry | None, force: bool = False) -> None:
+    """Write (slice, y, x) as a float32 NIfTI-1 volume in the array order that `geometry` was read with, gzip for .gz.
+
+    Without a geometry slices go along the last axis, voxels are 1 and both codes 0: place and size unknown.
+    The affine goes into both the sform and (without its shears) the qform, each with its own code.
+    Errors: OutputError.
+    """
+    array = np.asarray(array, dtype=np.float32)
+    if array.ndim != 3:
+        raise ValueError(f"a volume must have axes (slice, y, x); got {array.shape}")
+    if max(array.shape) > 32767:
+        raise OutputError(f"cannot write {one_line(path)}: NIfTI-1 allows 32767 voxels along an axis; got {array.shape}")
+    geometry = geometry or Geometry(tuple(map(tuple, np.eye(4).tolist())), 2, 0, 0, "unknown")
+    volume = array.transpose(np.argsort(_to_slices(geometry.slice_axis)))
+    header = nibabel.Nifti1Header()
+    header.set_data_dtype(np.float32)
+    header.set_data_shape(volume.shape)
+    affine = np.asarray(geometry.affine, dtype=np.float64)
+    header.set_qform(affine, geometry.qform_code)
+    header.set_sform(affine, geometry.sform_code)
+    header.set_slope_inter(1, 0)
+    header.set_xyzt_units(geometry.spatial_unit)
+    header["descrip"] = NOTE.encode()
+    header["magic"], header["vox_offset"] = b"n+1", 352
+    with atomic_output(path, force) as temporary, open(temporary, "wb") as raw:
+        compressed = Path(path).name.lower().endswith(".gz")
+        # No time and no name in the gzip header: equal volumes make equal files.
+        stream = gzip.GzipFile("", "wb", 3, raw, mtime=0) if compressed else raw
+        stream.write(header.binaryblock + bytes(4))  # four zeros: no extensions
+        for k in range(volume.shape[2]):
+            stream.write(volume[:, :, k].astype(header.get_data_dtype()).tobytes(order="F"))
+        if compressed:
+            stream.close()
+
+
+def _to_slices(axis: int, *, reverse: bool = False) -> tuple[int, int, int]:
+    """The transposition of a volume (i, j, k), or with `reverse` of (k, j, i), to (slice, y, x)."""
+    low, high = (a for a in range(3) if a != axis)
+    order = (axis, high, low)
+    return tuple(2 - a for a in order) if reverse else order
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[BinaryIO, bool]]:
+    """The uncompressed bytes of a file, and whether it is compressed: by its first two bytes, whatever its name."""
+    with open(path, "rb") as raw:
+        compressed = raw.read(2) == b"\x1f\x8b"
+        raw.seek(0)
+        if not compressed:
+            yield raw, False
+        else:
+            with gzip.GzipFile(fileobj=raw) as stream:
+                yield stream, True
+
+
+def _size_and_order(start: bytes) -> tuple[int, str] | None:
+    return next(
+        ((size, order) for size in _CLASSES for order in "<>" if start[:4] == struct.pack(order + "i", size)),
+        None,
+    )
+
+
+def _checked_header(stream: BinaryIO, path: Path) -> tuple[nibabel.Nifti1Header, tuple[int, int, int], int]:
+    """Header, shape and offset of the data."""
+    start = stream.read(348)
+    if not is_nifti(start):
+        raise InputError(f"{one_line(path)} is no NIfTI volume (.nii or .nii.gz expected)")
+    size, order = _size_and_order(start)
+    start += stream.read(size - len(start))
+    if len(start) < size:
+        raise _truncated(path, "the header is incomplete")
+    header = _CLASSES[size](start, order, check=False)
+    if not header["magic"].item().startswith(b"n+"):
+        raise InputError(f"{one_line(path)} is half of a .hdr/.img pair; convert it to one .nii file")
+    rank, *sizes = (int(n) for n in header["dim"])
+    sizes = sizes[:rank] if 1 <= rank <= 7 else []
+    if not sizes or min(sizes) < 1:
+        raise InputError(f"{one_line(path)}: its header is damaged, dimensions {[int(n) for n in header['dim']]} make no sense")
+    if len(sizes) < 3 or any(n > 1 for n in sizes[3:]):
+        raise InputError(f"{one_line(path)} has shape {tuple(sizes)}; expected one volume with three axes")
+    offset = float(header["vox_offset"])
+    offset = size + 4 if offset == 0 else offset
+    if not size <= offset < 2**62:
+        raise InputError(f"{one_line(path)}: its header is damaged, the data cannot begin at byte {offset:g}")
+    return header, tuple(sizes[:3]), int(offset)
+
+
+def _checked_type(header: nibabel.Nifti1Header, path: Path) -> np.dtype:
+    try:
+        dtype = header.get_data_dtype()
+    except nibabel.spatialimages.HeaderDataError:
+        raise InputError(f"{one_line(path)}: its header is damaged, data type {int(header['datatype'])} is unknown") from None
+    if dtype.kind not in "fiu" or dtype.itemsize > 8:
+        raise InputError(f"{one_line(path)} holds {one_line(dtype, 60)} values; expected a magnitude volume of integers or floats")
+    if int(header["bitpix"]) != 8 * dtype.itemsize:
+        raise InputError(f"{one_line(path)}: its header is damaged, {dtype} has not {int(header['bitpix'])} bits per voxel")
+    return dtype
+
+
+def _checked_scale(header: nibabel.Nifti1Header, path: Path) -> tuple[float, float]:
+    slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
+    if slope == 0:  # the specification: not scaled
+        return 1.0, 0.0
+    if not (math.isfinite(slope) and math.isfinite(intercept)):
+        raise InputError(f"{one_line(path)}: its intensity scale (scl_slope {slope:g}, scl_inter {intercept:g}) is not finite")
+    return slope, intercept
+
+
+def _checked_geometry(header: nibabel.Nifti1Header, path: Path, axis: int) -> Geometry:
+    # The specification: a qfac of 0 means 1; voxel sizes are positive.
+    header["pixdim"][0] = -1 if header["pixdim"][0] < 0 else 1
+    header["pixdim"][1:4] = abs(header["pixdim"][1:4])
+    try:
+        affine = header.get_best_affine()
+        usable = bool(np.isfinite(affine).all()) and abs(np.linalg.det(affine[:3, :3])) > 0
+    except (nibabel.spatialimages.HeaderDataError, ValueError):
+        usable = False
+    codes = int(header["qform_code"]), int(header["sform_code"])
+    if not usable or any(code not in range(6) for code in codes):
+        raise InputError(f"{one_line(path)}: its header is damaged, the affine (qform, sform, pixdim) makes no sense")
+    unit = int(header["xyzt_units"]) & 7
+    return Geometry(tuple(tuple(map(float, row)) for row in affine), axis, *codes, UNITS[unit] if unit < len(UNITS) else "unknown")
+
+
+def _read_data(
+    stream: BinaryIO, path: Path, shape: tuple[int, int, int], dtype: np.dtype, skip: int, slope: float, intercept: float
+) -> np.ndarray:
+    """The volume as (k, j, i) float32, read plane by plane."""
+    while skip > 0:
+        skipped = len(stream.read(min(skip, 2**20)))
+        if not skipped:
+            raise _truncated(path, "the data are missing")
+        skip -= skipped
+    i, j, k = shape
+    volume, size = np.empty((k, j, i), dtype=np.float32), i * j * dtype.itemsize
+    for index in range(k):
+        plane = stream.read(size)
+        if len(plane) < size:
+            raise _truncated(path, f"plane {index + 1} of {k} is incomplete")
+        values = np.frombuffer(plane, dtype)
+        if (slope, intercept) != (1.0, 0.0):
+            values = values.astype(np.float64) * slope + intercept
+        volume[index] = finite_float32(path, "volume", values).reshape(j, i)
+    stream.read(1)  # at the end gzip compares its checksum
+    return volume
+
+
+def _truncated(path: Path, detail: str) -> InputError:
+    return InputError(f"{one_line(path)} is truncated or damaged: {detail}; fetch it again")

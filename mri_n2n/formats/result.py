@@ -1,0 +1,64 @@
+"""Reconstructions as HDF5: `reconstruction` (slice, y, x) float32 magnitude, as in fastMRI's result files, and `image`,
+the complex (slice, y, x) or (slice, coil, y, x) it comes from. Attributes: note, geometry, and what the writer adds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from mri_n2n.acquisition import Geometry
+from mri_n2n.files import atomic_output
+from mri_n2n.formats.hdf5 import (
+    GEOMETRY_ATTRIBUTES,
+    checked_dataset,
+    finite_float32,
+    open_hdf5,
+    read_geometry,
+    scalar_attributes,
+    write_attributes,
+)
+
+FORMAT = "result-hdf5"
+NOTE = "research use only"
+
+
+def write_result(
+    path: Path | str,
+    reconstruction: np.ndarray,
+    image: Iterable[np.ndarray],
+    shape: tuple[int, ...],
+    attributes: dict | None = None,
+    geometry: Geometry | None = None,
+    force: bool = False,
+) -> None:
+    """Write a result file, complete or not at all.
+
+    image: the complex slices, (y, x) or (coil, y, x) each, taken one after the other; shape: that of all of them.
+    reconstruction: (slice, y, x); looked at only after the last slice, so whoever makes the slices may fill it on the way.
+    Errors: OutputError; ValueError for arrays that do not fit each other.
+    """
+    if len(shape) not in (3, 4) or reconstruction.shape != (shape[0], *shape[-2:]):
+        raise ValueError(f"the reconstruction must be (slice, y, x) of image {shape}; got {reconstruction.shape}")
+    with atomic_output(path, force) as temporary, h5py.File(temporary, "w") as file:
+        stored = file.create_dataset("image", shape, np.complex64)
+        count = 0
+        for count, one in enumerate(image, start=1):
+            if count > shape[0] or one.shape != tuple(shape[1:]):
+                raise ValueError(f"expected {shape[0]} slices {tuple(shape[1:])}; slice {count} is {one.shape}")
+            stored[count - 1] = one
+        if count != shape[0]:
+            raise ValueError(f"expected {shape[0]} slices; got {count}")
+        file["reconstruction"] = np.asarray(reconstruction, dtype=np.float32)
+        write_attributes(file, {"note": NOTE, **(attributes or {})}, geometry)
+
+
+def read_result(path: Path | str) -> tuple[np.ndarray, dict[str, object], Geometry | None]:
+    """(reconstruction (slice, y, x) float32, attributes, geometry) of a result file. Errors: NotFoundError, InputError."""
+    path = Path(path)
+    with open_hdf5(path) as file:
+        dataset = checked_dataset(file, path, "reconstruction", (3,), "fiub")
+        attributes = {name: value for name, value in scalar_attributes(file).items() if name not in GEOMETRY_ATTRIBUTES}
+        return finite_float32(path, "reconstruction", dataset[()]), attributes, read_geometry(file, path)

@@ -1,0 +1,70 @@
+"""What a file holds, in a few lines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mri_n2n.checkpoint import load_tensors
+from mri_n2n.errors import NotFoundError
+from mri_n2n.formats import detect, open_scan, read_result, read_volume
+
+
+def describe(path: Path | str) -> dict[str, object]:
+    """Facts about a scan, volume, result or weights file (or a run directory), JSON-able, in reading order.
+
+    Errors: NotFoundError, InputError.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise NotFoundError(f"no file {path}")
+    if path.is_dir() or path.suffix == ".safetensors":
+        return _describe_weights(path / "weights.safetensors" if path.is_dir() else path)
+    kind = detect(path)
+    if kind == "fastmri-hdf5":
+        return _describe_scan(path)
+    if kind == "nifti":
+        images, geometry = read_volume(path)
+        return {
+            "file": path.name, "kind": "NIfTI magnitude volume", "slices": images.shape[0], "matrix": f"{images.shape[1]} x {images.shape[2]} (y x x, slices along axis 2)",
+            "intensity": f"{images.min():g} to {images.max():g}", "commands": "simulate, train --dataset nifti, evaluate --reference",
+        }
+    reconstruction, attributes, geometry = read_result(path)
+    return {
+        "file": path.name, "kind": "reconstruction", "slices": reconstruction.shape[0], "matrix": f"{reconstruction.shape[1]} x {reconstruction.shape[2]} (y x x)",
+        "intensity": f"{reconstruction.min():g} to {reconstruction.max():g}", "geometry": "unknown" if geometry is None else "stored",
+        **{key: str(value) for key, value in attributes.items()}, "commands": "evaluate",
+    }
+
+
+def _describe_scan(path: Path) -> dict[str, object]:
+    scan = open_scan(path)
+    slices, coils, y, x = scan.shape
+    middle = scan.read(slices // 2, slices // 2 + 1)
+    mask = middle.mask[0, 0]
+    share = mask.mean().item()
+    lines = bool((mask == mask[:1]).all())
+    full = share == 1
+    simulated = {True: "yes: k-space was made from an image", False: "no", None: "the file does not say"}[scan.simulated]
+    return {
+        "file": path.name, "kind": f"raw scan ({scan.format})", "slices": slices, "coils": coils, "matrix": f"{y} x {x} (y x x)",
+        "sampling": "full" if full else f"{share:.1%} of the samples ({1 / share:.1f}x), {'lines along y' if lines else 'points'} (middle slice)",
+        "mask": "stored" if scan.mask_source == "stored" else "not stored; found from the zeros",
+        "probability": "stored" if middle.probability is not None else "not stored",
+        "noise variance": "unknown" if middle.noise_variance is None else f"{middle.noise_variance:g}",
+        "reference": "stored" if scan.has_reference else "none", "geometry": "unknown" if scan.geometry is None else "stored",
+        "simulated": simulated, "commands": "reconstruct" + (", evaluate --reference" if scan.has_reference else ""),
+    }
+
+
+def _describe_weights(path: Path) -> dict[str, object]:
+    _, header = load_tensors(path)
+    training = header.get("training", {})
+    protocol = training.get("protocol", {})
+    return {
+        "file": path.name, "kind": "weights", "network": header.get("network"), "options": header.get("network_options"),
+        "parameters": header.get("parameters"), "trained on": f"{training.get('dataset')}, {len(header.get('train_files', []))} files",
+        "recipe": protocol.get("recipe"), "targets": protocol.get("targets"), "pairs": protocol.get("pairs"),
+        "masks": ", ".join(protocol.get("masks", [])), "acceleration": protocol.get("acceleration"),
+        "steps": header.get("step"), "seconds": header.get("seconds"), "precision": header.get("precision"),
+        "note": header.get("note"), "commands": "reconstruct --weights",
+    }

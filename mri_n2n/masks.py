@@ -1,0 +1,162 @@
+"""Sampling masks. Each draw returns the mask AND the probability with which every location is sampled.
+
+To add a mask: write a function that draws points (y, x) or lines (1, x), with their probability, and add one line to
+`MASKS`. Line masks are constant along y and vary along x (the fastMRI convention: the last axis is undersampled).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Generator, Tensor
+
+Shape = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """mask: (y, x) float32 of 0 and 1; probability: E[mask], (y, x) float32, positive wherever a sample can be."""
+
+    mask: Tensor
+    probability: Tensor
+
+
+def draw_mask(
+    kind: str,
+    shape: Shape,
+    acceleration: float,
+    generator: Generator,
+    *,
+    hermitian: bool = False,
+    center_fraction: float | None = None,
+) -> Sampling:
+    """Draw one mask of a `kind` in `MASKS`; its expected number of samples is y * x / acceleration.
+
+    hermitian: keep k and -k together (joint probability p), as the k-space of a real image needs.
+    center_fraction: share of the lines fully sampled around DC by the line masks; default 0.32 / acceleration.
+    Errors: ValueError for an unknown kind or an acceleration that cannot be met.
+    """
+    if kind not in MASKS:
+        raise ValueError(f"unknown mask {kind!r}; choose one of {', '.join(MASKS)}")
+    if not 1 <= acceleration < min(shape[1], math.prod(shape) / 4):
+        raise ValueError(f"acceleration {acceleration} cannot be met on a {shape[0]}x{shape[1]} matrix")
+    if center_fraction is not None and not 0 <= center_fraction <= 1 / acceleration:
+        raise ValueError(f"center_fraction must lie in [0, 1/acceleration = {1 / acceleration:.3f}]; got {center_fraction}")
+    fraction = 0.32 / acceleration if center_fraction is None else center_fraction
+    sampling = MASKS[kind](shape, acceleration, fraction, generator)
+    mask = mirror(sampling.mask) if hermitian else sampling.mask
+    return Sampling(mask.expand(shape).contiguous(), sampling.probability.expand(shape).contiguous())
+
+
+def radius(shape: Shape) -> Tensor:
+    """Distance from the k-space centre over the half-width, per axis: hypot(ky/ky_max, kx/kx_max), (y, x) float64."""
+    ky, kx = (((torch.arange(n, dtype=torch.float64) - n // 2) / (n / 2)).abs() for n in shape)
+    return torch.hypot(ky[:, None], kx[None, :])
+
+
+def mirror(mask: Tensor) -> Tensor:
+    """Make a mask (y, x), or lines (1, x), Hermitian-symmetric: of k and -k, the first in memory order decides for both.
+
+    On even sizes the first row and column (the Nyquist frequency) are their own mirror images.
+    """
+    y, x = mask.shape
+    index = torch.arange(y * x).reshape(y, x)
+    partner = index[(2 * (y // 2) - torch.arange(y)) % y][:, (2 * (x // 2) - torch.arange(x)) % x]
+    return mask.flatten()[torch.minimum(index, partner)]
+
+
+def roulette_probability(shape: Shape, edge: float = 0.025) -> Tensor:
+    """p(r) = edge ** r: Russian roulette of Lehtinen et al. 2018, section 3.4; edge 0.025 keeps 10.4 % of 255x255."""
+    return edge ** radius(shape)
+
+
+def _roulette(shape: Shape, acceleration: float, _: float, generator: Generator) -> Sampling:
+    return _bernoulli(_roulette_probability(shape, acceleration), generator)
+
+
+@lru_cache(maxsize=64)
+def _roulette_probability(shape: Shape, acceleration: float) -> Tensor:
+    r = radius(shape)
+    # mean(edge ** r) falls monotonically as -log(edge) rises from 0 (everything) towards infinity (DC alone).
+    decay = _solve(lambda decay: torch.exp(-decay * r).mean().item(), 1 / acceleration, low=0.0, high=1e4)
+    return torch.exp(-decay * r)
+
+
+def _gaussian_points(shape: Shape, acceleration: float, _: float, generator: Generator) -> Sampling:
+    return _bernoulli(_gaussian_probability(shape, acceleration), generator)
+
+
+@lru_cache(maxsize=64)
+def _gaussian_probability(shape: Shape, acceleration: float) -> Tensor:
+    return _gaussian(radius(shape), acceleration, width=0.3)
+
+
+def _gaussian_lines(shape: Shape, acceleration: float, center_fraction: float, generator: Generator) -> Sampling:
+    x = shape[1]
+    center = _center_lines(x, center_fraction)
+    r = ((torch.arange(x, dtype=torch.float64) - x // 2) / (x / 2)).abs()
+    outside = (x / acceleration - center.sum().item()) / (x - center.sum().item())
+    line_probability = torch.ones(x, dtype=torch.float64)
+    line_probability[~center] = _gaussian(r[~center], 1 / outside, width=0.4)
+    return _bernoulli(line_probability[None], generator)
+
+
+def _random_lines(shape: Shape, acceleration: float, center_fraction: float, generator: Generator) -> Sampling:
+    center = _center_lines(shape[1], center_fraction)
+    outside = (shape[1] / acceleration - center.sum()) / (shape[1] - center.sum())
+    return _bernoulli(torch.where(center, 1.0, outside.double())[None], generator)
+
+
+def _equispaced_lines(shape: Shape, acceleration: float, center_fraction: float, generator: Generator) -> Sampling:
+    x = shape[1]
+    center = _center_lines(x, center_fraction)
+    # Lines at floor(offset + i * spacing) with a uniform real offset: every line is met with probability 1 / spacing.
+    spacing = (x - center.sum().item()) / (x / acceleration - center.sum().item())
+    offset = torch.rand((), generator=generator, dtype=torch.float64).item() * spacing
+    lines = center.clone()
+    lines[torch.arange(offset, x, spacing, dtype=torch.float64).long()] = True
+    probability = torch.where(center, 1.0, 1 / spacing)
+    return Sampling(lines[None].float(), probability[None].float())
+
+
+MASKS: dict[str, Callable[[Shape, float, float, Generator], Sampling]] = {
+    "roulette": _roulette,
+    "gaussian-points": _gaussian_points,
+    "random-lines": _random_lines,
+    "equispaced-lines": _equispaced_lines,
+    "gaussian-lines": _gaussian_lines,
+}
+
+
+def _center_lines(x: int, fraction: float) -> Tensor:
+    count = max(1, round(x * fraction))
+    first = x // 2 - count // 2
+    lines = torch.zeros(x, dtype=torch.bool)
+    lines[first : first + count] = True
+    return lines
+
+
+def _gaussian(r: Tensor, acceleration: float, width: float) -> Tensor:
+    """min(1, a exp(-(r/width)^2/2)), never below a tenth of the mean (no frequency stays unseen), a from the mean."""
+    profile = torch.exp(-((r / width) ** 2) / 2)
+    floor = 0.1 / acceleration
+    clipped = lambda log_a: (math.exp(log_a) * profile).clamp(floor, 1.0)  # noqa: E731
+    log_a = _solve(lambda value: -clipped(value).mean().item(), -1 / acceleration, low=-20.0, high=400.0)
+    return clipped(log_a)
+
+
+def _solve(decreasing: Callable[[float], float], target: float, *, low: float, high: float) -> float:
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if decreasing(middle) > target else (low, middle)
+    return (low + high) / 2
+
+
+def _bernoulli(probability: Tensor, generator: Generator) -> Sampling:
+    drawn = torch.rand(probability.shape, generator=generator, dtype=torch.float64) < probability
+    return Sampling(drawn.float(), probability.float())
+

@@ -1,0 +1,67 @@
+"""The measurement A = M F S, its adjoint, and data consistency.
+
+S: coil sensitivity maps, F: centred orthonormal Fourier transform, M: sampling mask. Images are (batch, 1, y, x),
+k-space and maps (batch, coils, y, x), complex; masks (batch or 1, 1, y, x) real. `maps` None means one coil, S = 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from mri_n2n.fourier import fft2c, ifft2c
+
+
+def forward(image: Tensor, mask: Tensor, maps: Tensor | None = None) -> Tensor:
+    """A x = M F S x."""
+    return mask * fft2c(image if maps is None else maps * image)
+
+
+def adjoint(kspace: Tensor, mask: Tensor, maps: Tensor | None = None) -> Tensor:
+    """A^H s = S^H F^H M s: the zero-filled image."""
+    images = ifft2c(mask * kspace)
+    if maps is None:
+        return images
+    return (maps.conj() * images).sum(dim=1, keepdim=True)
+
+
+def normal(image: Tensor, mask: Tensor, maps: Tensor | None = None) -> Tensor:
+    """A^H A x."""
+    return adjoint(forward(image, mask, maps), mask, maps)
+
+
+def conjugate_gradient(operator: Callable[[Tensor], Tensor], right: Tensor, start: Tensor, iterations: int) -> Tensor:
+    """Solve operator(x) = right for a Hermitian positive operator, each batch item with its own step (Hestenes, Stiefel 1952)."""
+    dot = lambda a, b: (a.conj() * b).real.sum(dim=(1, 2, 3), keepdim=True)  # noqa: E731
+    x, residual = start, right - operator(start)
+    direction, power = residual, dot(residual, residual)
+    tiny = torch.finfo(power.dtype).tiny
+    for _ in range(iterations):
+        applied = operator(direction)
+        step = power / dot(direction, applied).clamp_min(tiny)
+        x, residual = x + step * direction, residual - step * applied
+        power, previous = dot(residual, residual), power
+        direction = residual + power / previous.clamp_min(tiny) * direction
+    return x
+
+
+def data_consistency(
+    image: Tensor, kspace: Tensor, mask: Tensor, maps: Tensor | None = None, *, trust: Tensor | float = 1.0, iterations: int = 6
+) -> Tensor:
+    """Bring an image (batch, 1, y, x) back to the measured samples.
+
+    trust in [0, 1]: 1 puts the samples back as measured (hard); below, z + trust * M (s - z), which is optimal for
+    trust = v_f / (v_f + v) with v_f the error variance of the network's coefficients and v the noise's.
+    With maps the exact answer is in general infeasible: the minimiser of trust |A x - s|^2 + (1 - trust) |x - image|^2
+    (for trust 1 the weight of the second term is 1e-3 of the first) by conjugate gradients.
+    """
+    if maps is None:
+        predicted = fft2c(image)
+        return ifft2c(predicted + trust * mask * (kspace - predicted))
+    keep = (1 - trust) if isinstance(trust, float) else 1 - trust
+    ratio = torch.as_tensor(keep / trust, device=mask.device, dtype=mask.dtype).clamp_min(1e-3)
+    return conjugate_gradient(
+        lambda x: normal(x, mask, maps) + ratio * x, adjoint(kspace, mask, maps) + ratio * image, image, iterations
+    )

@@ -1,0 +1,239 @@
+"""Scan -> network with data consistency -> image, on arrays and on files."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+import mri_n2n
+from mri_n2n.acquisition import Acquisition
+from mri_n2n.checkpoint import BUNDLED, choose_device, find_weights, load_network
+from mri_n2n.errors import InputError, OutputError
+from mri_n2n.files import sha256_of
+from mri_n2n.formats import open_scan, read_reference, write_nifti, write_result
+from mri_n2n.fourier import ifft2c
+from mri_n2n.report import comparison_figure
+
+# Pixels of coil images sent through the network at once: bounds memory whatever the number of slices and coils.
+PIXELS_AT_ONCE = 8 * 256 * 256
+
+
+@torch.inference_mode()
+def reconstruct_acquisition(network: nn.Module, acquisition: Acquisition, device: torch.device | str = "cpu") -> Tensor:
+    """Complex images (slices, coils, y, x) of an acquisition, in its intensity unit.
+
+    Until sensitivity maps come every coil is reconstructed on its own, as a batch item of one coil.
+    """
+    slices, coils, y, x = acquisition.kspace.shape
+    images = torch.empty((slices * coils, 1, y, x), dtype=torch.complex64)
+    flat = acquisition.kspace.reshape(slices * coils, 1, y, x)
+    per_item = lambda value: None if value is None else value.expand(slices, 1, y, x).repeat_interleave(coils, dim=0)  # noqa: E731
+    mask, probability = per_item(acquisition.mask), per_item(acquisition.probability)
+    step = max(1, PIXELS_AT_ONCE // (y * x))
+    for start in range(0, slices * coils, step):
+        part = slice(start, start + step)
+        batch = Acquisition(flat[part], mask[part], None if probability is None else probability[part], None, acquisition.noise_variance)
+        images[part] = network(batch.to(device)).cpu()
+    return images.reshape(slices, coils, y, x)
+
+
+def magnitude(images: Tensor) -> Tensor:
+    """Root-sum-of-squares over coils: (slices, coils, y, x) complex -> (slices, y, x) float32."""
+    return images.abs().square().sum(dim=1).sqrt()
+
+
+def reconstruct_array(
+    kspace: np.ndarray | Tensor, *, mask: np.ndarray | Tensor | None = None, weights: Path | str | None = None, device: str = "auto"
+) -> np.ndarray:
+    """Complex image of undersampled Cartesian k-space, on the input's scale.
+
+    kspace: complex (y, x), (slices, y, x) or (slices, coils, y, x), centred. mask: (x,), (y, x) or (slices, y, x);
+    found from the samples that are exactly zero in all coils when None.
+    Returns complex64 of the shape of kspace (several coils: coil images; magnitude is their root-sum-of-squares).
+    Errors: InputError for shapes that do not fit, and for non-finite or all-zero data.
+    """
+    kspace = torch.as_tensor(np.asarray(kspace))
+    if kspace.ndim not in (2, 3, 4) or not kspace.is_complex():
+        raise InputError(f"k-space must be complex with 2 to 4 axes (slices, coils, y, x); got {kspace.dtype} {tuple(kspace.shape)}")
+    shape = kspace.shape
+    full = kspace.to(torch.complex64).reshape(shape[0] if kspace.ndim > 2 else 1, shape[1] if kspace.ndim == 4 else 1, *shape[-2:])
+    if not torch.isfinite(torch.view_as_real(full)).all():
+        raise InputError("k-space holds NaN or infinite samples")
+    if not full.any():
+        raise InputError("k-space is zero everywhere")
+    if mask is None:
+        sampled = (full != 0).any(dim=1, keepdim=True).float()
+    else:
+        sampled = torch.as_tensor(np.asarray(mask)).float()
+        fits = {1: sampled.shape[-1:] == shape[-1:], 2: sampled.shape == shape[-2:], 3: sampled.shape == (full.shape[0], *shape[-2:])}
+        if not fits.get(sampled.ndim, False):
+            raise InputError(f"mask must be (x,), (y, x) or (slices, y, x) for k-space {tuple(shape)}; got {tuple(sampled.shape)}")
+        if not ((sampled == 0) | (sampled == 1)).all():
+            raise InputError("mask must hold zeros and ones only")
+        sampled = sampled.expand(shape[-2:]) if sampled.ndim < 3 else sampled
+        sampled = sampled.reshape(-1, 1, *shape[-2:])
+    loaded = load_for_use(Path(weights) if weights else None, device)
+    images = reconstruct_acquisition(loaded.network, Acquisition(full * sampled, sampled.contiguous()), loaded.device)
+    return images.reshape(shape).numpy()
+
+
+@dataclass(frozen=True)
+class LoadedNetwork:
+    """A network ready for use, and what its weights file says of itself."""
+
+    network: nn.Module
+    path: Path
+    sha256: str
+    header: dict
+    device: torch.device
+
+
+def load_for_use(weights: Path | None, device: str) -> LoadedNetwork:
+    """The network of `--weights` (a run, a file, or None for the bundled weights) on its device."""
+    path, chosen = find_weights(weights), choose_device(device)
+    network, header = load_network(path)
+    return LoadedNetwork(network.to(chosen), path, sha256_of(path), header, chosen)
+
+
+def reconstruct_files(
+    scans: list[Path], output: Path, *, weights: Path | None = None, force: bool = False, device: str = "auto", quiet: bool = False
+) -> list[dict]:
+    """Reconstruct scan files into the directory `output`: NAME.h5, NAME.nii.gz, NAME.png, NAME.json each.
+
+    The four files of a scan appear together when all are complete; a failure leaves none of them. Returns the sidecars.
+    Errors: InputError, NotFoundError, OutputError.
+    """
+    names = [stem(path) for path in scans]
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise OutputError(f"several inputs would write {twice[0]}.h5; reconstruct them into different directories")
+    for path, name in zip(scans, names):
+        for target in result_paths(output, name):
+            if target.exists() and path.exists() and target.samefile(path):
+                raise OutputError(f"{target} is the input itself; choose another -o")
+            if target.exists() and not force:
+                raise OutputError(f"{target} exists; give --force to replace it, or another -o")
+    loaded = load_for_use(weights, device)
+    return [reconstruct_file(path, output, name, loaded, quiet=quiet) for path, name in zip(scans, names)]
+
+
+def reconstruct_file(path: Path, output: Path, name: str, loaded: LoadedNetwork, *, quiet: bool = False) -> dict:
+    """Reconstruct one scan, slices streaming through the network; returns the sidecar."""
+    started = time.monotonic()
+    scan = open_scan(path)
+    slices, coils, y, x = scan.shape
+    image_shape = (slices, y, x) if coils == 1 else (slices, coils, y, x)
+    reconstruction = np.empty((slices, y, x), dtype=np.float32)
+    measured = 0.0
+    middle: tuple[np.ndarray, np.ndarray] | None = None
+
+    def images() -> Iterator[np.ndarray]:
+        nonlocal measured, middle
+        at_once = max(1, PIXELS_AT_ONCE // (coils * y * x))
+        for start in tqdm(range(0, slices, at_once), desc=name, unit="batch", disable=quiet or not sys.stderr.isatty()):
+            acquisition = scan.read(start, min(start + at_once, slices))
+            if loaded.header["network"] == "unet" and acquisition.probability is None:
+                raise InputError(f"{path} stores no sampling probability, and weights of the 2018 recipe need it; use others (--weights)")
+            complex_images = reconstruct_acquisition(loaded.network, acquisition, loaded.device)
+            count = complex_images.shape[0]
+            reconstruction[start : start + count] = magnitude(complex_images).numpy()
+            measured += acquisition.mask.expand(count, 1, y, x).mean().item() * count
+            if start <= slices // 2 < start + count:
+                at = slices // 2 - start
+                zero_filled = magnitude(ifft2c(acquisition.kspace[at : at + 1]))[0].numpy()
+                middle = zero_filled, reconstruction[slices // 2]
+            yield from (complex_images[:, 0] if coils == 1 else complex_images).numpy()
+
+    with all_or_nothing(output, name) as folder:
+        h5, nii, png, sidecar_path = result_paths(folder, name)
+        write_result(h5, reconstruction, images(), image_shape, {"software": f"mri-n2n {mri_n2n.__version__}"}, scan.geometry, force=False)
+        write_nifti(nii, reconstruction, scan.geometry, force=False)
+        reference = None
+        if scan.has_reference:
+            reference = read_reference(path)[slices // 2]
+        comparison_figure(reference, *middle, png, geometry=scan.geometry)
+        sidecar = {
+            "note": "research use only",
+            "software": {"mri-n2n": mri_n2n.__version__, "torch": torch.__version__, "python": platform.python_version()},
+            "input": {"name": path.name, "sha256": sha256_of(path), "format": scan.format, "simulated": scan.simulated},
+            "weights": {
+                "name": loaded.path.name, "sha256": loaded.sha256, "bundled": loaded.path == BUNDLED,
+                "network": loaded.header["network"], "network_options": loaded.header["network_options"],
+            },
+            "options": {"device": loaded.device.type, "precision": "float32"},
+            "output": name,
+            "output_sha256": {file.name: sha256_of(file) for file in (h5, nii)},
+            "slices": slices, "coils": coils, "matrix": [y, x],
+            "combination": "none" if coils == 1 else "coils reconstructed one by one, then root-sum-of-squares",
+            "intensity": "the input's own scale",
+            "geometry": "unknown: the input has none" if scan.geometry is None else "as the input's",
+            "mask_source": scan.mask_source,
+            "measured_share": round(measured / slices, 6),
+            "seconds": round(time.monotonic() - started, 2),
+        }
+        sidecar_path.write_text(json.dumps(sidecar, indent=2) + "\n")
+    return sidecar
+
+
+def stem(path: Path) -> str:
+    """The name of a file without its known suffixes."""
+    name = path.name
+    for suffix in (".nii.gz", ".h5", ".hdf5", ".nii"):
+        if name.lower().endswith(suffix) and len(name) > len(suffix):
+            return name[: -len(suffix)]
+    return name
+
+
+def result_paths(directory: Path, name: str) -> tuple[Path, Path, Path, Path]:
+    h5, nii, png, sidecar = (directory / f"{name}{suffix}" for suffix in (".h5", ".nii.gz", ".png", ".json"))
+    return h5, nii, png, sidecar
+
+
+@contextmanager
+def all_or_nothing(output: Path, name: str) -> Iterator[Path]:
+    """A hidden folder inside `output` whose files move into `output` when the block ends well, and vanish otherwise."""
+    made = not output.exists()
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=output))
+    except OSError as error:
+        raise OutputError(f"cannot write into {output}: {error.strerror}") from None
+    try:
+        yield folder
+        for file in sorted(folder.iterdir()):
+            os.replace(file, output / file.name)
+    except OSError as error:
+        made = made and not any(p != folder for p in output.iterdir())
+        raise OutputError(f"cannot write into {output}: {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        if made and not any(output.iterdir()):
+            output.rmdir()
+
+
+def reconstruct(source, output: Path | str | None = None, **options):
+    """`reconstruct(kspace, mask=...)` on arrays (see `reconstruct_array`), `reconstruct(path, output)` on a scan file
+    or a list of them (see `reconstruct_files`)."""
+    if isinstance(source, (str, Path, list, tuple)):
+        if output is None:
+            raise OutputError("reconstructing a file needs the directory to write into: reconstruct(path, output)")
+        paths = [Path(p) for p in (source if isinstance(source, (list, tuple)) else [source])]
+        if options.get("weights") is not None:
+            options["weights"] = Path(options["weights"])
+        return reconstruct_files(paths, Path(output), quiet=options.pop("quiet", True), **options)
+    return reconstruct_array(source, **options)

@@ -1,0 +1,308 @@
+"""Training: options, and one loop. `train` is the whole story; the rest of this file is what it calls, in order."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+import mri_n2n
+from mri_n2n.acquisition import Acquisition
+from mri_n2n.batches import Protocol, one_slice, simulated_repetitions, steps_per_epoch, training_batches
+from mri_n2n.checkpoint import build_network, choose_device, load_tensors, optimizer_tensors, restore_optimizer, save_tensors
+from mri_n2n.datasets import Source, Split, find_sources
+from mri_n2n.errors import InputError, OutputError, UserError
+from mri_n2n.fourier import ifft2c
+from mri_n2n.losses import weighted_squared_error
+from mri_n2n.pairs import Pair, noise2noise
+from mri_n2n.report import comparison_figure
+
+VALIDATION_SLICES = 48
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """Everything a run depends on; stored with its weights. Give exactly one of epochs, steps, minutes."""
+
+    dataset: str
+    data: str | None = None
+    matrix_size: int | None = None
+    axis: int = 2
+    validation_subjects: tuple[str, ...] | None = None
+    excluded_subjects: tuple[str, ...] = ()
+    protocol: Protocol = field(default_factory=Protocol)
+    network: str = "unrolled"
+    network_options: dict = field(default_factory=dict)
+    epochs: int | None = None
+    steps: int | None = None
+    minutes: float | None = None
+    batch_size: int = 8
+    learning_rate: float = 1e-3
+    device: str = "auto"
+    precision: str = "auto"
+    validate_every: float = 60.0
+    quiet: bool = False
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """weights: the file written; psnr: last validation PSNR in dB (None without a reference); steps and seconds spent."""
+
+    weights: Path
+    psnr: float | None
+    loss: float
+    steps: int
+    seconds: float
+    finished: bool
+
+
+class Stopped:
+    """True once Ctrl-C or a termination signal asked the loop to save and leave; a second Ctrl-C leaves at once."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+
+    def __call__(self, number: int, _frame: object) -> None:
+        if self.signal is not None:
+            raise KeyboardInterrupt
+        self.signal = number
+
+    def __bool__(self) -> bool:
+        return self.signal is not None
+
+
+def train(options: TrainOptions, run: Path, *, resume: bool = False) -> TrainResult:
+    """Train a network and write `run`/weights.safetensors (and checkpoint, log.jsonl, example.png, run.json).
+
+    With `resume` an interrupted run goes on from its checkpoint: on the CPU in float32, with a budget in steps or
+    epochs, to bit for bit the result of an uninterrupted one.
+    Errors: NotFoundError without data, OutputError when `run` holds another run, InputError for bad data or options.
+    """
+    check_budget(options)
+    device = choose_device(options.device)
+    precision = choose_precision(options.precision, device)
+    sources = find_sources(
+        options.dataset, Path(options.data) if options.data else None,
+        matrix_size=options.matrix_size, axis=options.axis, validation_subjects=options.validation_subjects,
+    )
+    sources = exclude(sources, options.excluded_subjects)
+    checkpoint, step, seconds = start_run(run, options, resume)
+
+    torch.manual_seed(options.protocol.seed)  # initial weights; every other draw has its own generator
+    network = build_network(options.network, options.network_options).to(device)
+    if precision == "bfloat16":
+        network = network.to(memory_format=torch.channels_last)
+    optimizer = torch.optim.Adam(network.parameters(), lr=options.learning_rate, betas=(0.9, 0.99))
+    if checkpoint:
+        network.load_state_dict({k.removeprefix("network."): v for k, v in checkpoint.items() if k.startswith("network.")})
+        restore_optimizer(optimizer, checkpoint)
+
+    per_epoch = steps_per_epoch(sources.train, options.batch_size)
+    total = options.steps or (options.epochs or 0) * per_epoch or None
+    validation = validation_set(sources.validation, options.protocol)
+    batches = training_batches(sources.train, options.protocol, options.batch_size, step)
+    header = {
+        "network": options.network, "network_options": options.network_options, "precision": precision,
+        "training": {**asdict(options), "data": None}, "version": mri_n2n.__version__, "torch": torch.__version__,
+        "train_files": [s.name for s in sources.train], "validation_files": [s.name for s in sources.validation],
+        "parameters": sum(p.numel() for p in network.parameters()), "note": "research use only",
+    }
+
+    def save() -> None:
+        header.update(step=step, seconds=seconds)
+        tensors = {f"network.{name}": value for name, value in network.state_dict().items()}
+        save_tensors(run / "checkpoint.safetensors", {**tensors, **optimizer_tensors(optimizer)}, header)
+        save_tensors(run / "weights.safetensors", network.state_dict(), header)
+
+    stopped = Stopped()
+    previous = {number: signal.signal(number, stopped) for number in catchable_signals()}
+    loader = ThreadPoolExecutor(max_workers=1)
+    upcoming = loader.submit(next, batches)
+    quality, loss, validated = {}, math.nan, seconds
+    bar = tqdm(total=total, initial=step, unit="step", disable=options.quiet or not sys.stderr.isatty(), dynamic_ncols=True)
+    started = time.monotonic() - seconds
+    try:
+        with (run / "log.jsonl").open("a") as log:
+            while not stopped:
+                progress = step / total if total else seconds / 60 / options.minutes
+                if progress >= 1:
+                    break
+                set_schedule(optimizer, options, progress)
+                pairs, upcoming = upcoming.result(), loader.submit(next, batches)
+                loss = training_step(network, optimizer, pairs, device, precision)
+                if not math.isfinite(loss):
+                    raise InputError(f"the loss became {loss} at step {step}; the last checkpoint is kept. Lower --learning-rate or check the data")
+                step, seconds = step + 1, time.monotonic() - started
+                bar.update()
+                bar.set_postfix(loss=f"{loss:.3e}", **{k: f"{v:.4g}" for k, v in quality.items()}, refresh=False)
+                last = step == total or (options.minutes and seconds / 60 >= options.minutes)
+                if last or seconds - validated > options.validate_every:
+                    quality = validate(network, validation, device, precision, run / "example.png")
+                    save()
+                    validated = seconds
+                    log.write(json.dumps({"step": step, "epoch": step / per_epoch, "seconds": round(seconds, 2), "loss": loss, **quality}) + "\n")
+                    log.flush()
+        finished = not stopped
+        if stopped:
+            save()
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        loader.shutdown(wait=True, cancel_futures=True)
+        bar.close()
+    return TrainResult(run / "weights.safetensors", quality.get("psnr"), loss, step, seconds, finished)
+
+
+def exclude(split: Split, subjects: tuple[str, ...]) -> Split:
+    """The split without some subjects: those kept for a final test."""
+    return Split(
+        [s for s in split.train if s.subject not in subjects], [s for s in split.validation if s.subject not in subjects], split.rule
+    )
+
+
+def check_budget(options: TrainOptions) -> None:
+    given = [value for value in (options.epochs, options.steps, options.minutes) if value is not None]
+    if len(given) != 1 or given[0] <= 0:
+        raise UserError("give exactly one of --epochs, --steps, --minutes, above zero")
+    if options.batch_size < 1 or not 0 < options.learning_rate < 1:
+        raise UserError("--batch-size must be at least 1 and --learning-rate between 0 and 1")
+
+
+def choose_precision(precision: str, device: torch.device) -> str:
+    """"auto" is bfloat16 where the hardware multiplies it (CUDA, AMX, AVX-512 BF16): elsewhere it is emulated and slow."""
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
+    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    return "bfloat16" if "amx_bf16" in flags or "avx512_bf16" in flags else "float32"
+
+
+def start_run(run: Path, options: TrainOptions, resume: bool) -> tuple[dict[str, Tensor], int, float]:
+    """Make the run directory, or read its checkpoint: tensors, steps done, seconds spent."""
+    path = run / "checkpoint.safetensors"
+    if resume:
+        tensors, header = load_tensors(path)
+        before, now = header["training"], json.loads(json.dumps(asdict(options)))
+        budget = {"epochs", "steps", "minutes", "quiet", "device", "data", "validate_every"}
+        changed = sorted(key for key in now if key not in budget and before.get(key) != now[key])
+        if changed:
+            raise InputError(f"{run} was trained with other options ({', '.join(changed)}); resume with the same ones (see {run / 'run.json'})")
+        return tensors, header["step"], header["seconds"]
+    if path.exists():
+        raise OutputError(f"{run} already holds a run; give --resume to continue it, or another -o")
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        (run / "run.json").write_text(json.dumps(asdict(options), indent=2) + "\n")
+    except OSError as error:
+        raise OutputError(f"cannot write the run directory {run}: {error.strerror}") from None
+    return {}, 0, 0.0
+
+
+def catchable_signals() -> tuple[int, ...]:
+    try:  # only the main thread may handle signals; elsewhere they are the host program's business
+        signal.signal(signal.SIGINT, signal.getsignal(signal.SIGINT))
+    except ValueError:
+        return ()
+    return (signal.SIGINT, signal.SIGTERM)
+
+
+def set_schedule(optimizer: torch.optim.Optimizer, options: TrainOptions, progress: float) -> None:
+    """Learning rate, and for the 2018 recipe Adam's beta1, at `progress` in [0, 1) of the run.
+
+    Recipe: cosine ramp-up over the first 10 of 300 epochs, ramp-down over the last 30, in which beta1 goes 0.9 -> 0.5.
+    Default: linear ramp-up over the first 3 %, then a cosine to zero, which suits any budget.
+    """
+    if options.protocol.recipe == "noise2noise-2018":
+        up = min(1.0, progress * 300 / 10)
+        down = max(0.0, (progress - 0.9) * 10)
+        falling = 0.5 + 0.5 * math.cos(math.pi * down)
+        rate, beta1 = (0.5 - 0.5 * math.cos(math.pi * up)) * falling**2, 0.5 + 0.4 * falling
+    else:
+        rate, beta1 = min(1.0, (progress + 1e-3) / 0.03) * (0.5 + 0.5 * math.cos(math.pi * progress)), 0.9
+    for group in optimizer.param_groups:
+        group["lr"], group["betas"] = options.learning_rate * rate, (beta1, 0.99)
+
+
+def autocast(device: torch.device, precision: str):
+    """bfloat16 for the convolutions; complex numbers and Fourier transforms stay in float32."""
+    return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bfloat16" else nullcontext()
+
+
+def training_step(network: nn.Module, optimizer: torch.optim.Optimizer, pairs: list[Pair], device: torch.device, precision: str) -> float:
+    """One step on one batch (a list of pairs, one per matrix size); returns its loss."""
+    network.train()
+    optimizer.zero_grad(set_to_none=True)
+    count = sum(pair.input.kspace.shape[0] for pair in pairs)
+    total = 0.0
+    for pair in pairs:
+        pair = pair.to(device)
+        with autocast(device, precision):
+            prediction = network(pair.input)
+        loss = weighted_squared_error(prediction, pair) * (pair.input.kspace.shape[0] / count)
+        loss.backward()
+        total += loss.item()
+    optimizer.step()
+    return total
+
+
+@dataclass(frozen=True)
+class ValidationSlice:
+    """One slice with the acquisition it is reconstructed from, a second one when it is real, its reference when it is not."""
+
+    first: Acquisition
+    second: Acquisition | None
+    reference: Tensor | None
+
+
+def validation_set(sources: list[Source], protocol: Protocol) -> list[ValidationSlice]:
+    """Some slices of the validation files, acquired once with a mask fixed per file (of several coils the first).
+
+    At most `VALIDATION_SLICES` in all, evenly spaced in each file.
+    """
+    chosen = []
+    for source in sources[:VALIDATION_SLICES]:
+        each = max(1, VALIDATION_SLICES // len(sources))
+        indices = sorted({int((i + 0.5) * source.slices / each) for i in range(min(each, source.slices))})
+        data = source.load()
+        for index in indices:
+            if isinstance(data, Tensor):
+                # The draws know the file, not the slice: every slice of a file has the same mask.
+                first, _, full = simulated_repetitions(data[index : index + 1, :1], 0, f"validation {source.name}", protocol)
+                chosen.append(ValidationSlice(first, None, ifft2c(full.kspace).abs()))
+            else:
+                chosen.append(ValidationSlice(one_slice(data[0], index, 0), one_slice(data[1], index, 0), None))
+    return chosen
+
+
+@torch.no_grad()
+def validate(network: nn.Module, validation: list[ValidationSlice], device: torch.device, precision: str, figure: Path) -> dict[str, float]:
+    """With references `psnr`: mean over slices, in dB, of the magnitude clamped to [0, 1], peak 1 (the volume maximum).
+    With second acquisitions `validation_loss`: the weighted squared error against them."""
+    network.eval()
+    values = []
+    for number, item in enumerate(validation):
+        with autocast(device, precision):
+            image = network(item.first.to(device)).cpu()
+        magnitude = image.abs()
+        if item.reference is not None:
+            error = (magnitude.clamp(0, 1) - item.reference.clamp(0, 1)).square().mean()
+            values.append(-10 * torch.log10(error.clamp_min(1e-12)).item())
+        else:
+            values.append(weighted_squared_error(image, noise2noise(item.first, item.second)).item())
+        if number == len(validation) // 2:
+            reference = None if item.reference is None else item.reference[0, 0].numpy()
+            comparison_figure(reference, ifft2c(item.first.kspace).abs()[0, 0].numpy(), magnitude[0, 0].numpy(), figure)
+    if not values:
+        return {}
+    return {"validation_loss" if validation[0].reference is None else "psnr": sum(values) / len(values)}
