@@ -40,7 +40,9 @@ def download(url: str, archive: Path, *, attempts: int = ATTEMPTS, pause: float 
     part = archive.with_name(archive.name + ".part")
     if archive.exists():
         if record is None:
-            raise InputError(f"{archive} was not downloaded by this script ({record_path.name} is missing); move it away")
+            raise InputError(
+                f"{archive} was not downloaded by this script ({record_path.name} is missing); move it away"
+            )
         verify(archive, record, f"{archive} has changed since it was downloaded; delete it and run again")
         return record
     for attempt in range(1, attempts + 1):
@@ -62,7 +64,9 @@ def download(url: str, archive: Path, *, attempts: int = ATTEMPTS, pause: float 
         record = {"url": url, "size": part.stat().st_size, "sha256": sha256(part)}
         write_record(record_path, record)
     else:
-        mismatch = f"{url} is not the file recorded in {record_path}; delete {part.name}, and the record to accept a new one"
+        mismatch = (
+            f"{url} is not the file recorded in {record_path}; delete {part.name}, and the record to accept a new one"
+        )
         verify(part, record, mismatch)
     part.rename(archive)
     part.with_name(part.name + ".json").unlink(missing_ok=True)
@@ -216,10 +220,12 @@ def build_parser() -> argparse.ArgumentParser:
         "The T1 archive is several gigabytes; an interrupted download goes on when the command is given again. Size "
         "and SHA-256 of the first complete download are recorded beside the archive, which is verified against them "
         "from then on.",
-        epilog="Exit codes: 0 done; 2 wrong usage; 3 bytes that do not fit the record, or a bad archive; 4 cannot write; "
-        "5 server or file not found; 130 interrupted.",
+        epilog="Exit codes: 0 done; 2 wrong usage; 3 bytes that do not fit the record, or a bad archive; 4 cannot "
+        "write; 5 server or file not found; 130 interrupted.",
     )
-    parser.add_argument("-o", "--output", metavar="DIR", type=Path, default=Path("data/ixi"), help="default: %(default)s")
+    parser.add_argument(
+        "-o", "--output", metavar="DIR", type=Path, default=Path("data/ixi"), help="default: %(default)s"
+    )
     parser.add_argument("--modality", choices=MODALITIES, default="T1", help="training reads T1 (default: %(default)s)")
     parser.add_argument("--url", help=f"another address of the archive; default: {URL.format(modality='MODALITY')}")
     parser.add_argument("--no-extract", action="store_true", help="download and verify only")

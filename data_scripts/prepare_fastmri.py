@@ -15,7 +15,7 @@ from pathlib import Path
 
 from mri_n2n.errors import InputError, NotFoundError, OutputError, UserError
 
-# folder -> (number of coils: one or several, fully sampled)
+# Coils, purpose, later editions of the test sets, and the test sets that were published in full afterwards.
 FOLDERS = re.compile(r"(singlecoil|multicoil)_(train|val|test|challenge)(_v2)?(_full)?")
 
 
@@ -61,7 +61,10 @@ def broken_promises(part: str, schema: dict) -> list[str]:
     problems = []
     match = FOLDERS.fullmatch(part)
     coils, purpose = (match[1], match[2]) if match else ("", "")
-    rank, name = len(schema["kspace"]), {"singlecoil": "reconstruction_esc", "multicoil": "reconstruction_rss"}.get(coils)
+    rank, name = (
+        len(schema["kspace"]),
+        {"singlecoil": "reconstruction_esc", "multicoil": "reconstruction_rss"}.get(coils),
+    )
     if coils and rank != {"singlecoil": 3, "multicoil": 4}[coils]:
         problems.append(f"{part} promises kspace of rank {3 if coils == 'singlecoil' else 4}, found {schema['kspace']}")
     if purpose in ("train", "val") and name not in schema["reference"]:
@@ -89,7 +92,8 @@ def line(name: str, schema: dict) -> str:
     """One line on one file."""
     reference = ", ".join(f"{key} {size(shape)}" for key, shape in schema["reference"].items()) or "no reference"
     mask = f"mask {size(schema['mask'])}" if schema["mask"] else "no mask"
-    return f"{name}  kspace {size(schema['kspace'])} {schema['dtype']}  {mask}  {reference}  {schema['acquisition'] or ''}".rstrip()
+    kspace = f"kspace {size(schema['kspace'])} {schema['dtype']}"
+    return "  ".join(filter(None, (name, kspace, mask, reference, schema["acquisition"])))
 
 
 def size(shape: list[int]) -> str:
@@ -104,13 +108,19 @@ def split_of(folder: Path) -> dict:
         split = find_sources("fastmri", folder)
     except NotFoundError:
         return {"rule": "no fully sampled files to train on", "train": [], "validation": []}
-    return {"rule": split.rule, "train": [s.name for s in split.train], "validation": [s.name for s in split.validation]}
+    return {
+        "rule": split.rule,
+        "train": [s.name for s in split.train],
+        "validation": [s.name for s in split.validation],
+    }
 
 
 def prepare(folder: Path, manifest: Path | None, *, read: bool, force: bool) -> int:
     """Check all files, print what they hold, write the manifest; returns the number of files with problems."""
     if not folder.is_dir():
-        raise NotFoundError(f"no directory {folder}; register at https://fastmri.med.nyu.edu, download and unpack there")
+        raise NotFoundError(
+            f"no directory {folder}; register at https://fastmri.med.nyu.edu, download and unpack there"
+        )
     if manifest is not None and manifest.exists() and not force:
         raise OutputError(f"{manifest} exists; choose another -o, or give --force to replace it")
     files, bad = [], 0
@@ -145,9 +155,9 @@ def prepare(folder: Path, manifest: Path | None, *, read: bool, force: bool) -> 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="prepare_fastmri.py",
-        description="Check a fastMRI directory (singlecoil_train, multicoil_val, multicoil_test ... or any folder of its "
-        "*.h5 files): print what every file holds, and write a manifest with the split that mri-n2n train uses. fastMRI "
-        "data is available from https://fastmri.med.nyu.edu after registration, under its own terms of use.",
+        description="Check a fastMRI directory (singlecoil_train, multicoil_val, multicoil_test ... or any folder of "
+        "its *.h5 files): print what every file holds, and write a manifest with the split that mri-n2n train uses. "
+        "fastMRI data is available from https://fastmri.med.nyu.edu after registration, under its own terms of use.",
         epilog="Exit codes: 0 done; 2 wrong usage; 3 a file cannot be read or does not fit its folder (no manifest is "
         "written); 4 output exists or cannot be written; 5 no files found.",
     )

@@ -29,7 +29,9 @@ def prepare(source: Path, output: Path, *, every: bool, copy: bool, force: bool,
     from mri_n2n.folders import validation_of
 
     if not source.is_dir():
-        raise NotFoundError(f"no directory {source}; download IXI with: python data_scripts/download_ixi.py -o {source}")
+        raise NotFoundError(
+            f"no directory {source}; download IXI with: python data_scripts/download_ixi.py -o {source}"
+        )
     if output.resolve().is_relative_to(source.resolve()):
         raise UserError(f"the prepared tree {output} must not lie within the source {source}; choose another -o")
     check_output(output, force)
@@ -55,14 +57,16 @@ def prepare(source: Path, output: Path, *, every: bool, copy: bool, force: bool,
     for part, members in (("train", train), ("validation", validation)):
         for path in members:
             try:
-                volumes.append({"name": path.name, "part": part, "subject": subject_of(path), **describe(path, IXI_SLICES)})
+                volumes.append(
+                    {"name": path.name, "part": part, "subject": subject_of(path), **describe(path, IXI_SLICES)}
+                )
             except InputError as error:
                 unreadable.append(path)
                 log(f"unreadable: {error}", file=sys.stderr)
     if unreadable:
         raise InputError(
-            f"{len(unreadable)} of {len(train) + len(validation)} volumes cannot be used (named above), nothing was written; "
-            "download them again or take them out"
+            f"{len(unreadable)} of {len(train) + len(validation)} volumes cannot be used (named above), nothing was "
+            "written; download them again or take them out"
         )
     manifest = {
         "kind": KIND,
@@ -71,7 +75,9 @@ def prepare(source: Path, output: Path, *, every: bool, copy: bool, force: bool,
         "slices_used": [IXI_SLICES[0], IXI_SLICES[1] - 1],
         "licence": "IXI data set, CC BY-SA 3.0, https://brain-development.org/ixi-dataset/",
         "subjects": {part: [v["subject"] for v in volumes if v["part"] == part] for part in ("train", "validation")},
-        "slices": {part: sum(v["slices_used"] for v in volumes if v["part"] == part) for part in ("train", "validation")},
+        "slices": {
+            part: sum(v["slices_used"] for v in volumes if v["part"] == part) for part in ("train", "validation")
+        },
         "volumes": volumes,
     }
     write_tree(output, {"train": train, "validation": validation}, manifest, copy)
@@ -101,7 +107,9 @@ def check_output(output: Path, force: bool) -> None:
     if not (output.exists() or output.is_symlink()):
         return
     if not force:
-        raise OutputError(f"{output} exists; choose another -o, or give --force to replace a tree that was prepared before")
+        raise OutputError(
+            f"{output} exists; choose another -o, or give --force to replace a tree that was prepared before"
+        )
     try:
         ours = json.loads((output / "manifest.json").read_text())["kind"] == KIND
     except (OSError, ValueError, KeyError, TypeError):
@@ -123,7 +131,7 @@ def write_tree(output: Path, parts: dict[str, list[Path]], manifest: dict, copy:
                 if copy:
                     shutil.copyfile(path, target)
                 else:
-                    # Relative to the final place, which is as deep as the temporary one, so that both can move together.
+                    # Relative, as the final place is as deep as this one: source and tree can move together.
                     target.symlink_to(os.path.relpath(path.resolve(), target.parent.resolve()))
         (temporary / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
         if output.exists():
@@ -137,16 +145,21 @@ def write_tree(output: Path, parts: dict[str, list[Path]], manifest: dict, copy:
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="prepare_ixi.py",
-        description="Check IXI T1 volumes (every one is read) and lay out the 50 training and 10 validation subjects of "
-        "Lehtinen et al. 2018, or those of them that are there, as DIR/train and DIR/validation with DIR/manifest.json. "
+        description="Check IXI T1 volumes (every one is read) and lay out the 50 training and 10 validation subjects "
+        "of Lehtinen et al. 2018, or those of them that are there, as DIR/train and DIR/validation, with "
+        "DIR/manifest.json. "
         "Without any of them, the volumes are split by subject. Train with: mri-n2n train --dataset ixi --data DIR. "
         "IXI is licensed CC BY-SA 3.0.",
-        epilog="Exit codes: 0 done; 2 wrong usage; 3 a volume that cannot be read; 4 output exists or cannot be written; "
-        "5 no volumes found.",
+        epilog="Exit codes: 0 done; 2 wrong usage; 3 a volume that cannot be read; 4 output exists or cannot be "
+        "written; 5 no volumes found.",
     )
     parser.add_argument("source", metavar="FOLDER", type=Path, help="where the volumes are, subfolders included")
-    parser.add_argument("-o", "--output", metavar="DIR", type=Path, required=True, help="the tree to make, outside FOLDER")
-    parser.add_argument("--all", action="store_true", help="every T1 volume, the last fifth of the subjects for validation")
+    parser.add_argument(
+        "-o", "--output", metavar="DIR", type=Path, required=True, help="the tree to make, outside FOLDER"
+    )
+    parser.add_argument(
+        "--all", action="store_true", help="every T1 volume, the last fifth of the subjects for validation"
+    )
     parser.add_argument("--copy", action="store_true", help="copy the volumes instead of linking to them")
     parser.add_argument("--force", action="store_true", help="replace a tree that this script made before")
     return parser

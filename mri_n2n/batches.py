@@ -13,13 +13,15 @@ import torch
 from torch import Generator, Tensor
 
 from mri_n2n.acquisition import Acquisition
-from mri_n2n.datasets import Source
+from mri_n2n.datasets import Source, Volume
 from mri_n2n.fourier import fft2c, ifft2c
 from mri_n2n.pairs import PAIR_MAKERS, Pair, translate
 from mri_n2n.simulate import acquire, seeded, smooth_phase
 
-# Files held in memory at once: slices are shuffled within such a group, groups and their order change every epoch.
-FILES_IN_MEMORY = 4
+# Slices are shuffled within groups of files; groups and their order change every epoch.
+FILES_IN_GROUP = 4
+# Volumes stay in memory up to this size, so that a small data set is read once and a large one does not fill memory.
+MEMORY_FOR_VOLUMES = 2**30
 
 
 @dataclass(frozen=True)
@@ -51,20 +53,22 @@ def steps_per_epoch(sources: Sequence[Source], batch_size: int) -> int:
 def training_batches(sources: Sequence[Source], protocol: Protocol, batch_size: int, first_step: int = 0) -> Iterator[list[Pair]]:
     """Endless batches from step `first_step` on; each a list of pairs, one per matrix size that the batch holds."""
     epoch, skip = divmod(first_step, steps_per_epoch(sources, batch_size))
+    loaded: dict[int, Volume] = {}
     while True:
-        yield from _epoch(sources, protocol, batch_size, epoch, skip)
+        yield from _epoch(sources, protocol, batch_size, epoch, skip, loaded)
         epoch, skip = epoch + 1, 0
 
 
-def _epoch(sources: Sequence[Source], protocol: Protocol, batch_size: int, epoch: int, skip: int) -> Iterator[list[Pair]]:
+def _epoch(
+    sources: Sequence[Source], protocol: Protocol, batch_size: int, epoch: int, skip: int, loaded: dict[int, Volume]
+) -> Iterator[list[Pair]]:
     generator = seeded(protocol.seed, "order", epoch)
     files = torch.randperm(len(sources), generator=generator).tolist()
     order: list[tuple[int, int]] = []
-    for start in range(0, len(files), FILES_IN_MEMORY):
-        group = [(file, index) for file in files[start : start + FILES_IN_MEMORY] for index in range(sources[file].slices)]
+    for start in range(0, len(files), FILES_IN_GROUP):
+        group = [(file, index) for file in files[start : start + FILES_IN_GROUP] for index in range(sources[file].slices)]
         order += [group[i] for i in torch.randperm(len(group), generator=generator).tolist()]
     last = {file: position for position, (file, _) in enumerate(order)}
-    loaded: dict[int, Tensor | tuple[Acquisition, ...]] = {}
     for start in range(skip * batch_size, len(order), batch_size):
         examples = []
         for file, index in order[start : start + batch_size]:
@@ -73,10 +77,17 @@ def _epoch(sources: Sequence[Source], protocol: Protocol, batch_size: int, epoch
             draw = seeded(protocol.seed, "epoch", epoch, sources[file].name, index)
             examples.append(_example(loaded[file], index, sources[file].name, protocol, draw))
         yield _collate(examples, protocol)
-        loaded = {file: data for file, data in loaded.items() if last[file] >= start + batch_size}
+        done = [file for file in loaded if last[file] < start + batch_size]
+        while done and sum(map(_bytes, loaded.values())) > MEMORY_FOR_VOLUMES:
+            del loaded[done.pop(0)]
 
 
-def _example(data: Tensor | tuple[Acquisition, ...], index: int, name: str, protocol: Protocol, draw: Generator) -> tuple[Acquisition, Acquisition]:
+def _bytes(data: Volume) -> int:
+    tensors = [data] if isinstance(data, Tensor) else [a.kspace for a in data]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _example(data: Volume, index: int, name: str, protocol: Protocol, draw: Generator) -> tuple[Acquisition, Acquisition]:
     """(input, target) acquisitions of one slice. What belongs to the scan is drawn by its name, what to training by `draw`."""
     if isinstance(data, Tensor):
         full = data[index : index + 1]

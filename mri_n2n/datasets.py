@@ -1,7 +1,7 @@
 """Where training data comes from: folders of files, or phantoms, as `Source`s that are read when they are needed.
 
 A source is one volume. Of files nothing but names and slice counts is held, so memory does not grow with the data set.
-Training and validation never share a subject.
+Training and validation share no subject; where given train and validation folders do, a warning says so.
 
 To add a data set: write a function (folder, options) -> Split and add one line to `_FINDERS`.
 """
@@ -13,29 +13,19 @@ import os
 import re
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 
 import h5py
 import nibabel
-import torch
 from torch import Tensor
 
-from mri_n2n.acquisition import Acquisition
-from mri_n2n.density import estimate_probability
 from mri_n2n.errors import InputError, NotFoundError, UserError
 from mri_n2n.folders import files_in, subjects_of, unique_names, validation_of
-from mri_n2n.formats import open_scan, read_volume
-from mri_n2n.fourier import fft2c, ifft2c
-from mri_n2n.phantom import phantom_kspace
-from mri_n2n.resample import crop_or_pad, resize_kspace
-from mri_n2n.simulate import full_kspace, root_sum_of_squares, seeded
-
-# Fully sampled k-space (slices, coils, y, x) complex64, its largest root-sum-of-squares magnitude 1; or, for measured
-# pairs, the repetitions of one scan on one common scale.
-Volume = Tensor | tuple[Acquisition, ...]
+from mri_n2n.formats import open_scan
+from mri_n2n.volumes import Volume, estimated_probabilities, load_fastmri, load_nifti, load_pairs, load_phantom
 
 PHANTOM_MATRIX = 128
 IXI_SLICES = (25, 125)  # 25..124 of array axis 2, as in Lehtinen et al. 2018
@@ -127,20 +117,13 @@ def phantom_sources(
     """Random real single-coil phantoms; each follows from its name alone, so that every machine has the same ones."""
 
     def source(name: str) -> Source:
-        return Source(name, name, slices, partial(_load_phantom, name, slices, matrix_size))
+        return Source(name, name, slices, partial(load_phantom, name, slices, matrix_size))
 
     return Split(
         [source(f"phantom-train-{i:03}") for i in range(train)],
         [source(f"phantom-validation-{i:03}") for i in range(validation)],
         "phantoms drawn for training and for validation",
     )
-
-
-@lru_cache(maxsize=64)  # drawing takes longer than training on them; 64 cover the default set
-def _load_phantom(name: str, slices: int, matrix_size: int) -> Tensor:
-    shape = (matrix_size, matrix_size)
-    drawn = (phantom_kspace(shape=shape, coils=1, generator=seeded(0, name, i), real=True) for i in range(slices))
-    return _scaled(_stacked(drawn, slices), name)
 
 
 # ---- NIfTI volumes ----
@@ -166,7 +149,7 @@ def _nifti_split(
 
     def source(path: Path) -> Source:
         start, stop = _slice_range(path, _nifti_slices(path, options.axis), options.slices)
-        load = partial(_load_nifti, path, names[path], start, stop, options.axis, options.matrix_size)
+        load = partial(load_nifti, path, names[path], start, stop, options.axis, options.matrix_size)
         return Source(names[path], subjects[path], stop - start, load)
 
     return _split(list(map(source, train)), list(map(source, validation)), options, rule)
@@ -221,16 +204,6 @@ def _nifti_slices(path: Path, axis: int) -> int:
     return int(shape[axis])
 
 
-def _load_nifti(path: Path, name: str, start: int, stop: int, axis: int, matrix_size: int | None) -> Tensor:
-    """Simulated k-space (slices, 1, y, x) of a magnitude volume; the scale is that of the whole volume."""
-    array, _ = read_volume(path, axis=axis)
-    if matrix_size is None:
-        wanted = (full_kspace(torch.from_numpy(array[i : i + 1]))[0] for i in range(start, stop))
-        return _stacked(wanted, stop - start).mul_(1 / _positive(float(abs(array).max()), name))
-    every = (resize_kspace(full_kspace(torch.from_numpy(image[None]))[0], matrix_size) for image in array)
-    return _scaled(_stacked(every, len(array)), name)[start:stop]
-
-
 # ---- fastMRI ----
 
 
@@ -247,7 +220,7 @@ def _find_fastmri(folder: Path, options: _Options) -> Split:
 
     def source(path: Path) -> Source:
         start, stop = _slice_range(path, open_scan(path).shape[0], options.slices)
-        load = partial(_load_fastmri, path, names[path], start, stop, options.matrix_size)
+        load = partial(load_fastmri, path, names[path], start, stop, options.matrix_size)
         return Source(names[path], patient(path) or names[path], stop - start, load)
 
     return _split(list(map(source, train)), list(map(source, validation)), options)
@@ -274,43 +247,6 @@ def patient(path: Path) -> str | None:
     return None if identifier is None else hashlib.sha256(str(identifier).encode()).hexdigest()[:12]
 
 
-def _reference_matrix(path: Path) -> tuple[int, int] | None:
-    """(y, x) of the reference of a checked scan file: smaller than the k-space's where the readout is oversampled."""
-    with h5py.File(path, "r") as file:
-        shapes = [file[key].shape for key in ("reconstruction_rss", "reconstruction_esc") if key in file]
-    return tuple(shapes[0][-2:]) if shapes else None
-
-
-def _load_fastmri(path: Path, name: str, start: int, stop: int, matrix_size: int | None) -> Tensor:
-    scan = open_scan(path)
-    matrix = _reference_matrix(path) if matrix_size else None
-
-    def slice_kspace(i: int) -> Tensor:
-        acquisition = scan.read(i, i + 1)
-        _check_fully_sampled(path, acquisition.mask)
-        kspace = acquisition.kspace[0]
-        if matrix_size is None:
-            return kspace
-        if matrix is not None:
-            kspace = fft2c(crop_or_pad(ifft2c(kspace), *(min(a, b) for a, b in zip(matrix, kspace.shape[-2:]))))
-        return resize_kspace(kspace, matrix_size)
-
-    return _scaled(_stacked(map(slice_kspace, range(start, stop)), stop - start), name)
-
-
-def _check_fully_sampled(path: Path, mask: Tensor) -> None:
-    if not mask.any():
-        raise InputError(f"{path} holds a slice without a single sample; dataset fastmri needs fully sampled scans")
-    rows, columns = mask.amax(dim=(0, 1, 3)).nonzero(), mask.amax(dim=(0, 1, 2)).nonzero()
-    inside = mask[..., rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
-    # Zero padding at the edges and elliptical shutters (pi / 4 of the rectangle) are how full scans look.
-    if inside.mean() < 0.75:
-        raise InputError(
-            f"{path} is undersampled ({100 * mask.mean():.0f} % of its k-space is there); dataset fastmri needs fully "
-            "sampled scans, dataset pairs learns from repetitions of undersampled ones"
-        )
-
-
 # ---- measured pairs ----
 
 
@@ -333,12 +269,12 @@ def _find_pairs(folder: Path, options: _Options) -> Split:
         if len(shapes) > 1:
             raise InputError(f"the repetitions of {stem.name} differ in shape ({sorted(shapes)}); take them alike")
         start, stop = _slice_range(stem, next(iter(shapes))[0], options.slices)
-        load = partial(_load_pairs, tuple(files), names[stem], start, stop, probabilities)
+        load = partial(load_pairs, tuple(files), names[stem], start, stop, probabilities)
         return Source(names[stem], subjects[stem], stop - start, load)
 
     split = _split([source(*item) for item in train.items()], [source(*item) for item in validation.items()], options)
     files = [path for one in split.train for path in one.load.args[0]]
-    probabilities.update(_estimated_probabilities(files))
+    probabilities.update(estimated_probabilities(files))
     return split
 
 
@@ -351,88 +287,6 @@ def _repetitions(paths: list[Path]) -> dict[Path, list[Path]]:
         warnings.warn(f"{stem.name} has a single repetition and is left out; Noise2Noise needs two", stacklevel=4)
         del groups[stem]
     return {stem: [found[number] for number in sorted(found)] for stem, found in groups.items()}
-
-
-def _load_pairs(
-    files: tuple[Path, ...], name: str, start: int, stop: int, probabilities: dict[tuple[int, int], Tensor]
-) -> tuple[Acquisition, ...]:
-    """The repetitions, scaled alike so that the largest magnitude of their joint zero-filled image is 1."""
-    acquisitions = [open_scan(path).read(start, stop) for path in files]
-    if all(torch.equal(a.mask, acquisitions[0].mask) for a in acquisitions) and acquisitions[0].mask.mean() < 0.75:
-        warnings.warn(f"{name}: all repetitions have one mask; what it leaves out cannot be learned", stacklevel=2)
-    count = sum(a.mask for a in acquisitions).clamp_min(1)
-    largest = 0.0
-    for i in range(stop - start):
-        joint = sum(a.kspace[i : i + 1] for a in acquisitions) / (count[i : i + 1] if count.shape[0] > 1 else count)
-        largest = max(largest, root_sum_of_squares(joint).max().item())
-    scale = 1 / _positive(largest, name)
-    return tuple(_rescaled(a, scale, probabilities) for a in acquisitions)
-
-
-def _rescaled(acquisition: Acquisition, scale: float, probabilities: dict[tuple[int, int], Tensor]) -> Acquisition:
-    probability = acquisition.probability
-    if probability is None:
-        matrix = tuple(acquisition.kspace.shape[-2:])
-        if matrix not in probabilities:
-            raise InputError(
-                f"a scan for validation stores no sampling probability and no training scan has its matrix {matrix}, "
-                "from which to estimate it"
-            )
-        estimate = probabilities[matrix]
-        # A location that no training scan has but this one does: as rare as the rarest known.
-        estimate = torch.where(estimate > 0, estimate, estimate[estimate > 0].min())
-        probability = torch.where(acquisition.mask > 0, estimate, probabilities[matrix])
-    variance = acquisition.noise_variance
-    return replace(
-        acquisition,
-        kspace=acquisition.kspace * scale,
-        probability=probability,
-        noise_variance=None if variance is None else variance * scale**2,
-    )
-
-
-def _estimated_probabilities(files: list[Path]) -> dict[tuple[int, int], Tensor]:
-    """Matrix size -> estimated probability, of the files that do not store one."""
-    by_matrix: dict[tuple[int, int], list[Path]] = defaultdict(list)
-    for path in files:
-        scan = open_scan(path)
-        if scan.read(0, 1).probability is None:
-            by_matrix[scan.shape[-2:]].append(path)
-    return {matrix: estimate_probability(_masks_of(paths)) for matrix, paths in by_matrix.items()}
-
-
-def _masks_of(paths: list[Path]) -> Iterable[Tensor]:
-    """One mask (y, x) per file, or one per slice where they differ."""
-    for path in paths:
-        scan = open_scan(path)
-        first, last = (scan.read(i, i + 1).mask[0, 0] for i in (0, scan.shape[0] - 1))
-        yield first
-        if not torch.equal(first, last):
-            yield from (scan.read(i, i + 1).mask[0, 0] for i in range(1, scan.shape[0]))
-
-
-# ---- scale ----
-
-
-def _stacked(slices: Iterable[Tensor], count: int) -> Tensor:
-    """(count, ...) from `count` tensors, without ever holding them twice."""
-    volume = None
-    for i, one in enumerate(slices):
-        volume = one.new_empty((count, *one.shape)) if volume is None else volume
-        volume[i] = one
-    return volume
-
-
-def _scaled(kspace: Tensor, name: str) -> Tensor:
-    """In place: (slices, coils, y, x) so that the largest root-sum-of-squares magnitude is 1."""
-    largest = max(root_sum_of_squares(kspace[i : i + 1]).max().item() for i in range(len(kspace)))
-    return kspace.mul_(1 / _positive(largest, name))
-
-
-def _positive(largest: float, name: str) -> float:
-    if not largest > 0:
-        raise InputError(f"{name} is empty: its largest magnitude is {largest}; take it out of the data set")
-    return largest
 
 
 # ---- slices and split ----

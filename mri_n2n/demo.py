@@ -9,12 +9,11 @@ import numpy as np
 
 from mri_n2n.batches import Protocol
 from mri_n2n.errors import OutputError
-from mri_n2n.evaluate import evaluate_files, format_table
+from mri_n2n.evaluate import evaluate_arrays
 from mri_n2n.formats import open_scan, read_reference, write_scan
+from mri_n2n.fourier import ifft2c
 from mri_n2n.phantom import phantom_kspace
 from mri_n2n.reconstruct import magnitude, reconstruct_files
-from mri_n2n.fourier import ifft2c
-from mri_n2n.evaluate import psnr, ssim, nmse
 from mri_n2n.simulate import acquire, root_sum_of_squares, seeded
 from mri_n2n.train import TrainOptions, train
 
@@ -29,6 +28,10 @@ def demo(output: Path, *, force: bool = False, quiet: bool = False, minutes: flo
         if path.exists() and not force:
             raise OutputError(f"{output} already holds a demo; give --force to replace it, or another -o")
         path.unlink(missing_ok=True)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot make {output}: {error.strerror}") from None
 
     say(quiet, f"1/4 simulate: a phantom of {SLICES} slices, {ACCELERATION:g}x undersampled, closed-form k-space")
     write_phantom_scan(scan)
@@ -44,16 +47,14 @@ def demo(output: Path, *, force: bool = False, quiet: bool = False, minutes: flo
     reconstruct_files([scan], results, weights=run, force=True, quiet=quiet)
 
     say(quiet, "4/4 evaluate against the fully sampled reference")
-    evaluation = evaluate_files(results / "scan.h5", scan)
-    reference, zero_filled = read_reference(scan), zero_filled_images(scan)
-    rows = [
-        f"{'':<16}{'PSNR (dB)':>10}{'SSIM':>8}{'NMSE':>9}",
-        f"{'zero-filled':<16}{psnr(reference, zero_filled):>10.2f}{ssim(reference, zero_filled):>8.3f}{nmse(reference, zero_filled):>9.4f}",
-        "{:<16}{:>10.2f}{:>8.3f}{:>9.4f}".format("reconstruction", *(getattr(evaluation.volumes[0], m) for m in ("psnr", "ssim", "nmse"))),
-    ]
+    reference = read_reference(scan)
+    rows = [f"{'':<16}{'PSNR (dB)':>10}{'SSIM':>8}{'NMSE':>9}"]
+    for name, images in (("zero-filled", zero_filled_images(scan)), ("reconstruction", read_reference(results / "scan.h5"))):
+        score = evaluate_arrays(reference, images).volume
+        rows.append(f"{name:<16}{score.psnr:>10.2f}{score.ssim:>8.3f}{score.nmse:>9.4f}")
     return "\n".join([
         *rows,
-        f"({trained.steps} steps in {trained.seconds:.0f} s; simulated k-space of phantoms; metrics as fastMRI defines them, peak = the volume's maximum)",
+        f"({trained.steps} steps in {trained.seconds:.0f} s; simulated k-space of phantoms; fastMRI's metrics, peak = the volume's maximum)",
         f"picture  {results / 'scan.png'}",
         f"images   {results / 'scan.h5'} {results / 'scan.nii.gz'}",
         f"weights  {trained.weights}",

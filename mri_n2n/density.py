@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterable
 
@@ -16,7 +17,8 @@ def estimate_probability(masks: Iterable[Tensor]) -> Tensor:
 
     Locations that all of at least 8 masks have stay at 1 and out of the smoothing, so that a fully sampled centre keeps
     its edge. The rest is averaged with a Gaussian window (along x alone for line masks) just wide enough to hold about
-    50 samples. Zero where nothing was sampled although 7 samples were to be expected (e^-7: not by chance).
+    50 samples. Zero where nothing was sampled, in a location or in a whole row or column, although the locations around
+    led to expect 12 samples (e^-12: not by chance on any matrix), or where there is nothing around either.
     Warns, because an estimate is less than the design, and says where it is zero. InputError without any sample.
     """
     count, total = 0, None
@@ -29,9 +31,16 @@ def estimate_probability(masks: Iterable[Tensor]) -> Tensor:
     frequency = total / count
     lines = bool((frequency == frequency[:1]).all())
     rest = ((frequency < 1) | (count < 8)).double()
-    window = _gaussian_blur(frequency * rest, rest, count, lines)
-    probability = torch.where(rest > 0, window, frequency).clamp(0, 1)
-    never = (total == 0) & ((probability * count > 7) | (probability == 0))
+    mean = ((frequency * rest).sum() / rest.sum().clamp_min(1)).item()
+    needed = 50 / max(count * mean, 1e-9)  # locations that hold 50 samples; a Gaussian counts 2 sqrt(pi) sigma per axis
+    sigma = needed / (2 * math.pi**0.5) if lines else (needed / (4 * math.pi)) ** 0.5
+    probability = torch.where(rest > 0, _gaussian_mean(frequency, rest, max(sigma, 0.3), lines), frequency).clamp(0, 1)
+    # A narrow window sees little but the location itself; what to expect there, its neighbours tell.
+    expected = count * _gaussian_mean(frequency, rest, max(sigma, 1.5), lines)
+    never = (total == 0) & ((expected > 12) | (probability == 0))
+    if not lines:  # where single locations are too rare to tell, whole rows and columns are not
+        for axis in (0, 1):
+            never |= (total.sum(dim=axis, keepdim=True) == 0) & (expected.sum(dim=axis, keepdim=True) > 12)
     probability[never] = 0
     where = f"; never sampled: {_describe(never)}" if never.any() else ""
     warnings.warn(
@@ -40,23 +49,20 @@ def estimate_probability(masks: Iterable[Tensor]) -> Tensor:
     return probability.float()
 
 
-def _gaussian_blur(value: Tensor, weight: Tensor, count: int, lines: bool) -> Tensor:
-    """Normalised convolution of value (y, x), known where weight is 1; window width from the number of samples."""
-    mean = (value.sum() / weight.sum().clamp_min(1)).item()
-    needed = 50 / max(count * mean, 1e-9)  # locations that hold 50 samples; a Gaussian counts 2 sqrt(pi) sigma per axis
-    sigma = needed / (2 * torch.pi**0.5) if lines else (needed / (4 * torch.pi)) ** 0.5
+def _gaussian_mean(value: Tensor, known: Tensor, sigma: float, lines: bool) -> Tensor:
+    """Mean of the values (y, x) around every location, of those where known is 1; Gaussian weights up to 3 sigma."""
 
     def blur(image: Tensor) -> Tensor:
         for axis in (1,) if lines else (0, 1):
             size = image.shape[axis]
-            width = min(max(sigma, 0.3), size / 16)
-            distance = torch.arange(size, dtype=torch.float64)
-            kernel = torch.exp(-(((distance[:, None] - distance[None, :]) / width) ** 2) / 2)
-            kernel = torch.where((distance[:, None] - distance[None, :]).abs() <= 3 * width, kernel, 0.0)
+            width = min(sigma, size / 16)
+            position = torch.arange(size, dtype=torch.float64)
+            distance = (position[:, None] - position[None, :]).abs() / width
+            kernel = torch.where(distance <= 3, torch.exp(-(distance**2) / 2), 0.0)
             image = torch.tensordot(kernel, image, dims=([1], [axis])).movedim(0, axis)
         return image
 
-    return blur(value) / blur(weight).clamp_min(1e-12)
+    return blur(value * known) / blur(known).clamp_min(1e-12)
 
 
 def _describe(never: Tensor) -> str:

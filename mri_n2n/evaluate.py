@@ -328,7 +328,7 @@ def _on_record(reconstruction: Path, reference: Path, axis: int) -> tuple[int, b
 
 def format_table(result: Evaluation) -> str:
     """The result as plain text: a row per volume (one volume: a row per slice too), their mean, what the peak is."""
-    width = max([len(v.name) for v in result.volumes] + [len("mean of volumes")])
+    width = max([len(v.name) for v in result.volumes] + [len("standard deviation")])
     lines = [f"{'':{width}}  {'NMSE':>10}  {'PSNR (dB)':>10}  {'SSIM':>8}  {'slices':>6}  {'peak':>10}"]
 
     def row(name: str, score: Score, tail: str = "") -> str:

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from mri_n2n.errors import InputError, NotFoundError, OutputError, UserError
 
-# Why a write can fail that is no bug of ours: disk full, quota, file size limit, medium failing or read-only.
-_WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
+# Why a write can fail that is no bug of ours: disk full, quota, file size limit, bad or read-only medium, long name.
+_WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ENAMETOOLONG)
 
 
 @contextmanager
@@ -52,10 +52,11 @@ def atomic_output(path: Path | str, force: bool) -> Iterator[Path]:
 def check_readable(path: Path | str) -> Path:
     """`path` when it is a regular file that can be opened. Errors: NotFoundError, InputError."""
     path = Path(path)
-    if not path.exists():
+    if not os.path.exists(path):
         raise NotFoundError(f"no file {one_line(path)}")
-    if not path.is_file():
-        raise InputError(f"{one_line(path)} is {'a directory' if path.is_dir() else 'no regular file'}; expected a file")
+    if not os.path.isfile(path):  # a pipe would block for ever
+        kind = "a directory" if os.path.isdir(path) else "no regular file"
+        raise InputError(f"{one_line(path)} is {kind}; expected a file")
     try:
         with open(path, "rb"):
             return path
@@ -76,12 +77,12 @@ def one_line(value: object, length: int = 300) -> str:
 
 
 def _check_free(path: Path, force: bool) -> None:
-    if path.is_dir():
+    if os.path.isdir(path):
         raise OutputError(f"{one_line(path)} is a directory; give a file name to write to")
     if os.path.lexists(path) and not force:
         raise OutputError(f"{one_line(path)} exists; give --force to replace it, or another -o")
-    if not path.parent.is_dir():
-        raise OutputError(f"cannot write {one_line(path)}: there is no directory {one_line(path.parent)}; make it first")
+    if not os.path.isdir(path.parent):
+        raise OutputError(f"cannot write {one_line(path)}: no directory {one_line(path.parent)}; make it first")
 
 
 def _prefix(path: Path) -> str:
@@ -125,10 +126,11 @@ def _sync(path: Path) -> None:
 
 
 def _write_failure(error: BaseException | None) -> str | None:
-    """Why the disk refused, looked for in the whole chain of errors: libraries hide it below or in the text of theirs."""
+    """Why the disk refused, looked for in the whole chain of errors: libraries hide it below theirs, or in the text."""
     while error is not None:
         for number in _WRITE_ERRORS:
-            if getattr(error, "errno", None) == number or f"os error {number})" in str(error) or f"errno = {number}," in str(error):
+            said = f"os error {number})" in str(error) or f"errno = {number}," in str(error)  # safetensors; HDF5
+            if said or getattr(error, "errno", None) == number:
                 return os.strerror(number)
         error = error.__cause__ or error.__context__
     return None

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import mri_n2n
-from mri_n2n.acquisition import Acquisition
+from mri_n2n.acquisition import Acquisition, Scan
 from mri_n2n.checkpoint import BUNDLED, choose_device, find_weights, load_network
 from mri_n2n.errors import InputError, OutputError
 from mri_n2n.files import sha256_of
@@ -34,14 +34,16 @@ PIXELS_AT_ONCE = 8 * 256 * 256
 
 
 @torch.inference_mode()
-def reconstruct_acquisition(network: nn.Module, acquisition: Acquisition, device: torch.device | str = "cpu") -> Tensor:
-    """Complex images (slices, coils, y, x) of an acquisition, in its intensity unit.
+def reconstruct_acquisition(
+    network: nn.Module, acquisition: Acquisition, device: torch.device | str = "cpu", scale: float = 1.0
+) -> Tensor:
+    """Complex images (slices, coils, y, x) of an acquisition, in its intensity unit divided by `scale`.
 
     Until sensitivity maps come every coil is reconstructed on its own, as a batch item of one coil.
     """
     slices, coils, y, x = acquisition.kspace.shape
     images = torch.empty((slices * coils, 1, y, x), dtype=torch.complex64)
-    flat = acquisition.kspace.reshape(slices * coils, 1, y, x)
+    flat = acquisition.kspace.reshape(slices * coils, 1, y, x) / scale
     per_item = lambda value: None if value is None else value.expand(slices, 1, y, x).repeat_interleave(coils, dim=0)  # noqa: E731
     mask, probability = per_item(acquisition.mask), per_item(acquisition.probability)
     step = max(1, PIXELS_AT_ONCE // (y * x))
@@ -88,6 +90,8 @@ def reconstruct_array(
         sampled = sampled.expand(shape[-2:]) if sampled.ndim < 3 else sampled
         sampled = sampled.reshape(-1, 1, *shape[-2:])
     loaded = load_for_use(Path(weights) if weights else None, device)
+    if loaded.header["network"] == "unet":
+        raise InputError("weights of the 2018 recipe need the sampling probability, which arrays do not carry; reconstruct a scan file, or use others")
     images = reconstruct_acquisition(loaded.network, Acquisition(full * sampled, sampled.contiguous()), loaded.device)
     return images.reshape(shape).numpy()
 
@@ -137,19 +141,18 @@ def reconstruct_file(path: Path, output: Path, name: str, loaded: LoadedNetwork,
     started = time.monotonic()
     scan = open_scan(path)
     slices, coils, y, x = scan.shape
+    at_once = max(1, PIXELS_AT_ONCE // (coils * y * x))
     image_shape = (slices, y, x) if coils == 1 else (slices, coils, y, x)
     reconstruction = np.empty((slices, y, x), dtype=np.float32)
     measured = 0.0
+    scale = intensity_scale(scan, loaded, at_once)
     middle: tuple[np.ndarray, np.ndarray] | None = None
 
     def images() -> Iterator[np.ndarray]:
         nonlocal measured, middle
-        at_once = max(1, PIXELS_AT_ONCE // (coils * y * x))
         for start in tqdm(range(0, slices, at_once), desc=name, unit="batch", disable=quiet or not sys.stderr.isatty()):
             acquisition = scan.read(start, min(start + at_once, slices))
-            if loaded.header["network"] == "unet" and acquisition.probability is None:
-                raise InputError(f"{path} stores no sampling probability, and weights of the 2018 recipe need it; use others (--weights)")
-            complex_images = reconstruct_acquisition(loaded.network, acquisition, loaded.device)
+            complex_images = scale * reconstruct_acquisition(loaded.network, acquisition, loaded.device, scale)
             count = complex_images.shape[0]
             reconstruction[start : start + count] = magnitude(complex_images).numpy()
             measured += acquisition.mask.expand(count, 1, y, x).mean().item() * count
@@ -161,12 +164,12 @@ def reconstruct_file(path: Path, output: Path, name: str, loaded: LoadedNetwork,
 
     with all_or_nothing(output, name) as folder:
         h5, nii, png, sidecar_path = result_paths(folder, name)
-        write_result(h5, reconstruction, images(), image_shape, {"software": f"mri-n2n {mri_n2n.__version__}"}, scan.geometry, force=False)
-        write_nifti(nii, reconstruction, scan.geometry, force=False)
-        reference = None
-        if scan.has_reference:
-            reference = read_reference(path)[slices // 2]
-        comparison_figure(reference, *middle, png, geometry=scan.geometry)
+        attributes = {"software": f"mri-n2n {mri_n2n.__version__}"} | ({} if scan.simulated is None else {"simulated": scan.simulated})
+        write_result(h5, reconstruction, images(), image_shape, attributes, scan.geometry)
+        write_nifti(nii, reconstruction, scan.geometry)
+        reference = read_reference(path)[slices // 2] if scan.has_reference else None
+        note = "simulated k-space" if scan.simulated else ""
+        comparison_figure(reference, *middle, png, geometry=scan.geometry, note=note)
         sidecar = {
             "note": "research use only",
             "software": {"mri-n2n": mri_n2n.__version__, "torch": torch.__version__, "python": platform.python_version()},
@@ -188,6 +191,24 @@ def reconstruct_file(path: Path, output: Path, name: str, loaded: LoadedNetwork,
         }
         sidecar_path.write_text(json.dumps(sidecar, indent=2) + "\n")
     return sidecar
+
+
+def intensity_scale(scan: Scan, loaded: LoadedNetwork, at_once: int) -> float:
+    """What an intensity is divided by for the network: 1, or for the 2018 U-Net, which was trained on volumes with
+    maximum 1, the largest magnitude of the scan's zero-filled images with samples divided by their probability.
+
+    Errors: InputError when that network is to see a scan without stored probability.
+    """
+    if loaded.header["network"] != "unet":
+        return 1.0
+    largest = 0.0
+    for start in range(0, scan.shape[0], at_once):
+        acquisition = scan.read(start, min(start + at_once, scan.shape[0]))
+        if acquisition.probability is None:
+            raise InputError(f"{scan.path} stores no sampling probability, which weights of the 2018 recipe need; give others with --weights")
+        density = torch.where(acquisition.mask > 0, acquisition.mask / acquisition.probability, 0.0)
+        largest = max(largest, ifft2c(density * acquisition.kspace).abs().max().item())
+    return largest
 
 
 def stem(path: Path) -> str:

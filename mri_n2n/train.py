@@ -7,6 +7,7 @@ import math
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
@@ -64,6 +65,18 @@ class TrainResult:
     steps: int
     seconds: float
     finished: bool
+
+
+class Prefetch:
+    """An iterator that makes its next item in a second thread while the caller works on the last one."""
+
+    def __init__(self, items: Iterator) -> None:
+        self.items, self.thread = items, ThreadPoolExecutor(max_workers=1)
+        self.upcoming = self.thread.submit(next, items)
+
+    def __next__(self):
+        item, self.upcoming = self.upcoming.result(), self.thread.submit(next, self.items)
+        return item
 
 
 class Stopped:
@@ -126,8 +139,7 @@ def train(options: TrainOptions, run: Path, *, resume: bool = False) -> TrainRes
 
     stopped = Stopped()
     previous = {number: signal.signal(number, stopped) for number in catchable_signals()}
-    loader = ThreadPoolExecutor(max_workers=1)
-    upcoming = loader.submit(next, batches)
+    upcoming = Prefetch(batches) if device.type == "cuda" else batches  # on the CPU the network needs every core itself
     quality, loss, validated = {}, math.nan, seconds
     bar = tqdm(total=total, initial=step, unit="step", disable=options.quiet or not sys.stderr.isatty(), dynamic_ncols=True)
     started = time.monotonic() - seconds
@@ -138,8 +150,7 @@ def train(options: TrainOptions, run: Path, *, resume: bool = False) -> TrainRes
                 if progress >= 1:
                     break
                 set_schedule(optimizer, options, progress)
-                pairs, upcoming = upcoming.result(), loader.submit(next, batches)
-                loss = training_step(network, optimizer, pairs, device, precision)
+                loss = training_step(network, optimizer, next(upcoming), device, precision)
                 if not math.isfinite(loss):
                     raise InputError(f"the loss became {loss} at step {step}; the last checkpoint is kept. Lower --learning-rate or check the data")
                 step, seconds = step + 1, time.monotonic() - started
@@ -158,7 +169,6 @@ def train(options: TrainOptions, run: Path, *, resume: bool = False) -> TrainRes
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-        loader.shutdown(wait=True, cancel_futures=True)
         bar.close()
     return TrainResult(run / "weights.safetensors", quality.get("psnr"), loss, step, seconds, finished)
 

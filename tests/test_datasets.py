@@ -1,4 +1,4 @@
-"""Where training data comes from: names, splits, scales and matrix sizes, on files true to the real ones' names and schema."""
+"""Where training data comes from: names, splits, scales, matrix sizes; on files true to the real ones' schema."""
 
 import gc
 import math
@@ -32,7 +32,9 @@ def complex_normal(rng: np.random.Generator, shape) -> np.ndarray:
     return (rng.normal(size=shape) + 1j * rng.normal(size=shape)).astype(np.complex64)
 
 
-def write_fastmri(path: Path, shape=(3, 2, 20, 16), seed=0, patient="p", mask=None, padding=0, reference=(10, 10)) -> None:
+def write_fastmri(
+    path: Path, shape=(3, 2, 20, 16), seed=0, patient="p", mask=None, padding=0, reference=(10, 10)
+) -> None:
     """A file with the keys and attributes of the real ones; padding: empty lines at both ends of the last axis."""
     path.parent.mkdir(parents=True, exist_ok=True)
     kspace = complex_normal(np.random.default_rng(seed), shape) * 1e-4
@@ -201,7 +203,9 @@ def test_ixi_uses_its_names_and_slices(tmp_path):
     write_volume(tmp_path / "other-T1.nii.gz", shape=(10, 10, 130))
     with pytest.warns(UserWarning, match="2 of the 50"):
         split = find_sources("ixi", tmp_path)
-    assert [s.subject for s in split.train] == ["IXI002", "IXI012"] and [s.subject for s in split.validation] == ["IXI064"]
+    assert [s.subject for s in split.train] == ["IXI002", "IXI012"] and [s.subject for s in split.validation] == [
+        "IXI064"
+    ]
     assert [s.slices for s in split.train] == [100, 5]
     assert split.train[0].load().shape == (100, 1, 10, 10)
 
@@ -222,7 +226,9 @@ def test_fastmri_folders_scale_and_padding(tmp_path):
     write_fastmri(tmp_path / "multicoil_val" / "file_brain_AXT2_200_2000002.h5", seed=1, patient="q")
     write_fastmri(tmp_path / "singlecoil_train" / "file1000001.h5", shape=(3, 20, 16))
     split = find_sources("fastmri", tmp_path)
-    assert names(split.train) == ["file_brain_AXT2_200_2000001"] and names(split.validation) == ["file_brain_AXT2_200_2000002"]
+    assert names(split.train) == ["file_brain_AXT2_200_2000001"] and names(split.validation) == [
+        "file_brain_AXT2_200_2000002"
+    ]
     kspace = split.train[0].load()
     assert kspace.shape == (3, 2, 20, 16) and root_sum_of_squares(kspace).max().item() == pytest.approx(1, abs=1e-5)
     with h5py.File(tmp_path / "multicoil_train" / "file_brain_AXT2_200_2000001.h5") as file:
@@ -312,6 +318,19 @@ def test_pairs_without_probability_get_an_estimate_from_the_training_scans(tmp_p
             assert (estimate - truth).abs().mean() < 0.1
 
 
+def test_a_validation_sample_that_no_training_scan_has_still_has_a_probability(tmp_path):
+    def lines(subject: int, repetition: int) -> np.ndarray:
+        mask = draw_mask("random-lines", (16, 16), 2, seeded(1, subject, repetition)).mask.numpy()
+        mask[:, 3] = subject >= 32  # the last fifth of 40
+        return mask
+
+    write_pairs(tmp_path, 40, lines)
+    with pytest.warns(UserWarning, match="never sampled: 6.2 % of k-space, all of x = 3"):
+        split = find_sources("pairs", tmp_path)
+    assert (split.train[0].load()[0].probability[..., 3] == 0).all()
+    assert (split.validation[0].load()[0].probability[..., 3] > 0).all()
+
+
 def test_pairs_that_do_not_belong_together(tmp_path):
     write_pairs(tmp_path, 2, roulette)
     write_pairs(tmp_path / "b", 1, roulette, shape=(3, 16, 16))
@@ -392,6 +411,14 @@ def test_real_images_stay_real_and_rectangles_become_squares(shape, size):
     assert resized.mean().real.item() == pytest.approx(image.sum().real.item() / full**2, abs=1e-12)
     if size == full:
         assert torch.allclose(resized, crop_or_pad(image, full, full), atol=1e-12)
+
+
+@pytest.mark.parametrize("old", [11, 12])
+def test_filling_interpolates_up_to_the_edge_of_k_space(old):
+    image = torch.from_numpy(np.random.default_rng(0).normal(size=(old, old))).to(torch.complex128)
+    resized = ifft2c(resize_kspace(fft2c(image), 2 * old))
+    first = old % 2  # the centre pixel old // 2 comes to lie at old
+    assert torch.allclose(resized[first::2, first::2], image, atol=1e-12)
 
 
 def test_padding_keeps_the_centre_pixel():

@@ -153,6 +153,15 @@ def test_largest_centre_fraction_still_gives_a_valid_mask_or_a_clear_error(kind,
     assert sampling.mask[sampling.probability == 0].sum() == 0
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("x, acceleration", [(20, 12.0), (64, 50.0)])
+def test_fewer_than_one_line_beyond_the_centre_is_no_error(kind, x, acceleration):
+    """Where the rate leaves a fraction of a line, it is drawn in that fraction of the masks."""
+    _, shares, p = draws(kind, (x, x), acceleration, False, count=60)
+    assert abs(p.mean().item() * acceleration - 1) < 1e-4
+    assert abs(shares.mean() - 1 / acceleration) < 5 * shares.std(ddof=1) / math.sqrt(60) + 1e-6
+
+
 def test_equispaced_lines_are_equally_spaced_outside_the_centre():
     for seed in range(20):
         mask = draw_mask("equispaced-lines", (2, 200), 5.0, generator(seed), center_fraction=0.04).mask[0]

@@ -129,9 +129,12 @@ def test_optimal_trust_is_the_share_of_the_error_variance():
     network = truth + variance_network**0.5 * complex_normal(1, 1, n, n, seed=1)
     measured = truth + variance_noise**0.5 * complex_normal(1, 1, n, n, seed=2)
     fy = torch.from_numpy(dft_matrix(n))
-    error = lambda trust: float(  # noqa: E731
-        (fy @ data_consistency(fy.conj().T @ network @ fy.conj(), measured, torch.ones(1, 1, n, n), trust=trust) @ fy.T - truth).abs().square().mean()
-    )
+    image, mask = fy.conj().T @ network @ fy.conj(), torch.ones(1, 1, n, n)
+
+    def error(trust: float) -> float:
+        result = fy @ data_consistency(image, measured, mask, trust=trust) @ fy.T
+        return (result - truth).abs().square().mean().item()
+
     best = variance_network / (variance_network + variance_noise)
     assert error(best) == pytest.approx(variance_network * variance_noise / (variance_network + variance_noise), rel=0.03)
     assert error(best) < min(error(best - 0.1), error(best + 0.1), error(1.0))

@@ -52,7 +52,7 @@ def test_axial_slices_are_flipped_to_the_radiological_view(signs, expected):
 
 
 def test_every_storage_order_of_a_volume_gives_the_same_pictures():
-    """The same patient stored in all 48 axis orders and directions: axial, coronal and sagittal views must not differ."""
+    """One patient stored in all 48 axis orders and directions: axial, coronal and sagittal views must not differ."""
     volume = np.random.default_rng(0).random((5, 6, 7))
     canonical = nibabel.Nifti1Image(volume, np.diag([1, 1.2, 3, 1.0]))  # RAS+
     # Written down independently of the code: right at the left, anterior or superior at the top.

@@ -61,13 +61,12 @@ def test_volume(data: Path, matrix_size: int, *, kind: str = "roulette", acceler
 def trained(options: TrainOptions, run: Path) -> dict:
     """Train into `run`, resume it, or find it finished; returns the header of its weights."""
     checkpoint = run / "checkpoint.safetensors"
-    if checkpoint.exists():
+    header = load_tensors(checkpoint)[1] if checkpoint.exists() else None
+    if header is None or header["step"] < (options.steps or 0) or header["seconds"] < 60 * (options.minutes or 0):
+        if not train(options, run, resume=header is not None).finished:
+            raise KeyboardInterrupt  # saved; the same benchmark goes on from there
         header = load_tensors(checkpoint)[1]
-        if header["step"] < (options.steps or 0) or header["seconds"] < 60 * (options.minutes or 0):
-            train(options, run, resume=True)
-    else:
-        train(options, run)
-    return load_tensors(checkpoint)[1]
+    return header
 
 
 def score(images: np.ndarray, reference: np.ndarray) -> dict[str, float]:

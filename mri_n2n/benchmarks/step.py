@@ -58,5 +58,5 @@ def run(data: Path | None, output: Path, docs: Path | None, quick: bool) -> str:
         ])
     header = ["network", "recipe", "batch", "precision", "step, ms per image", "bare forward + backward, ms per image", "ratio: median (least to most)"]
     return table(header, rows) + (
-        "\nWanted: at most 1.25. 128x128 phantoms; batches are made in line here, while the real loop makes the next one in a second thread.\n"
+        "\nWanted: at most 1.25. 128x128 phantoms; on the CPU the real loop makes its batches in line too, on a GPU in a second thread.\n"
     )

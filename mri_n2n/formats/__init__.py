@@ -13,11 +13,14 @@ from mri_n2n.errors import InputError
 from mri_n2n.files import check_readable, one_line
 from mri_n2n.formats import fastmri_hdf5, nifti, result
 from mri_n2n.formats.fastmri_hdf5 import open_scan, write_scan
-from mri_n2n.formats.hdf5 import has, open_hdf5
-from mri_n2n.formats.nifti import read_volume, write_nifti
+from mri_n2n.formats.hdf5 import contents, has, open_hdf5
+from mri_n2n.formats.nifti import read_volume, volume_shape, write_nifti
 from mri_n2n.formats.result import read_result, write_result
 
-__all__ = ["detect", "open_scan", "read_reference", "read_result", "read_volume", "write_nifti", "write_result", "write_scan"]
+__all__ = [
+    "detect", "open_scan", "read_reference", "read_result", "read_volume", "volume_shape",
+    "write_nifti", "write_result", "write_scan",
+]
 
 
 def detect(path: Path | str) -> str:
@@ -32,9 +35,11 @@ def detect(path: Path | str) -> str:
                 if has(file, name):
                     return kind
             if has(file, "dataset"):
-                raise InputError(f"{one_line(path)} looks like an ISMRMRD (MRD) file; convert it to fastMRI's HDF5 layout (kspace)")
-            found = one_line(", ".join(sorted(file)[:8]), 120) or "nothing"
-        raise InputError(f"{one_line(path)} is HDF5 without a dataset 'kspace' (scan) or 'reconstruction' (result); it holds {found}")
+                raise InputError(f"{one_line(path)} looks like ISMRMRD (MRD); convert it to fastMRI's HDF5 layout")
+            raise InputError(
+                f"{one_line(path)} is HDF5 that holds {contents(file)}; "
+                "expected a dataset 'kspace' (scan) or 'reconstruction' (result)"
+            )
     start = _first_bytes(path)
     if nifti.is_nifti(start):
         return nifti.FORMAT
@@ -62,4 +67,5 @@ def _first_bytes(path: Path) -> bytes:
         try:
             return gzip.GzipFile(fileobj=raw).read(540)
         except (EOFError, zlib.error, OSError) as error:
-            raise InputError(f"{one_line(path)} is a truncated or damaged gzip file: {one_line(error)}; fetch it again") from None
+            reason = one_line(error)
+            raise InputError(f"{one_line(path)} is a truncated or damaged gzip file: {reason}") from None

@@ -1,9 +1,9 @@
 """Raw scans in fastMRI's HDF5 layout (https://fastmri.med.nyu.edu, arXiv:1811.08839), read and written slice by slice.
 
 kspace: (slice, y, x) single-coil or (slice, coil, y, x), complex, centred.
-mask (optional): (x,), (y, x) or (slice, y, x), 1 where sampled. Without one it is found from the samples: see `_ZeroMask`.
+mask (optional): (x,), (y, x) or (slice, y, x), 1 where sampled. Without one it is found from zeros: see `_ZeroMask`.
 probability (optional, ours): E[mask], (x,), (y, x) or (slice, y, x).
-reconstruction_esc (single-coil), reconstruction_rss: the fully sampled magnitude image (slice, y, x), where there is one.
+reconstruction_esc (single-coil), reconstruction_rss: the fully sampled magnitude image (slice, y, x), if there is one.
 Attributes (ours): simulated, noise_variance, and the geometry. A stored mask is taken at its word.
 """
 
@@ -20,9 +20,10 @@ import torch
 
 from mri_n2n.acquisition import Acquisition, Geometry, Scan
 from mri_n2n.errors import InputError
-from mri_n2n.files import atomic_output, one_line
+from mri_n2n.files import one_line
 from mri_n2n.formats.hdf5 import (
     checked_dataset,
+    create_hdf5,
     finite_float32,
     has,
     open_hdf5,
@@ -38,14 +39,14 @@ SAME_MASK_SHARE = 0.99
 
 
 def open_scan(path: Path | str) -> Scan:
-    """Check a scan file without reading its k-space. Errors: NotFoundError, InputError; those of its values at `read`."""
+    """Check a scan file without reading its k-space, which `read` checks. Errors: NotFoundError, InputError."""
     path = Path(path)
     with open_hdf5(path) as file:
         kspace = _kspace(file, path)
         shape = _full_shape(kspace)
         for name in ("mask", "probability"):
             if has(file, name):
-                _check_plane(path, name, checked_dataset(file, path, name, (1, 2, 3), "fiub").shape, shape)
+                _check_plane(path, name, _plane_dataset(file, path, name).shape, shape)
         known = scalar_attributes(file)
         simulated = known.get("simulated")
         stored_mask, geometry = has(file, "mask"), read_geometry(file, path)
@@ -56,7 +57,7 @@ def open_scan(path: Path | str) -> Scan:
     zero_mask, nonzero = _ZeroMask(path, shape), []
 
     def read(start: int, stop: int) -> Acquisition:
-        """Slices start..stop-1. InputError: NaN or infinite samples, a scan that is zero everywhere, mask not 0 and 1."""
+        """Slices start..stop-1. InputError: samples not finite, a scan that is zero everywhere, mask not 0 and 1."""
         if not 0 <= start < stop <= shape[0]:
             raise ValueError(f"slices must be in 0..{shape[0]}; got {start}..{stop}")
         with open_hdf5(path) as file:
@@ -70,7 +71,7 @@ def open_scan(path: Path | str) -> Scan:
             mask = zero_mask.of(start, stop)
         elif not ((mask == 0) | (mask == 1)).all():
             raise InputError(f"{one_line(path)}: dataset 'mask' must hold zeros and ones only")
-        if probability is not None and not ((probability >= 0) & (probability <= 1) & ((probability > 0) | (mask == 0))).all():
+        if probability is not None and not _possible(probability, mask):
             raise InputError(f"{one_line(path)}: 'probability' must be in [0, 1], and positive wherever the mask is 1")
         kspace = kspace * mask
         if kspace.any():
@@ -88,8 +89,14 @@ def open_scan(path: Path | str) -> Scan:
         )
 
     return Scan(
-        path=path, format=FORMAT, shape=shape, read=read, geometry=geometry, mask_source="stored" if stored_mask else "zeros",
-        simulated=bool(simulated) if isinstance(simulated, (bool, int)) else None, has_reference=has_reference,
+        path=path,
+        format=FORMAT,
+        shape=shape,
+        read=read,
+        geometry=geometry,
+        mask_source="stored" if stored_mask else "zeros",
+        simulated=bool(simulated) if isinstance(simulated, (bool, int)) else None,
+        has_reference=has_reference,
     )
 
 
@@ -137,7 +144,7 @@ def read_scan_reference(path: Path) -> np.ndarray:
         order = REFERENCES if len(_kspace(file, path).shape) == 3 else REFERENCES[::-1]
         found = [name for name in order if has(file, name)]
         if not found:
-            raise InputError(f"{one_line(path)} holds no reference image ({' or '.join(REFERENCES)}); give a file that does")
+            raise InputError(f"{one_line(path)} holds no reference ({' or '.join(REFERENCES)}); give a file that does")
         return finite_float32(path, found[0], checked_dataset(file, path, found[0], (3,), "fiub")[()])
 
 
@@ -161,21 +168,15 @@ def write_scan(
     Errors: OutputError; ValueError for arrays that do not fit each other.
     """
     slices, coils, y, x = shape
-    planes = {name: np.asarray(value, dtype=np.float32) for name, value in (("mask", mask), ("probability", probability)) if value is not None}
+    planes = {"mask": mask, "probability": probability}
+    planes = {name: np.asarray(value, dtype=np.float32) for name, value in planes.items() if value is not None}
     for name, value in planes.items():
         if value.shape not in ((x,), (y, x), (slices, y, x)):
             raise ValueError(f"{name} must be (x,), (y, x) or (slices, y, x) for k-space {shape}; got {value.shape}")
     if reference is not None and (np.ndim(reference) != 3 or len(reference) != slices):
         raise ValueError(f"the reference must be (slices, y, x) with {slices} slices; got {np.shape(reference)}")
-    with atomic_output(path, force) as temporary, h5py.File(temporary, "w") as file:
-        stored = file.create_dataset("kspace", (slices, y, x) if coils == 1 else shape, np.complex64)
-        count = 0
-        for count, kspace in enumerate(kspace_slices, start=1):
-            if count > slices or kspace.shape != (coils, y, x):
-                raise ValueError(f"expected {slices} slices {(coils, y, x)}; slice {count} is {kspace.shape}")
-            stored[count - 1] = kspace[0] if coils == 1 else kspace
-        if count != slices:
-            raise ValueError(f"expected {slices} slices; got {count}")
+    stored_shape = (slices, y, x) if coils == 1 else (slices, coils, y, x)
+    with create_hdf5(path, "kspace", kspace_slices, stored_shape, force) as file:
         for name, value in planes.items():
             file[name] = value
         file["ismrmrd_header"] = _header(y, x)
@@ -213,22 +214,35 @@ def _samples(dataset: h5py.Dataset, path: Path, start: int, stop: int) -> np.nda
     with np.errstate(over="ignore"):
         kspace = dataset[start:stop].astype(np.complex64, copy=False)
     if not np.isfinite(kspace).all():
-        raise InputError(f"{one_line(path)}: k-space holds NaN or infinite samples (slices {start} to {stop - 1}); expected finite ones")
+        raise InputError(
+            f"{one_line(path)}: k-space holds NaN or infinite samples in slices {start} to {stop - 1}; expected finite"
+        )
     return kspace if kspace.ndim == 4 else kspace[:, None]
+
+
+def _plane_dataset(file: h5py.File, path: Path, name: str) -> h5py.Dataset:
+    return checked_dataset(file, path, name, (1, 2, 3), "fiub", sparse=True)
 
 
 def _check_plane(path: Path, name: str, found: tuple[int, ...], shape: tuple[int, int, int, int]) -> None:
     slices, _, y, x = shape
     if found not in ((x,), (y, x), (slices, y, x)):
         raise InputError(
-            f"{one_line(path)}: {name!r} has shape {found}, which does not fit k-space of {slices} slices, {y} x {x} (y, x); "
-            f"expected {(x,)}, {(y, x)} or {(slices, y, x)}"
+            f"{one_line(path)}: {name!r} has shape {found}, which does not fit the k-space; "
+            f"expected (x,) = {(x,)}, (y, x) = {(y, x)} or (slice, y, x) = {(slices, y, x)}"
         )
 
 
-def _plane(file: h5py.File, path: Path, name: str, shape: tuple[int, int, int, int], start: int, stop: int) -> np.ndarray:
+def _possible(probability: np.ndarray, mask: np.ndarray) -> bool:
+    """Whether a probability is in [0, 1], and positive where there is a sample."""
+    return bool(((0 <= probability) & (probability <= 1) & ((probability > 0) | (mask == 0))).all())
+
+
+def _plane(
+    file: h5py.File, path: Path, name: str, shape: tuple[int, int, int, int], start: int, stop: int
+) -> np.ndarray:
     """A mask or probability as (1 or stop - start, 1, y, x) float32."""
-    dataset = checked_dataset(file, path, name, (1, 2, 3), "fiub")
+    dataset = _plane_dataset(file, path, name)
     _check_plane(path, name, dataset.shape, shape)
     values = finite_float32(path, name, dataset[start:stop] if dataset.ndim == 3 else dataset[()])
     values = values if values.ndim == 3 else np.broadcast_to(values, shape[-2:])[None]

@@ -5,9 +5,10 @@ An HDF5 file can name other files as the place of its data, and can declare tera
 
 from __future__ import annotations
 
+import io
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,16 +17,17 @@ import numpy as np
 
 from mri_n2n.acquisition import Geometry
 from mri_n2n.errors import InputError, UserError
-from mri_n2n.files import check_readable, one_line
+from mri_n2n.files import atomic_output, check_readable, one_line
 
 # The largest array held in memory at once: a volume, a reference, one slice of all coils, one HDF5 chunk. A file as a
 # whole, which is read slice by slice, may declare FILE_FACTOR times as much. MRI_N2N_MAX_GIB in the environment
 # replaces the number.
 MAX_GIB = 4.0
 FILE_FACTOR = 16
-# No scan compresses this well. 1 MiB is always allowed.
+# No k-space or image compresses this well (masks do). 1 MiB is always allowed.
 MAX_EXPANSION = 200
 
+UNITS = ("unknown", "meter", "mm", "micron")  # of space, by their NIfTI code
 GEOMETRY_ATTRIBUTES = ("affine", "slice_axis", "qform_code", "sform_code", "spatial_unit")
 
 
@@ -64,7 +66,7 @@ def open_hdf5(path: Path | str) -> Iterator[h5py.File]:
             yield file
     except (OSError, RuntimeError, KeyError, TypeError, ValueError, OverflowError, MemoryError) as error:
         raise InputError(
-            f"{one_line(path)} cannot be read, it is truncated or damaged (HDF5 says: {one_line(error, 160)}); fetch it again"
+            f"{one_line(path)} cannot be read, it is truncated or damaged ({one_line(error, 160)}); fetch it again"
         ) from error
 
 
@@ -73,24 +75,39 @@ def has(file: h5py.File, name: str) -> bool:
     return file.id.links.exists(name.encode())
 
 
-def checked_dataset(file: h5py.File, path: Path, name: str, ranks: tuple[int, ...], kinds: str, *, streamed: bool = False) -> h5py.Dataset:
+def contents(file: h5py.File) -> str:
+    """The names in a file, for an error message."""
+    return one_line(", ".join(sorted(file)[:8]), 120) or "nothing"
+
+
+def checked_dataset(
+    file: h5py.File,
+    path: Path,
+    name: str,
+    ranks: tuple[int, ...],
+    kinds: str,
+    *,
+    streamed: bool = False,
+    sparse: bool = False,
+) -> h5py.Dataset:
     """The dataset, when its bytes are in this file, its size is allowed, and its rank and type are as expected.
 
     kinds: the letters of numpy's dtype.kind that are accepted. streamed: it is read along its first axis, so the memory
-    limit applies to one slice (and one chunk) of it. Errors: InputError.
+    limit applies to one slice (and one chunk) of it. sparse: it may compress to any degree, as masks do.
+    Errors: InputError.
     """
     where = f"{one_line(path)}: dataset {name!r}"
     if not has(file, name):
-        raise InputError(f"{one_line(path)} holds no dataset {name!r}; it holds {one_line(', '.join(sorted(file)[:8]), 120) or 'nothing'}")
+        raise InputError(f"{one_line(path)} holds no dataset {name!r}; it holds {contents(file)}")
     if not isinstance(file.get(name, getlink=True), h5py.HardLink):
         raise InputError(f"{where} is a link; links are not followed, expected the data itself in the file")
     dataset = file[name]
     if not isinstance(dataset, h5py.Dataset):
         raise InputError(f"{where} is a group or type; expected an array")
     if dataset.is_virtual:
-        raise InputError(f"{where} is virtual, its data lie in other files; these are not read, store the data in one file")
+        raise InputError(f"{where} is virtual, its data lie in other files and are not read; store them in one file")
     if dataset.id.get_create_plist().get_external_count():
-        raise InputError(f"{where} is stored externally, its data lie in other files; these are not read, store the data in one file")
+        raise InputError(f"{where} is external, its data lie in other files and are not read; store them in one file")
     shape, dtype = dataset.shape, dataset.dtype
     if shape is None or len(shape) not in ranks or 0 in shape:
         expected = " or ".join(map(str, ranks))
@@ -104,7 +121,7 @@ def checked_dataset(file: h5py.File, path: Path, name: str, ranks: tuple[int, ..
     if dataset.chunks:
         check_size(path, f"one chunk of {name!r}", math.prod(dataset.chunks) * dtype.itemsize, limit)
     stored = min(dataset.id.get_storage_size(), path.stat().st_size)
-    if size > MAX_EXPANSION * stored + 2**20:
+    if not sparse and size > MAX_EXPANSION * stored + 2**20:
         raise InputError(
             f"{where} declares {size / 2**20:.0f} MiB but the file stores {stored / 2**20:.3g} MiB of it; "
             "no scan compresses so well, the file is empty, damaged or made to exhaust memory"
@@ -144,10 +161,63 @@ def read_geometry(file: h5py.File, path: Path) -> Geometry | None:
         tuple(tuple(map(float, row)) for row in affine),
         **{name: known[name] for name in GEOMETRY_ATTRIBUTES[1:] if name in known},
     )
-    codes = (geometry.qform_code, geometry.sform_code)
-    if not np.isfinite(affine).all() or geometry.slice_axis not in (0, 1, 2) or any(code not in range(6) for code in codes):
+    known = geometry.qform_code in range(6) and geometry.sform_code in range(6) and geometry.spatial_unit in UNITS
+    if not (known and usable_affine(affine) and geometry.slice_axis in range(3)):
         raise InputError(f"{one_line(path)}: its geometry (attributes {', '.join(GEOMETRY_ATTRIBUTES)}) makes no sense")
     return geometry
+
+
+def usable_affine(affine: np.ndarray) -> bool:
+    """Whether a 4x4 matrix maps voxels to places one to one."""
+    return bool(np.isfinite(affine).all()) and abs(np.linalg.det(affine[:3, :3])) > 0
+
+
+class _Sink(io.FileIO):
+    """A file that keeps a failing disk from the HDF5 library, which crashes when it cannot write: the first error is
+    kept for `create_hdf5` to raise."""
+
+    error: OSError | None = None
+
+    def write(self, data) -> int:
+        view = memoryview(data).cast("B")
+        try:
+            while len(view):
+                view = view[super().write(view) :]
+        except OSError as error:
+            self.error = self.error or error
+        return len(data)
+
+    def truncate(self, size: int | None = None) -> int:
+        try:
+            return super().truncate(size)
+        except OSError as error:
+            self.error = self.error or error
+            return size or 0
+
+
+@contextmanager
+def create_hdf5(
+    path: Path | str, name: str, slices: Iterable[np.ndarray], shape: tuple[int, ...], force: bool
+) -> Iterator[h5py.File]:
+    """A new file, complete or not at all, that holds `slices` one by one as the complex64 dataset `name` of `shape`.
+
+    Each slice must fill dataset[i], an axis of length 1 apart. The block adds the rest.
+    Errors: OutputError; ValueError for slices of other shapes or numbers.
+    """
+    with atomic_output(path, force) as temporary, _Sink(temporary, "r+") as sink:
+        with h5py.File(sink, "w") as file:
+            dataset, count = file.create_dataset(name, shape, np.complex64), 0
+            for count, one in enumerate(slices, start=1):
+                if count > shape[0] or one.shape not in (shape[1:], (1, *shape[1:])):
+                    raise ValueError(f"expected {shape[0]} slices {shape[1:]}; slice {count} is {one.shape}")
+                dataset[count - 1] = one.reshape(shape[1:])
+                if sink.error:
+                    raise sink.error
+            if count != shape[0]:
+                raise ValueError(f"expected {shape[0]} slices; got {count}")
+            yield file
+        if sink.error:
+            raise sink.error
 
 
 def write_attributes(file: h5py.File, attributes: dict, geometry: Geometry | None) -> None:

@@ -1,7 +1,7 @@
 """NIfTI-1 and NIfTI-2 volumes in one file (.nii, .nii.gz), to the specification at https://nifti.nimh.nih.gov.
 
-A volume array (i, j, k) becomes slices (slice, y, x): the slice axis first, then the higher of the other two as y and the
-lower as x. The header is read by hand and checked before memory is taken; nibabel interprets what is in it.
+A volume array (i, j, k) becomes slices (slice, y, x): the slice axis first, then the higher of the other two as y and
+the lower as x. The header is read and checked before memory is taken; nibabel interprets what is in it.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import gzip
 import math
 import struct
 import zlib
-from contextlib import contextmanager
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import BinaryIO
 
@@ -21,48 +21,51 @@ import numpy as np
 from mri_n2n.acquisition import Geometry
 from mri_n2n.errors import InputError, OutputError
 from mri_n2n.files import atomic_output, check_readable, one_line
-from mri_n2n.formats.hdf5 import check_size, finite_float32, size_limit
+from mri_n2n.formats.hdf5 import UNITS, check_size, finite_float32, size_limit, usable_affine
 from mri_n2n.formats.result import NOTE
 
 FORMAT = "nifti"
-UNITS = ("unknown", "meter", "mm", "micron")
 _CLASSES = {348: nibabel.Nifti1Header, 540: nibabel.Nifti2Header}
 _DEFLATE_LIMIT = 1032  # gzip cannot expand more than this
 
 
 def is_nifti(start: bytes) -> bool:
     """Whether (uncompressed) bytes are the start of a NIfTI header, in one file or with a separate .img."""
-    return _size_and_order(start) is not None and (start[344:346] == b"n+" or start[344:346] == b"ni" or start[4:6] in (b"n+", b"ni"))
+    found = _size_and_order(start)
+    return found is not None and start[(at := 344 if found[0] == 348 else 4) : at + 2] in (b"n+", b"ni")
 
 
 def read_volume(path: Path | str, axis: int = 2) -> tuple[np.ndarray, Geometry]:
     """(array (slice, y, x) float32, geometry) of a magnitude volume, slices along array axis `axis`; scl_slope applied.
 
-    Any real type and byte order. InputError: no NIfTI, complex or RGB, not three axes, sizes that are negative, empty or
-    beyond the limit (see hdf5.MAX_GIB), truncated, a scale or values that are not finite, a singular affine.
+    Any real type and byte order. Errors: NotFoundError; InputError for no NIfTI, complex or RGB, not three axes, sizes
+    that are negative, empty or beyond the limit (see hdf5.MAX_GIB), truncated, a scale or values that are not finite,
+    a singular affine.
     """
     if axis not in (0, 1, 2):
         raise ValueError(f"axis must be 0, 1 or 2; got {axis}")
     path = check_readable(path)
-    try:
-        with _opened(path) as (stream, compressed):
-            header, shape, offset = _checked_header(stream, path)
-            dtype = _checked_type(header, path)
-            slope, intercept = _checked_scale(header, path)
-            geometry = _checked_geometry(header, path, axis)
-            size = math.prod(shape) * dtype.itemsize
-            check_size(path, "the volume", max(size, math.prod(shape) * 4), size_limit())
-            check_size(path, "the space before the data", offset, size_limit())
-            available = path.stat().st_size * (_DEFLATE_LIMIT if compressed else 1)
-            if offset + size > available:
-                raise _truncated(path, f"its header declares {shape} voxels, {size} bytes, more than the file can hold")
-            volume = _read_data(stream, path, shape, dtype, offset - header.sizeof_hdr, slope, intercept)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise _truncated(path, one_line(error)) from None
-    except OSError as error:
-        raise InputError(f"{one_line(path)} cannot be read: {one_line(error)}") from None
+    with _opened(path) as (stream, compressed):
+        header, shape, offset = _checked_header(stream, path)
+        dtype = _checked_type(header, path)
+        slope, intercept = _checked_scale(header, path)
+        geometry = _checked_geometry(header, path, shape, axis)
+        size = math.prod(shape) * dtype.itemsize
+        check_size(path, "the volume", max(size, math.prod(shape) * 4), size_limit())
+        check_size(path, "the space before the data", offset, size_limit())
+        available = path.stat().st_size * (_DEFLATE_LIMIT if compressed else 1)
+        if offset + size > available:
+            raise _truncated(path, f"its header declares {shape} voxels, {size} bytes, more than the file can hold")
+        volume = _read_data(stream, path, shape, dtype, offset - header.sizeof_hdr, slope, intercept)
     # On disk i runs fastest: the array is (k, j, i), and axis a of the volume is its axis 2 - a.
     return np.ascontiguousarray(volume.transpose(_to_slices(axis, reverse=True))), geometry
+
+
+def volume_shape(path: Path | str) -> tuple[int, int, int]:
+    """The sizes (i, j, k) that a NIfTI header declares; nothing else is read. Errors: NotFoundError, InputError."""
+    path = check_readable(path)
+    with _opened(path) as (stream, _):
+        return _checked_header(stream, path)[1]
 
 
 def write_nifti(path: Path | str, array: np.ndarray, geometry: Geometry | None, force: bool = False) -> None:
@@ -76,7 +79,7 @@ def write_nifti(path: Path | str, array: np.ndarray, geometry: Geometry | None, 
     if array.ndim != 3:
         raise ValueError(f"a volume must have axes (slice, y, x); got {array.shape}")
     if max(array.shape) > 32767:
-        raise OutputError(f"cannot write {one_line(path)}: NIfTI-1 allows 32767 voxels along an axis; got {array.shape}")
+        raise OutputError(f"cannot write {one_line(path)}: NIfTI-1 allows 32767 voxels an axis, not {array.shape}")
     geometry = geometry or Geometry(tuple(map(tuple, np.eye(4).tolist())), 2, 0, 0, "unknown")
     volume = array.transpose(np.argsort(_to_slices(geometry.slice_axis)))
     header = nibabel.Nifti1Header()
@@ -92,12 +95,10 @@ def write_nifti(path: Path | str, array: np.ndarray, geometry: Geometry | None, 
     with atomic_output(path, force) as temporary, open(temporary, "wb") as raw:
         compressed = Path(path).name.lower().endswith(".gz")
         # No time and no name in the gzip header: equal volumes make equal files.
-        stream = gzip.GzipFile("", "wb", 3, raw, mtime=0) if compressed else raw
-        stream.write(header.binaryblock + bytes(4))  # four zeros: no extensions
-        for k in range(volume.shape[2]):
-            stream.write(volume[:, :, k].astype(header.get_data_dtype()).tobytes(order="F"))
-        if compressed:
-            stream.close()
+        with gzip.GzipFile("", "wb", 3, raw, mtime=0) if compressed else nullcontext(raw) as stream:
+            stream.write(header.binaryblock + bytes(4))  # four zeros: no extensions
+            for k in range(volume.shape[2]):
+                stream.write(volume[:, :, k].astype(header.get_data_dtype()).tobytes(order="F"))
 
 
 def _to_slices(axis: int, *, reverse: bool = False) -> tuple[int, int, int]:
@@ -109,15 +110,20 @@ def _to_slices(axis: int, *, reverse: bool = False) -> tuple[int, int, int]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[BinaryIO, bool]]:
-    """The uncompressed bytes of a file, and whether it is compressed: by its first two bytes, whatever its name."""
-    with open(path, "rb") as raw:
-        compressed = raw.read(2) == b"\x1f\x8b"
-        raw.seek(0)
-        if not compressed:
-            yield raw, False
-        else:
-            with gzip.GzipFile(fileobj=raw) as stream:
-                yield stream, True
+    """The uncompressed bytes of a file, and whether it is compressed: by its first two bytes, whatever its name.
+
+    What cannot be read inside the block becomes an InputError.
+    """
+    try:
+        with open(path, "rb") as raw:
+            compressed = raw.read(2) == b"\x1f\x8b"
+            raw.seek(0)
+            with gzip.GzipFile(fileobj=raw) if compressed else nullcontext(raw) as stream:
+                yield stream, compressed
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise _truncated(path, one_line(error)) from None
+    except OSError as error:
+        raise InputError(f"{one_line(path)} cannot be read: {one_line(error)}") from None
 
 
 def _size_and_order(start: bytes) -> tuple[int, str] | None:
@@ -142,7 +148,7 @@ def _checked_header(stream: BinaryIO, path: Path) -> tuple[nibabel.Nifti1Header,
     rank, *sizes = (int(n) for n in header["dim"])
     sizes = sizes[:rank] if 1 <= rank <= 7 else []
     if not sizes or min(sizes) < 1:
-        raise InputError(f"{one_line(path)}: its header is damaged, dimensions {[int(n) for n in header['dim']]} make no sense")
+        raise InputError(f"{one_line(path)}: its header is damaged, dimensions {header['dim'].tolist()} make no sense")
     if len(sizes) < 3 or any(n > 1 for n in sizes[3:]):
         raise InputError(f"{one_line(path)} has shape {tuple(sizes)}; expected one volume with three axes")
     offset = float(header["vox_offset"])
@@ -155,12 +161,12 @@ def _checked_header(stream: BinaryIO, path: Path) -> tuple[nibabel.Nifti1Header,
 def _checked_type(header: nibabel.Nifti1Header, path: Path) -> np.dtype:
     try:
         dtype = header.get_data_dtype()
-    except nibabel.spatialimages.HeaderDataError:
-        raise InputError(f"{one_line(path)}: its header is damaged, data type {int(header['datatype'])} is unknown") from None
+    except (nibabel.spatialimages.HeaderDataError, KeyError):
+        raise InputError(f"{one_line(path)}: its header names the unknown data type {header['datatype']}") from None
     if dtype.kind not in "fiu" or dtype.itemsize > 8:
-        raise InputError(f"{one_line(path)} holds {one_line(dtype, 60)} values; expected a magnitude volume of integers or floats")
+        raise InputError(f"{one_line(path)} holds {one_line(dtype, 60)}; expected a magnitude volume (int or float)")
     if int(header["bitpix"]) != 8 * dtype.itemsize:
-        raise InputError(f"{one_line(path)}: its header is damaged, {dtype} has not {int(header['bitpix'])} bits per voxel")
+        raise InputError(f"{one_line(path)}: its header is damaged, {dtype} has not {header['bitpix']} bits")
     return dtype
 
 
@@ -169,28 +175,52 @@ def _checked_scale(header: nibabel.Nifti1Header, path: Path) -> tuple[float, flo
     if slope == 0:  # the specification: not scaled
         return 1.0, 0.0
     if not (math.isfinite(slope) and math.isfinite(intercept)):
-        raise InputError(f"{one_line(path)}: its intensity scale (scl_slope {slope:g}, scl_inter {intercept:g}) is not finite")
+        raise InputError(f"{one_line(path)}: its scale (scl_slope {slope:g}, scl_inter {intercept:g}) is not finite")
     return slope, intercept
 
 
-def _checked_geometry(header: nibabel.Nifti1Header, path: Path, axis: int) -> Geometry:
+def _checked_geometry(header: nibabel.Nifti1Header, path: Path, shape: tuple[int, int, int], axis: int) -> Geometry:
+    """The affine as nibabel and the specification choose it: sform, else qform, else voxel sizes alone.
+
+    A qform that puts voxels elsewhere than the sform does cannot be kept beside it: its code becomes 0.
+    """
     # The specification: a qfac of 0 means 1; voxel sizes are positive.
     header["pixdim"][0] = -1 if header["pixdim"][0] < 0 else 1
     header["pixdim"][1:4] = abs(header["pixdim"][1:4])
+    qform_code, sform_code = int(header["qform_code"]), int(header["sform_code"])
     try:
         affine = header.get_best_affine()
-        usable = bool(np.isfinite(affine).all()) and abs(np.linalg.det(affine[:3, :3])) > 0
+        usable = usable_affine(affine) and qform_code in range(6) and sform_code in range(6)
     except (nibabel.spatialimages.HeaderDataError, ValueError):
         usable = False
-    codes = int(header["qform_code"]), int(header["sform_code"])
-    if not usable or any(code not in range(6) for code in codes):
+    if not usable:
         raise InputError(f"{one_line(path)}: its header is damaged, the affine (qform, sform, pixdim) makes no sense")
+    if qform_code and sform_code and not _agree(header, affine, shape):
+        qform_code = 0
     unit = int(header["xyzt_units"]) & 7
-    return Geometry(tuple(tuple(map(float, row)) for row in affine), axis, *codes, UNITS[unit] if unit < len(UNITS) else "unknown")
+    unit = UNITS[unit] if unit < len(UNITS) else "unknown"
+    return Geometry(tuple(tuple(map(float, row)) for row in affine), axis, qform_code, sform_code, unit)
+
+
+def _agree(header: nibabel.Nifti1Header, affine: np.ndarray, shape: tuple[int, int, int]) -> bool:
+    """Whether the qform puts the corners of the volume within a tenth of a voxel of where `affine` puts them."""
+    try:
+        difference = header.get_qform() - affine
+    except (nibabel.spatialimages.HeaderDataError, ValueError):
+        return False
+    corners = np.array(list(np.ndindex(2, 2, 2))) * shape
+    distance = np.linalg.norm(corners @ difference[:3, :3].T + difference[:3, 3], axis=1)
+    return bool(distance.max() < 0.1 * np.linalg.norm(affine[:3, :3], axis=0).min())
 
 
 def _read_data(
-    stream: BinaryIO, path: Path, shape: tuple[int, int, int], dtype: np.dtype, skip: int, slope: float, intercept: float
+    stream: BinaryIO,
+    path: Path,
+    shape: tuple[int, int, int],
+    dtype: np.dtype,
+    skip: int,
+    slope: float,
+    intercept: float,
 ) -> np.ndarray:
     """The volume as (k, j, i) float32, read plane by plane."""
     while skip > 0:

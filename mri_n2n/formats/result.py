@@ -6,14 +6,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-import h5py
 import numpy as np
 
 from mri_n2n.acquisition import Geometry
-from mri_n2n.files import atomic_output
 from mri_n2n.formats.hdf5 import (
     GEOMETRY_ATTRIBUTES,
     checked_dataset,
+    create_hdf5,
     finite_float32,
     open_hdf5,
     read_geometry,
@@ -37,26 +36,18 @@ def write_result(
     """Write a result file, complete or not at all.
 
     image: the complex slices, (y, x) or (coil, y, x) each, taken one after the other; shape: that of all of them.
-    reconstruction: (slice, y, x); looked at only after the last slice, so whoever makes the slices may fill it on the way.
+    reconstruction: (slice, y, x); read only after the last slice, so whoever makes the slices may fill it on the way.
     Errors: OutputError; ValueError for arrays that do not fit each other.
     """
     if len(shape) not in (3, 4) or reconstruction.shape != (shape[0], *shape[-2:]):
         raise ValueError(f"the reconstruction must be (slice, y, x) of image {shape}; got {reconstruction.shape}")
-    with atomic_output(path, force) as temporary, h5py.File(temporary, "w") as file:
-        stored = file.create_dataset("image", shape, np.complex64)
-        count = 0
-        for count, one in enumerate(image, start=1):
-            if count > shape[0] or one.shape != tuple(shape[1:]):
-                raise ValueError(f"expected {shape[0]} slices {tuple(shape[1:])}; slice {count} is {one.shape}")
-            stored[count - 1] = one
-        if count != shape[0]:
-            raise ValueError(f"expected {shape[0]} slices; got {count}")
+    with create_hdf5(path, "image", image, tuple(shape), force) as file:
         file["reconstruction"] = np.asarray(reconstruction, dtype=np.float32)
         write_attributes(file, {"note": NOTE, **(attributes or {})}, geometry)
 
 
 def read_result(path: Path | str) -> tuple[np.ndarray, dict[str, object], Geometry | None]:
-    """(reconstruction (slice, y, x) float32, attributes, geometry) of a result file. Errors: NotFoundError, InputError."""
+    """(reconstruction (slice, y, x) float32, attributes, geometry) of a file. Errors: NotFoundError, InputError."""
     path = Path(path)
     with open_hdf5(path) as file:
         dataset = checked_dataset(file, path, "reconstruction", (3,), "fiub")

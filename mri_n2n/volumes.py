@@ -1,0 +1,159 @@
+"""Reading one volume for training: from a file, or a phantom, to k-space on a common intensity scale."""
+
+from __future__ import annotations
+
+import warnings
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+
+import h5py
+import torch
+from torch import Tensor
+
+from mri_n2n.acquisition import Acquisition
+from mri_n2n.density import estimate_probability
+from mri_n2n.errors import InputError
+from mri_n2n.formats import open_scan, read_volume
+from mri_n2n.fourier import fft2c, ifft2c
+from mri_n2n.phantom import phantom_kspace
+from mri_n2n.resample import crop_or_pad, resize_kspace
+from mri_n2n.simulate import full_kspace, root_sum_of_squares, seeded
+
+# Fully sampled k-space (slices, coils, y, x) complex64, its largest root-sum-of-squares magnitude 1; or, for measured
+# pairs, the repetitions of one scan on one common scale.
+Volume = Tensor | tuple[Acquisition, ...]
+
+
+@lru_cache(maxsize=64)  # drawing takes longer than training on them; 64 cover the default set
+def load_phantom(name: str, slices: int, matrix_size: int) -> Tensor:
+    shape = (matrix_size, matrix_size)
+    drawn = (phantom_kspace(shape=shape, coils=1, generator=seeded(0, name, i), real=True) for i in range(slices))
+    return _scaled(_stacked(drawn, slices), name)
+
+
+def load_nifti(path: Path, name: str, start: int, stop: int, axis: int, matrix_size: int | None) -> Tensor:
+    """Simulated k-space (slices, 1, y, x) of a magnitude volume; the scale is that of the whole volume."""
+    array, _ = read_volume(path, axis=axis)
+    if matrix_size is None:
+        wanted = (full_kspace(torch.from_numpy(array[i : i + 1]))[0] for i in range(start, stop))
+        return _stacked(wanted, stop - start).mul_(1 / _positive(float(abs(array).max()), name))
+    every = (resize_kspace(full_kspace(torch.from_numpy(image[None]))[0], matrix_size) for image in array)
+    return _scaled(_stacked(every, len(array)), name)[start:stop]
+
+
+def _reference_matrix(path: Path) -> tuple[int, int] | None:
+    """(y, x) of the reference of a checked scan file: smaller than the k-space's where the readout is oversampled."""
+    with h5py.File(path, "r") as file:
+        shapes = [file[key].shape for key in ("reconstruction_rss", "reconstruction_esc") if key in file]
+    return tuple(shapes[0][-2:]) if shapes else None
+
+
+def load_fastmri(path: Path, name: str, start: int, stop: int, matrix_size: int | None) -> Tensor:
+    scan = open_scan(path)
+    matrix = _reference_matrix(path) if matrix_size else None
+
+    def slice_kspace(i: int) -> Tensor:
+        acquisition = scan.read(i, i + 1)
+        _check_fully_sampled(path, acquisition.mask)
+        kspace = acquisition.kspace[0]
+        if matrix_size is None:
+            return kspace
+        if matrix is not None:
+            kspace = fft2c(crop_or_pad(ifft2c(kspace), *(min(a, b) for a, b in zip(matrix, kspace.shape[-2:]))))
+        return resize_kspace(kspace, matrix_size)
+
+    return _scaled(_stacked(map(slice_kspace, range(start, stop)), stop - start), name)
+
+
+def _check_fully_sampled(path: Path, mask: Tensor) -> None:
+    if not mask.any():
+        return  # an empty slice at the end of a volume
+    rows, columns = mask.amax(dim=(0, 1, 3)).nonzero(), mask.amax(dim=(0, 1, 2)).nonzero()
+    inside = mask[..., rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+    # Zero padding at the edges and elliptical shutters (pi / 4 of the rectangle) are how full scans look.
+    if inside.mean() < 0.75:
+        raise InputError(
+            f"{path} is undersampled ({100 * mask.mean():.0f} % of its k-space is there); dataset fastmri needs fully "
+            "sampled scans, dataset pairs learns from repetitions of undersampled ones"
+        )
+
+
+def load_pairs(
+    files: tuple[Path, ...], name: str, start: int, stop: int, probabilities: dict[tuple[int, int], Tensor]
+) -> tuple[Acquisition, ...]:
+    """The repetitions, scaled alike so that the largest magnitude of their joint zero-filled image is 1."""
+    acquisitions = [open_scan(path).read(start, stop) for path in files]
+    if all(torch.equal(a.mask, acquisitions[0].mask) for a in acquisitions) and acquisitions[0].mask.mean() < 0.75:
+        warnings.warn(f"{name}: all repetitions have one mask; what it leaves out cannot be learned", stacklevel=2)
+    count = sum(a.mask for a in acquisitions).clamp_min(1)
+    largest = 0.0
+    for i in range(stop - start):
+        joint = sum(a.kspace[i : i + 1] for a in acquisitions) / (count[i : i + 1] if count.shape[0] > 1 else count)
+        largest = max(largest, root_sum_of_squares(joint).max().item())
+    scale = 1 / _positive(largest, name)
+    return tuple(_rescaled(a, scale, probabilities) for a in acquisitions)
+
+
+def _rescaled(acquisition: Acquisition, scale: float, probabilities: dict[tuple[int, int], Tensor]) -> Acquisition:
+    probability = acquisition.probability
+    if probability is None:
+        matrix = tuple(acquisition.kspace.shape[-2:])
+        if matrix not in probabilities:
+            raise InputError(
+                f"a scan for validation stores no sampling probability and no training scan has its matrix {matrix}, "
+                "from which to estimate it"
+            )
+        estimate = probabilities[matrix]
+        # A location that no training scan has but this one does: as rare as the rarest known.
+        estimate = torch.where(estimate > 0, estimate, estimate[estimate > 0].min())
+        probability = torch.where(acquisition.mask > 0, estimate, probabilities[matrix])
+    variance = acquisition.noise_variance
+    return replace(
+        acquisition,
+        kspace=acquisition.kspace * scale,
+        probability=probability,
+        noise_variance=None if variance is None else variance * scale**2,
+    )
+
+
+def _stacked(slices: Iterable[Tensor], count: int) -> Tensor:
+    """(count, ...) from `count` tensors, without ever holding them twice."""
+    volume = None
+    for i, one in enumerate(slices):
+        volume = one.new_empty((count, *one.shape)) if volume is None else volume
+        volume[i] = one
+    return volume
+
+
+def _scaled(kspace: Tensor, name: str) -> Tensor:
+    """In place: (slices, coils, y, x) so that the largest root-sum-of-squares magnitude is 1."""
+    largest = max(root_sum_of_squares(kspace[i : i + 1]).max().item() for i in range(len(kspace)))
+    return kspace.mul_(1 / _positive(largest, name))
+
+
+def _positive(largest: float, name: str) -> float:
+    if not largest > 0:
+        raise InputError(f"{name} is empty: its largest magnitude is {largest}; take it out of the data set")
+    return largest
+
+
+def estimated_probabilities(files: list[Path]) -> dict[tuple[int, int], Tensor]:
+    """Matrix size -> estimated probability, of the files that do not store one."""
+    by_matrix: dict[tuple[int, int], list[Path]] = defaultdict(list)
+    for path in files:
+        scan = open_scan(path)
+        if scan.read(0, 1).probability is None:
+            by_matrix[scan.shape[-2:]].append(path)
+    return {matrix: estimate_probability(_masks_of(paths)) for matrix, paths in by_matrix.items()}
+
+
+def _masks_of(paths: list[Path]) -> Iterable[Tensor]:
+    """One mask (y, x) per file, or one per slice where they differ."""
+    for path in paths:
+        scan = open_scan(path)
+        masks = (scan.read(i, i + 1).mask[0, 0] for i in range(scan.shape[0]))
+        first, last = (scan.read(i, i + 1).mask[0, 0] for i in (0, scan.shape[0] - 1))
+        yield from [first] if torch.equal(first, last) else (mask for mask in masks if mask.any())

@@ -1,0 +1,304 @@
+"""What the networks promise: sizes, equivariance, data consistency, and the 2018 U-Net layer by layer."""
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from mri_n2n.acquisition import Acquisition
+from mri_n2n.fourier import fft2c, ifft2c
+from mri_n2n.losses import weighted_squared_error
+from mri_n2n.masks import draw_mask
+from mri_n2n.networks import NETWORKS, UNet, UNet2018, Unrolled
+from mri_n2n.pairs import noise2noise
+
+SIZES = [(32, 32), (17, 23), (33, 40), (5, 7), (3, 9), (40, 31)]
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def scan(
+    shape=(24, 27), batch: int = 2, coils: int = 1, *, seed: int = 0, mask_seed: int = 0, real: bool = False, dc: bool = True
+) -> Acquisition:
+    """An acquisition of random images; without `dc` the centre is not measured."""
+    images = torch.randn((batch, coils, *shape), dtype=torch.complex64, generator=generator(seed))
+    full = fft2c(images.real.to(torch.complex64) if real else images)
+    sampling = [draw_mask("roulette", shape, 2.0, generator(100 + 10 * (seed + mask_seed) + i), hermitian=real) for i in range(batch)]
+    mask = torch.stack([s.mask for s in sampling])[:, None]
+    if not dc:
+        mask[..., shape[0] // 2, shape[1] // 2] = 0
+    return Acquisition(full * mask, mask, sampling[0].probability.expand(batch, 1, *shape).contiguous())
+
+
+def awaken(network: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
+    """Give every last layer weights: a new cascade is the identity, of which any promise would hold trivially."""
+    for unet in network.modules():
+        if isinstance(unet, UNet):
+            last, draw = unet.last[-1], generator(seed)
+            last.weight.data = 0.05 * torch.randn(last.weight.shape, generator=draw)
+            last.bias.data = 0.05 * torch.randn(last.bias.shape, generator=draw)
+    return network.eval()
+
+
+def small_unrolled(**options) -> Unrolled:
+    with torch.random.fork_rng():
+        torch.random.manual_seed(0)
+        return awaken(Unrolled(**{"cascades": 2, "channels": 8, "levels": 2, **options}))
+
+
+def small_2018(**options) -> UNet2018:
+    with torch.random.fork_rng():
+        torch.random.manual_seed(0)
+        return UNet2018(channels=12, **options).eval()
+
+
+def relative(result: torch.Tensor, expected: torch.Tensor) -> float:
+    return ((result - expected).abs().max() / expected.abs().max()).item()
+
+
+@pytest.mark.parametrize("shape", SIZES)
+@pytest.mark.parametrize("make", [small_unrolled, small_2018, lambda: small_2018(complex_images=True), lambda: small_unrolled(consistency="soft")])
+@torch.no_grad()
+def test_any_size_gives_an_image_of_that_size(make, shape):
+    ones = torch.ones(1, 1, *shape)
+    kspace = torch.randn((2, 1, *shape), dtype=torch.complex64, generator=generator())
+    image = make()(Acquisition(kspace * (ones.cumsum(-1) % 2), ones.cumsum(-1) % 2, 0.5 * ones))
+    assert image.shape == (2, 1, *shape) and image.dtype == torch.complex64 and image.isfinite().all()
+
+
+@pytest.mark.parametrize("factor", [2.0, -1.0, -3.0, 1e-6, 1e6, 0.5j, 2 - 1j])
+@pytest.mark.parametrize("real", [False, True])
+@pytest.mark.parametrize("consistency", ["hard", "soft"])
+@torch.no_grad()
+def test_unrolled_scales_with_its_input(factor, real, consistency):
+    network, acquisition = small_unrolled(consistency=consistency), scan(real=real)
+    scaled = Acquisition(acquisition.kspace * factor, acquisition.mask)
+    assert relative(network(scaled), network(acquisition) * factor) < 1e-4
+
+
+@torch.no_grad()
+def test_items_of_a_batch_do_not_see_each_other():
+    network, acquisition = small_unrolled(), scan(batch=3)
+    kspace = acquisition.kspace * torch.tensor([1.0, 100.0, 0.01]).reshape(3, 1, 1, 1)
+    together = network(Acquisition(kspace, acquisition.mask))
+    for i in range(3):
+        alone = network(Acquisition(kspace[i : i + 1], acquisition.mask[i : i + 1]))
+        assert relative(together[i : i + 1], alone) < 1e-4
+
+
+@pytest.mark.parametrize("shape", [(24, 27), (32, 32), (17, 23)])
+@pytest.mark.parametrize("make", [small_unrolled, small_2018, lambda: small_2018(complex_images=True)])
+@torch.no_grad()
+def test_hard_consistency_returns_the_measured_samples(make, shape):
+    """As measured: not divided by the probability, and to rounding; what was not measured is the network's."""
+    acquisition = scan(shape)
+    result = fft2c(make()(acquisition))
+    assert relative(acquisition.mask * result, acquisition.kspace) < 1e-5
+    assert ((1 - acquisition.mask) * result).abs().max() > 1e-3
+
+
+@torch.no_grad()
+def test_soft_consistency_moves_the_samples_by_the_learned_share():
+    """One cascade from the zero-filled image: z at the measured samples is s plus the network's change, of which 1 - t stays."""
+    acquisition = scan()
+    kept = []
+    for logit in (-2.0, 0.0, 3.0):
+        network = small_unrolled(cascades=1, consistency="soft")
+        network.trust.fill_(logit)
+        change = acquisition.mask * fft2c(network(acquisition)) - acquisition.kspace
+        kept.append((change / (1 - torch.sigmoid(torch.tensor(logit)))).abs())
+    assert relative(kept[0], kept[1]) < 1e-4 and relative(kept[2], kept[1]) < 1e-3
+
+
+@pytest.mark.parametrize("consistency", ["hard", "soft"])
+@torch.no_grad()
+def test_unrolled_never_sees_the_probability(consistency):
+    network, acquisition = small_unrolled(consistency=consistency), scan()
+    result = network(acquisition)
+    nan = torch.full_like(acquisition.probability, math.nan)
+    assert torch.equal(network(Acquisition(acquisition.kspace, acquisition.mask, nan)), result)
+    assert torch.equal(network(Acquisition(acquisition.kspace, acquisition.mask, None)), result)
+
+
+@torch.no_grad()
+def test_a_new_cascade_is_the_identity():
+    """An untrained network returns the zero-filled image."""
+    acquisition = scan()
+    assert relative(Unrolled(2, 8, 2)(acquisition), ifft2c(acquisition.kspace)) < 1e-5
+
+
+@torch.no_grad()
+def test_zero_input_gives_zero_output():
+    zero = torch.zeros((2, 1, 16, 16), dtype=torch.complex64)
+    image = small_unrolled()(Acquisition(zero, torch.ones(1, 1, 16, 16)))
+    assert torch.equal(image, zero)
+
+
+@torch.no_grad()
+def test_unrolled_with_sensitivity_maps_fits_all_coils():
+    """Maps of unit sum of squares and full sampling: the measurement determines the image, and the network returns it."""
+    shape, coils = (16, 15), 3
+    maps = torch.randn((1, coils, *shape), dtype=torch.complex64, generator=generator(1))
+    maps = maps / maps.abs().square().sum(dim=1, keepdim=True).sqrt()
+    image = torch.randn((1, 1, *shape), dtype=torch.complex64, generator=generator(2))
+    acquisition = Acquisition(fft2c(maps * image), torch.ones(1, 1, *shape), None, maps)
+    network = small_unrolled()
+    result = network(acquisition)
+    assert result.shape == (1, 1, *shape)
+    assert relative(result, image) < 1e-2  # the weight of the network's image is 1e-3 of the data's
+
+
+@pytest.mark.parametrize("make", [lambda: Unrolled(2, 8, 2), lambda: Unrolled(2, 8, 2, consistency="soft"), lambda: UNet2018(12), lambda: UNet2018(12, True)])
+def test_gradients_reach_every_parameter_after_one_step(make):
+    """The second gradient: the first stops at last layers that start at zero. DC is not measured here, since a
+    constant added to the image changes DC alone, which hard consistency would replace."""
+    network = make()
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
+    pair = noise2noise(scan((32, 32), dc=False), scan((32, 32), seed=7))
+    for _ in range(2):
+        optimizer.zero_grad()
+        loss = weighted_squared_error(network(pair.input), pair)
+        loss.backward()
+        optimizer.step()
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all() and parameter.grad.abs().max() > 0, name
+
+
+@pytest.mark.parametrize("make", [lambda: Unrolled(2, 8, 2), lambda: UNet2018(12, True)])
+def test_training_steps_fit_a_pair(make):
+    """Two acquisitions of one object: the loss on the second's samples falls by a quarter at least."""
+    with torch.random.fork_rng():
+        torch.random.manual_seed(0)
+        network = make()
+    optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
+    pair = noise2noise(scan((32, 32)), scan((32, 32), mask_seed=1))
+    losses = []
+    for _ in range(25):
+        optimizer.zero_grad()
+        loss = weighted_squared_error(network(pair.input), pair)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.75 * losses[0]
+
+
+# The 2018 U-Net, from the table of its paper's appendix: name, input features, output features, size divisor.
+TABLE_2018 = [
+    ("enc_conv0", 1, 48, 1), ("enc_conv1", 48, 48, 1), ("enc_conv2", 48, 48, 2), ("enc_conv3", 48, 48, 4),
+    ("enc_conv4", 48, 48, 8), ("enc_conv5", 48, 48, 16), ("enc_conv6", 48, 48, 32),
+    ("dec_conv5a", 96, 96, 16), ("dec_conv5b", 96, 96, 16), ("dec_conv4a", 144, 96, 8), ("dec_conv4b", 96, 96, 8),
+    ("dec_conv3a", 144, 96, 4), ("dec_conv3b", 96, 96, 4), ("dec_conv2a", 144, 96, 2), ("dec_conv2b", 96, 96, 2),
+    ("dec_conv1a", 97, 64, 1), ("dec_conv1b", 64, 32, 1), ("dec_conv1c", 32, 1, 1),
+]  # fmt: skip
+
+
+@torch.no_grad()
+def test_2018_unet_has_the_papers_layers():
+    network, rows = UNet(1, 1), []
+    for module in network.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            assert module.kernel_size == (3, 3) and module.stride == (1, 1)
+            module.register_forward_hook(lambda m, inputs, output: rows.append((m.in_channels, m.out_channels, 64 // output.shape[-1])))
+    network(torch.zeros(1, 1, 64, 64))
+    assert rows == [row[1:] for row in TABLE_2018]
+    assert sum(p.numel() for p in network.parameters()) == sum(9 * i * o + o for _, i, o, _ in TABLE_2018) == 988_609
+
+
+@torch.no_grad()
+def test_2018_unet_computes_what_the_paper_draws():
+    """The forward pass written out with functions, on the network's own weights in order of use."""
+    network = UNet(2, 2, channels=12, levels=5)
+    used = []
+    for module in network.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            module.bias.normal_(generator=generator(len(used)))
+            module.register_forward_hook(lambda m, *_: used.append(m))
+    x = torch.randn((1, 2, 64, 32), generator=generator())
+    result = network(x)
+    layers = iter(used)
+    linear = lambda value: F.conv2d(value, (layer := next(layers)).weight, layer.bias, padding=1)  # noqa: E731
+    conv = lambda value: torch.where((out := linear(value)) > 0, out, 0.1 * out)  # noqa: E731
+    up = lambda value: value.repeat_interleave(2, dim=-1).repeat_interleave(2, dim=-2)  # noqa: E731
+    pool = lambda v: v.unfold(2, 2, 2).unfold(3, 2, 2).amax(dim=(-1, -2))  # noqa: E731
+    pools = [x, pool(conv(conv(x)))]
+    for _ in range(4):
+        pools.append(pool(conv(pools[-1])))
+    deep = conv(pools.pop())
+    for _ in range(4):
+        deep = conv(conv(torch.cat((up(deep), pools.pop()), dim=1)))
+    expected = linear(conv(conv(torch.cat((up(deep), pools.pop()), dim=1))))
+    torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_2018_unet_starts_with_he_initialisation():
+    """Standard deviation sqrt(2 / (1 + 0.1^2) / fan_in), zero bias; 1 / sqrt(fan_in) for the linear last layer."""
+    network = UNet(1, 1)
+    convolutions = [m for m in network.modules() if isinstance(m, torch.nn.Conv2d)]
+    for conv in convolutions:
+        gain = 1.0 if conv is network.last[-1] else math.sqrt(2 / 1.01)
+        expected = gain / math.sqrt(9 * conv.in_channels)
+        tolerance = 5 / math.sqrt(2 * conv.weight.numel())
+        assert conv.weight.std().item() == pytest.approx(expected, rel=tolerance)
+        assert conv.bias.abs().max() == 0
+
+
+@torch.no_grad()
+def test_recipe_shows_its_unet_the_weighted_zero_filled_image():
+    """Real: the real part of ifft(M s / p) minus 0.5; complex: both parts in two channels."""
+    acquisition = scan(real=True)
+    weighted = ifft2c(acquisition.kspace * acquisition.mask / acquisition.probability)
+    for network in (small_2018(), small_2018(complex_images=True)):
+        seen = []
+        network.unet.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        network(acquisition)
+        expected = torch.cat((weighted.real, weighted.imag), dim=1) if network.complex_images else weighted.real - 0.5
+        torch.testing.assert_close(seen[0], expected, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_recipe_returns_a_real_image_for_a_real_object():
+    image = small_2018()(scan(real=True))
+    assert image.imag.abs().max() < 1e-5 * image.real.abs().max()
+
+
+def test_recipe_needs_the_probability_and_says_so():
+    acquisition = scan()
+    with pytest.raises(ValueError, match="sampling probability"):
+        small_2018()(Acquisition(acquisition.kspace, acquisition.mask))
+
+
+def test_unknown_consistency_is_refused():
+    with pytest.raises(ValueError, match="hard or soft"):
+        Unrolled(1, 8, 2, consistency="firm")
+
+
+@pytest.mark.parametrize("kind", sorted(NETWORKS))
+@torch.no_grad()
+def test_equal_seed_equal_weights_and_use_draws_nothing(kind):
+    with torch.random.fork_rng():
+        states = []
+        for seed in (0, 0, 1):
+            torch.random.manual_seed(seed)
+            network = NETWORKS[kind](channels=12)
+            states.append([p.clone() for p in network.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(states[0], states[1]))
+    assert not all(torch.equal(a, b) for a, b in zip(states[0], states[2]))
+    state, acquisition = torch.get_rng_state().clone(), scan((16, 16))
+    before = acquisition.kspace.clone()
+    assert torch.equal(network.train()(acquisition), network.eval()(acquisition))  # no dropout, no batch statistics
+    assert torch.equal(torch.get_rng_state(), state) and torch.equal(acquisition.kspace, before)
+
+
+@torch.no_grad()
+def test_bfloat16_convolutions_leave_the_samples_exact():
+    """Under autocast the Fourier transforms stay complex64."""
+    acquisition = scan((32, 32))
+    for network in (small_unrolled(), small_2018()):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            image = network(acquisition)
+        assert image.dtype == torch.complex64
+        assert relative(acquisition.mask * fft2c(image), acquisition.kspace) < 1e-5
+        assert relative(image, network(acquisition)) < 0.1
