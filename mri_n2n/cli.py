@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import warnings
 from pathlib import Path
 
 import mri_n2n
@@ -20,6 +21,7 @@ EXIT_CODES = (
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns its exit code. Errors print one line on stderr, a traceback only with --debug."""
     options = parser().parse_args(arguments)
+    warnings.formatwarning = lambda message, *_, **__: f"mri-n2n: warning: {' '.join(str(message).split())}\n"
     try:
         options.run(options)
     except UserError as error:
@@ -88,7 +90,7 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--phase", type=float, default=0.0, metavar="P", help="share of the slices given a smooth random phase")
     train.add_argument("--matrix-size", type=int, metavar="N", help="pad slices to a square and Fourier-crop them to N x N")
     train.add_argument("--axis", type=int, choices=(0, 1, 2), default=2, help="array axis along which slices are taken")
-    train.add_argument("--validation-subjects", metavar="NAMES", help="comma-separated; default: the data set's own split, or the last fifth")
+    train.add_argument("--validation-subjects", metavar="NAMES", help="comma-separated, or none to train on all; default: the data set's own split, or the last fifth")
     train.add_argument("--exclude-subjects", metavar="NAMES", help="comma-separated; kept out of training and validation, for a test")
     budget = train.add_mutually_exclusive_group()
     budget.add_argument("--epochs", type=int)
@@ -99,6 +101,7 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ...")
     train.add_argument("--precision", choices=("auto", "float32", "bfloat16"), default="auto", help="auto: bfloat16 where the hardware multiplies it")
     train.add_argument("--seed", type=int, default=0)
+    train.add_argument("--init", metavar="RUN|FILE", help="start from the weights of another run of the same network")
     train.add_argument("--resume", action="store_true", help="continue the run in RUN")
 
     reconstruct = command("reconstruct", run_reconstruct, "Reconstruct scans; writes NAME.h5, NAME.nii.gz, NAME.png and NAME.json for each.")
@@ -189,7 +192,7 @@ def train_options_from(options: argparse.Namespace):
     network_options = {name: value for name, value in network_options.items() if value is not None}
     if network == "unrolled":
         network_options["consistency"] = options.consistency or ("soft" if options.noise else "hard")
-    elif options.phase:
+    elif options.phase or options.dataset in ("fastmri", "pairs"):  # images of these are not real
         network_options["complex_images"] = True
     if not (options.epochs or options.steps or options.minutes):
         options.epochs = 300 if recipe else 50
@@ -204,7 +207,7 @@ def train_options_from(options: argparse.Namespace):
         network=network, network_options=network_options,
         epochs=options.epochs, steps=options.steps, minutes=options.minutes,
         batch_size=options.batch_size or (16 if recipe else 8), learning_rate=options.learning_rate,
-        device=options.device, precision=options.precision, quiet=options.quiet,
+        device=options.device, precision=options.precision, quiet=options.quiet, init=options.init,
     )
 
 

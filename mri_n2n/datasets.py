@@ -82,7 +82,8 @@ def find_sources(
         by subject, the last fifth in alphabetical order for validation.
     matrix_size: resample every slice to a square of this size (see `resize_kspace`). axis: slice axis of NIfTI volumes.
     slices: (first, one past the last) of each volume; by default all, and 25..124 for ixi.
-    validation_subjects: these for validation and all others for training, whatever the folders say.
+    validation_subjects: these for validation and all others for training, whatever the folders say; ("none",): all
+        for training.
     Errors: NotFoundError when there is nothing (it says how to get it), InputError for files that cannot be read,
         UserError for options that make no sense.
     """
@@ -303,7 +304,9 @@ def _split(train: list[Source], validation: list[Source], options: _Options, rul
     """Keep a split that folders make, or divide by subject; `options.validation_subjects` beats both."""
     rule = rule or "training and validation folders"
     sources = sorted([*train, *validation], key=lambda source: source.name)
-    if options.validation_subjects:
+    if options.validation_subjects == ("none",):
+        rule, chosen = "all for training, no validation", set()
+    elif options.validation_subjects:
         rule, chosen = "validation subjects as named", set(options.validation_subjects)
         subjects = {source.subject for source in sources}
         if missing := sorted(chosen - subjects):

@@ -62,7 +62,7 @@ def _describe_weights(path: Path) -> dict[str, object]:
     protocol = training.get("protocol", {})
     return {
         "file": path.name, "kind": "weights", "network": header.get("network"), "options": header.get("network_options"),
-        "parameters": header.get("parameters"), "trained on": f"{training.get('dataset')}, {len(header.get('train_files', []))} files",
+        "parameters": header.get("parameters"), "trained on": f"{training.get('dataset')}, {header.get('train_volumes')} volumes, {header.get('train_slices')} slices",
         "recipe": protocol.get("recipe"), "targets": protocol.get("targets"), "pairs": protocol.get("pairs"),
         "masks": ", ".join(protocol.get("masks", [])), "acceleration": protocol.get("acceleration"),
         "steps": header.get("step"), "seconds": header.get("seconds"), "precision": header.get("precision"),

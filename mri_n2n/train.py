@@ -20,9 +20,10 @@ from tqdm import tqdm
 import mri_n2n
 from mri_n2n.acquisition import Acquisition
 from mri_n2n.batches import Protocol, one_slice, simulated_repetitions, steps_per_epoch, training_batches
-from mri_n2n.checkpoint import build_network, choose_device, load_tensors, optimizer_tensors, restore_optimizer, save_tensors
+from mri_n2n.checkpoint import build_network, choose_device, find_weights, load_tensors, optimizer_tensors, restore_optimizer, save_tensors
 from mri_n2n.datasets import Source, Split, find_sources
 from mri_n2n.errors import InputError, OutputError, UserError
+from mri_n2n.files import sha256_of
 from mri_n2n.fourier import ifft2c
 from mri_n2n.losses import weighted_squared_error
 from mri_n2n.pairs import Pair, noise2noise
@@ -33,7 +34,10 @@ VALIDATION_SLICES = 48
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """Everything a run depends on; stored with its weights. Give exactly one of epochs, steps, minutes."""
+    """Everything a run depends on; stored with its weights. Give exactly one of epochs, steps, minutes.
+
+    init: weights file or run of the same network to start from. validate_every: seconds between validations, which save too.
+    """
 
     dataset: str
     data: str | None = None
@@ -51,6 +55,7 @@ class TrainOptions:
     learning_rate: float = 1e-3
     device: str = "auto"
     precision: str = "auto"
+    init: str | None = None
     validate_every: float = 60.0
     quiet: bool = False
 
@@ -116,6 +121,8 @@ def train(options: TrainOptions, run: Path, *, resume: bool = False) -> TrainRes
     if precision == "bfloat16":
         network = network.to(memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(network.parameters(), lr=options.learning_rate, betas=(0.9, 0.99))
+    if options.init and not checkpoint:
+        network.load_state_dict(initial_weights(options))
     if checkpoint:
         network.load_state_dict({k.removeprefix("network."): v for k, v in checkpoint.items() if k.startswith("network.")})
         restore_optimizer(optimizer, checkpoint)
@@ -126,16 +133,18 @@ def train(options: TrainOptions, run: Path, *, resume: bool = False) -> TrainRes
     batches = training_batches(sources.train, options.protocol, options.batch_size, step)
     header = {
         "network": options.network, "network_options": options.network_options, "precision": precision,
-        "training": {**asdict(options), "data": None}, "version": mri_n2n.__version__, "torch": torch.__version__,
-        "train_files": [s.name for s in sources.train], "validation_files": [s.name for s in sources.validation],
-        "parameters": sum(p.numel() for p in network.parameters()), "note": "research use only",
+        "version": mri_n2n.__version__, "torch": torch.__version__, "note": "research use only",
+        "parameters": sum(p.numel() for p in network.parameters()),
+        "train_volumes": len(sources.train), "train_slices": sum(s.slices for s in sources.train), "validation_volumes": len(sources.validation),
+        "init_sha256": None if options.init is None else sha256_of(find_weights(Path(options.init))),
     }
 
     def save() -> None:
         header.update(step=step, seconds=seconds)
         tensors = {f"network.{name}": value for name, value in network.state_dict().items()}
-        save_tensors(run / "checkpoint.safetensors", {**tensors, **optimizer_tensors(optimizer)}, header)
-        save_tensors(run / "weights.safetensors", network.state_dict(), header)
+        every = {**header, "training": asdict(options)}
+        save_tensors(run / "checkpoint.safetensors", {**tensors, **optimizer_tensors(optimizer)}, every)
+        save_tensors(run / "weights.safetensors", network.state_dict(), {**header, "training": publishable(options)})
 
     stopped = Stopped()
     previous = {number: signal.signal(number, stopped) for number in catchable_signals()}
@@ -173,6 +182,12 @@ def train(options: TrainOptions, run: Path, *, resume: bool = False) -> TrainRes
     return TrainResult(run / "weights.safetensors", quality.get("psnr"), loss, step, seconds, finished)
 
 
+def publishable(options: TrainOptions) -> dict:
+    """The options without paths and subject names: weights travel further than the data they come from."""
+    private = {"data", "init", "validation_subjects", "excluded_subjects"}
+    return {name: value for name, value in asdict(options).items() if name not in private}
+
+
 def exclude(split: Split, subjects: tuple[str, ...]) -> Split:
     """The split without some subjects: those kept for a final test."""
     return Split(
@@ -204,7 +219,7 @@ def start_run(run: Path, options: TrainOptions, resume: bool) -> tuple[dict[str,
     if resume:
         tensors, header = load_tensors(path)
         before, now = header["training"], json.loads(json.dumps(asdict(options)))
-        budget = {"epochs", "steps", "minutes", "quiet", "device", "data", "validate_every"}
+        budget = {"epochs", "steps", "minutes", "quiet", "device", "data", "init", "validate_every"}
         changed = sorted(key for key in now if key not in budget and before.get(key) != now[key])
         if changed:
             raise InputError(f"{run} was trained with other options ({', '.join(changed)}); resume with the same ones (see {run / 'run.json'})")
@@ -225,6 +240,14 @@ def catchable_signals() -> tuple[int, ...]:
     except ValueError:
         return ()
     return (signal.SIGINT, signal.SIGTERM)
+
+
+def initial_weights(options: TrainOptions) -> dict[str, Tensor]:
+    """The tensors of `options.init`. InputError when they are of another network."""
+    tensors, header = load_tensors(find_weights(Path(options.init)))
+    if (header.get("network"), header.get("network_options")) != (options.network, options.network_options):
+        raise InputError(f"{options.init} holds {header.get('network')} {header.get('network_options')}, not {options.network} {options.network_options}")
+    return tensors
 
 
 def set_schedule(optimizer: torch.optim.Optimizer, options: TrainOptions, progress: float) -> None:

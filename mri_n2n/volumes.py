@@ -6,7 +6,6 @@ import warnings
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
 
 import h5py
@@ -27,7 +26,6 @@ from mri_n2n.simulate import full_kspace, root_sum_of_squares, seeded
 Volume = Tensor | tuple[Acquisition, ...]
 
 
-@lru_cache(maxsize=64)  # drawing takes longer than training on them; 64 cover the default set
 def load_phantom(name: str, slices: int, matrix_size: int) -> Tensor:
     shape = (matrix_size, matrix_size)
     drawn = (phantom_kspace(shape=shape, coils=1, generator=seeded(0, name, i), real=True) for i in range(slices))

@@ -290,6 +290,9 @@ def test_fixed_pairs_stay_the_same_and_redrawn_ones_do_not():
     both = (one[0].mask * one[1].mask) > 0  # common samples carry independent noise
     noise = [(scan.kspace - full)[both] for scan in one[:2]]
     assert (noise[0] - noise[1]).abs().min() > 0
+    assert one[0].noise_variance == one[1].noise_variance == pytest.approx(0.1**2)  # noise is a standard deviation
+    variance = torch.cat([(scan.kspace - full)[scan.mask > 0] for scan in one[:2]]).abs().square().mean().item()
+    assert variance == pytest.approx(0.1**2, rel=5 / math.sqrt((one[0].mask + one[1].mask).sum().item()))
     draw = generator()
     redrawn = [simulated_repetitions(full, 0, "a", protocol, draw) for _ in range(2)]
     assert not torch.equal(redrawn[0][0].mask, redrawn[1][0].mask)

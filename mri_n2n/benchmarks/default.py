@@ -7,10 +7,12 @@ new masks at every step.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from mri_n2n.benchmarks.common import comparison_options, data_folder, reconstruct_with, score, table, test_volume, trained, zero_filled
 from mri_n2n.benchmarks.targets import STEPS, recipe_options
+from mri_n2n.report import line_plot
 
 
 def run(data: Path | None, output: Path, docs: Path | None, quick: bool) -> str:
@@ -29,9 +31,21 @@ def run(data: Path | None, output: Path, docs: Path | None, quick: bool) -> str:
         after = score(reconstruct_with(folder / "weights.safetensors", test), test.reference)
         found[label] = after["slice_psnr"], header["seconds"]
         rows.append([label, header["step"], options.batch_size, header["seconds"] / 60, after["slice_psnr"], after["psnr"], f"{after['ssim']:.3f}"])
+    picture = ""
+    if docs is not None:
+        (docs / "images").mkdir(parents=True, exist_ok=True)
+        line_plot({label: curve(folder) for label, (_, folder) in runs.items()}, docs / "images" / "default.png", "minutes", "validation PSNR (dB)")
+        picture = "\nValidation on subject 12 (all contrasts) while training:\n\n![PSNR over minutes](images/default.png)\n"
     (recipe, recipe_seconds), (fixed, fixed_seconds), (redrawn, _) = found.values()
     return table(["training", "steps", "batch", "minutes", "PSNR per slice (dB)", "PSNR volume (dB)", "SSIM"], rows) + (
         f"\nAt equal steps the default with fixed pairs is {fixed - recipe:+.2f} dB ahead (wanted: 1.5; redrawn pairs {redrawn - recipe:+.2f} dB), in "
         f"{fixed_seconds / recipe_seconds:.2f} of the recipe's time"
         + (", so that equal time (wanted: 1.0 dB) is met with time to spare.\n" if fixed_seconds <= recipe_seconds else ".\n")
+        + picture
     )
+
+
+def curve(run: Path) -> tuple[list[float], list[float]]:
+    """(minutes, validation PSNR in dB) of a run's log."""
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return [line["seconds"] / 60 for line in lines], [line["psnr"] for line in lines]
