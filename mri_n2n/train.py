@@ -52,7 +52,7 @@ class TrainOptions:
     steps: int | None = None
     minutes: float | None = None
     batch_size: int = 8
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     device: str = "auto"
     precision: str = "auto"
     init: str | None = None

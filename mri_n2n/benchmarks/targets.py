@@ -20,7 +20,7 @@ TARGETS = ("undersampled", "clean")
 def recipe_options(data: Path, targets: str, quick: bool) -> TrainOptions:
     """The 2018 recipe: U-Net, batch 16, redrawn masks."""
     return comparison_options(
-        data, steps=4 if quick else STEPS, network="unet", batch_size=16,
+        data, steps=4 if quick else STEPS, network="unet", batch_size=16, learning_rate=1e-3,
         protocol={"recipe": "noise2noise-2018", "targets": targets, "pairs": "redrawn"},
     )
 

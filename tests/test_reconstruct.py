@@ -1,0 +1,447 @@
+"""From a scan to image files: what is written, that it is right, and that nothing is lost or half-written."""
+
+import json
+import os
+from pathlib import Path
+
+import h5py
+import nibabel
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import mri_n2n
+import mri_n2n.reconstruct as reconstruction
+from mri_n2n.batches import Protocol
+from mri_n2n.checkpoint import BUNDLED, build_network, save_tensors
+from mri_n2n.errors import InputError, NotFoundError, OutputError
+from mri_n2n.evaluate import psnr
+from mri_n2n.formats import open_scan, read_reference, read_result, write_scan
+from mri_n2n.fourier import fft2c, ifft2c
+from mri_n2n.masks import draw_mask
+from mri_n2n.phantom import phantom_kspace
+from mri_n2n.reconstruct import reconstruct_files
+from mri_n2n.simulate import SimulationOptions, simulate_file, smooth_phase
+from mri_n2n.train import TrainOptions, train
+
+OUTPUTS = ("scan.h5", "scan.json", "scan.nii.gz", "scan.png")
+# Oblique, with three voxel sizes: an exchange of axes cannot go unseen.
+AFFINE = np.array([[0.9, 0.1, 0.0, -20], [-0.1, 1.1, 0.3, 5], [0.0, -0.2, 2.5, 7], [0, 0, 0, 1]])
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def head(y: int, x: int, seed: int = 0) -> np.ndarray:
+    return ifft2c(phantom_kspace((y, x), generator=generator(seed)))[0].abs().numpy()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    """A run of two steps: small weights, but trained ones."""
+    path = tmp_path_factory.mktemp("run")
+    tiny = {"cascades": 2, "channels": 8, "levels": 2}
+    train(
+        TrainOptions("phantom", matrix_size=24, protocol=Protocol(acceleration=(3.0, 3.0)), network_options=tiny, steps=2,
+                     batch_size=4, learning_rate=0.02, precision="float32", device="cpu", quiet=True),
+        path,
+    )  # fmt: skip
+    return path
+
+
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory) -> dict[str, Path]:
+    """Simulated scans of one volume of 20 x 26 x 3 voxels, slices along axis 2; `line` has a mask of lines."""
+    folder = tmp_path_factory.mktemp("scans")
+    images = np.stack([head(26, 20, i) for i in range(3)]).transpose(2, 1, 0)
+    image = nibabel.Nifti1Image((700 * images).astype(np.float32), AFFINE)
+    image.set_qform(None, 0)
+    image.set_sform(AFFINE, 3)
+    nibabel.save(image, folder / "volume.nii.gz")
+    kinds = {
+        "single": SimulationOptions(acceleration=4), "coils": SimulationOptions(acceleration=4, coils=3, noise=0.01),
+        "line": SimulationOptions(acceleration=3, mask="random-lines", phase=True),
+        "axis0": SimulationOptions(acceleration=3, axis=0, phase=True), "axis1": SimulationOptions(acceleration=3, axis=1),
+    }  # fmt: skip
+    found = {}
+    for name, options in kinds.items():
+        (folder / name).mkdir()
+        (found[name],) = simulate_file(folder / "volume.nii.gz", folder / name / "scan.h5", options)
+    return found
+
+
+def kspace_of(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """(slices, coils, y, x) as stored and the stored mask."""
+    with h5py.File(path) as file:
+        kspace = file["kspace"][()]
+        return (kspace if kspace.ndim == 4 else kspace[:, None]), file["mask"][()]
+
+
+def tree(folder: Path) -> dict[str, bytes | None]:
+    """Everything below a folder, directories and hidden files included."""
+    return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in sorted(folder.rglob("*"))}
+
+
+def copy(path: Path, to: Path) -> Path:
+    to.parent.mkdir(parents=True, exist_ok=True)
+    to.write_bytes(path.read_bytes())
+    return to
+
+
+# ------------------------------------------------------------------------------------------------------ what is written
+
+
+@pytest.mark.parametrize("name", ["single", "coils", "line"])
+def test_the_four_files_are_complete(name, scans, run, tmp_path):
+    (sidecar,) = reconstruct_files([scans[name]], tmp_path / "new" / "results", weights=run, quiet=True)
+    results = tmp_path / "new" / "results"
+    assert tuple(tree(results)) == OUTPUTS
+    kspace, mask = kspace_of(scans[name])
+    slices, coils, y, x = kspace.shape
+    with h5py.File(results / "scan.h5") as file:
+        image, magnitude = file["image"][()], file["reconstruction"][()]
+        assert file.attrs["note"] == "research use only" and bool(file.attrs["simulated"])
+    assert magnitude.dtype == np.float32 and magnitude.shape == (slices, y, x)
+    assert image.dtype == np.complex64 and image.shape == ((slices, y, x) if coils == 1 else (slices, coils, y, x))
+    combined = np.sqrt((np.abs(image.reshape(slices, coils, y, x)) ** 2).sum(axis=1))
+    np.testing.assert_allclose(magnitude, combined, rtol=1e-5, atol=1e-4)
+    # On the input's scale, and not just the zero-filled image.
+    zero_filled = np.sqrt((np.abs(ifft2c(torch.from_numpy(kspace)).numpy()) ** 2).sum(axis=1))
+    assert 0.5 < magnitude.max() / zero_filled.max() < 2 and not np.allclose(magnitude, zero_filled, rtol=1e-3)
+
+    with Image.open(results / "scan.png") as picture:
+        picture.verify()
+    assert json.loads((results / "scan.json").read_text()) == sidecar
+    assert sidecar["measured_share"] == pytest.approx(mask.mean(), abs=1e-5)
+    assert (sidecar["slices"], sidecar["coils"], sidecar["matrix"]) == (slices, coils, [y, x])
+    assert sidecar["mask_source"] == "stored" and sidecar["input"]["simulated"] is True and sidecar["seconds"] >= 0
+    assert sidecar["note"] == "research use only" and sidecar["weights"]["bundled"] is False
+    assert sidecar["input"]["sha256"] == mri_n2n.files.sha256_of(scans[name])
+    assert sidecar["weights"]["sha256"] == mri_n2n.files.sha256_of(run / "weights.safetensors")
+    assert sidecar["output_sha256"] == {n: mri_n2n.files.sha256_of(results / n) for n in ("scan.h5", "scan.nii.gz")}
+    assert ("root-sum-of-squares" in sidecar["combination"]) == (coils > 1)
+
+
+@pytest.mark.parametrize(("name", "axis"), [("axis0", 0), ("axis1", 1), ("single", 2)])
+def test_nifti_and_hdf5_agree_voxel_by_voxel(name, axis, scans, run, tmp_path):
+    reconstruct_files([scans[name]], tmp_path, weights=run, quiet=True)
+    magnitude = read_result(tmp_path / "scan.h5")[0]
+    image = nibabel.load(tmp_path / "scan.nii.gz")
+    assert image.get_data_dtype() == np.float32 and image.shape == (20, 26, 3)
+    np.testing.assert_allclose(image.affine, AFFINE, atol=1e-5)
+    assert int(image.header["sform_code"]) == 3 and int(image.header["qform_code"]) == 0
+    # The rule of the format: slices along `axis`; of the other axes the higher is y, the lower x.
+    voxels = image.get_fdata(dtype=np.float32)
+    low, high = (a for a in range(3) if a != axis)
+    for place in np.ndindex(voxels.shape):
+        assert voxels[place] == magnitude[place[axis], place[high], place[low]]
+    # And it shows the volume that was simulated, each voxel where it was.
+    original = nibabel.load(scans[name].parent.parent / "volume.nii.gz").get_fdata()
+    assert np.corrcoef(original.ravel(), voxels.ravel())[0, 1] > 0.8
+
+
+@pytest.mark.parametrize("name", ["single", "coils", "line"])
+def test_measured_samples_are_in_the_image_as_measured(name, scans, run, tmp_path):
+    reconstruct_files([scans[name]], tmp_path, weights=run, quiet=True)
+    kspace, mask = kspace_of(scans[name])
+    with h5py.File(tmp_path / "scan.h5") as file:
+        found = fft2c(torch.from_numpy(file["image"][()].reshape(kspace.shape))).numpy()
+    at = np.broadcast_to(mask > 0, kspace.shape)
+    assert at.mean() > 0.1 and np.abs(found[~at]).max() > 1e-3 * np.abs(found).max()
+    np.testing.assert_allclose(found[at], kspace[at], rtol=0, atol=2e-6 * np.abs(kspace).max())
+
+
+def test_slices_are_streamed_with_the_same_result(scans, run, tmp_path, monkeypatch):
+    reconstruct_files([scans["coils"]], tmp_path / "a", weights=run, quiet=True)
+    monkeypatch.setattr(reconstruction, "PIXELS_AT_ONCE", 1)
+    reconstruct_files([scans["coils"]], tmp_path / "b", weights=run, quiet=True)
+    a, b = (read_result(tmp_path / name / "scan.h5")[0] for name in "ab")
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * a.max())
+
+
+def test_a_scan_without_geometry_or_mask(scans, run, tmp_path):
+    kspace, mask = kspace_of(scans["single"])
+    with h5py.File(tmp_path / "bare.h5", "w") as file:
+        file["kspace"] = kspace[:, 0]
+    (sidecar,) = reconstruct_files([tmp_path / "bare.h5"], tmp_path / "out", weights=run, quiet=True)
+    assert sidecar["mask_source"] == "zeros" and sidecar["measured_share"] == pytest.approx(mask.mean(), abs=1e-5)
+    assert "unknown" in sidecar["geometry"] and sidecar["input"]["simulated"] is None
+    image = nibabel.load(tmp_path / "out" / "bare.nii.gz")
+    assert int(image.header["qform_code"]) == int(image.header["sform_code"]) == 0
+    reconstruct_files([scans["single"]], tmp_path / "with", weights=run, quiet=True)
+    np.testing.assert_array_equal(read_result(tmp_path / "out" / "bare.h5")[0], read_result(tmp_path / "with" / "scan.h5")[0])
+
+
+def test_nothing_written_says_who_or_where(scans, run, tmp_path):
+    path = copy(scans["single"], tmp_path / "private place" / "scan.h5")
+    with h5py.File(path, "r+") as file:
+        file.attrs["patient_id"] = "Jane Doe 19700101"
+        file.attrs["patient_name"] = "Doe^Jane"
+    reconstruct_files([path], tmp_path / "out", weights=run, quiet=True)
+    for name, content in tree(tmp_path / "out").items():
+        for secret in (str(tmp_path), str(run), "private place", "Doe"):
+            assert secret.encode() not in content, f"{secret} in {name}"
+
+
+# ------------------------------------------------------------------------------------- nothing is lost or half-written
+
+
+def test_results_are_replaced_only_when_told(scans, run, tmp_path):
+    reconstruct_files([scans["single"]], tmp_path, weights=run, quiet=True)
+    for name in OUTPUTS:
+        (tmp_path / name).write_text("kept")
+        for other in set(OUTPUTS) - {name}:
+            (tmp_path / other).unlink(missing_ok=True)
+        with pytest.raises(OutputError, match=f"{name}.*--force"):
+            reconstruct_files([scans["single"]], tmp_path, weights=run, quiet=True)
+        assert tree(tmp_path) == {name: b"kept"}
+    reconstruct_files([scans["single"]], tmp_path, weights=run, force=True, quiet=True)
+    assert tuple(tree(tmp_path)) == OUTPUTS and b"kept" not in tree(tmp_path).values()
+
+
+@pytest.mark.parametrize("how", ["direct", "directory link", "input link", "output link", "hard link", "relative"])
+def test_the_input_is_never_replaced(how, scans, run, tmp_path, monkeypatch):
+    path = copy(scans["single"], tmp_path / "data" / "scan.h5")
+    output = path.parent
+    match how:
+        case "directory link":
+            output = tmp_path / "link"
+            output.symlink_to(path.parent)
+        case "input link":
+            (tmp_path / "other").mkdir()
+            path = tmp_path / "other" / "scan.h5"
+            path.symlink_to(tmp_path / "data" / "scan.h5")
+        case "output link":
+            output = tmp_path / "results"
+            output.mkdir()
+            (output / "scan.h5").symlink_to(path)
+        case "hard link":
+            output = tmp_path / "results"
+            output.mkdir()
+            os.link(path, output / "scan.h5")
+        case "relative":
+            monkeypatch.chdir(path.parent)
+            path, output = Path("scan.h5"), Path(".")
+    before = tree(tmp_path)
+    for force in (False, True):
+        with pytest.raises(OutputError, match="input"):
+            reconstruct_files([path], output, weights=run, force=force, quiet=True)
+    assert tree(tmp_path) == before
+
+
+def test_no_input_is_replaced_by_the_result_of_another(scans, run, tmp_path):
+    """b.h5's result would land on the file that a.h5 is a link to."""
+    target = copy(scans["single"], tmp_path / "out" / "b.h5")
+    (tmp_path / "a.h5").symlink_to(target)
+    copy(scans["line"], tmp_path / "b.h5")
+    before = target.read_bytes()
+    with pytest.raises(OutputError):
+        reconstruct_files([tmp_path / "a.h5", tmp_path / "b.h5"], tmp_path / "out", weights=run, force=True, quiet=True)
+    assert target.read_bytes() == before
+
+
+@pytest.mark.parametrize("existing", [False, True])
+def test_a_failure_in_the_middle_leaves_nothing_half_written(existing, scans, run, tmp_path, monkeypatch):
+    monkeypatch.setattr(reconstruction, "PIXELS_AT_ONCE", 1)  # slice by slice: two are done when the third fails
+    path, output = copy(scans["single"], tmp_path / "scan.h5"), tmp_path / "out"
+    if existing:
+        reconstruct_files([path], output, weights=run, quiet=True)
+    with h5py.File(path, "r+") as file:
+        file["kspace"][2] = np.nan
+    before = tree(tmp_path)
+    with pytest.raises(InputError, match="scan.h5.*NaN"):
+        reconstruct_files([path], output, weights=run, force=existing, quiet=True)
+    assert tree(tmp_path) == before and output.exists() == existing
+
+
+def test_of_several_scans_the_good_ones_are_whole(scans, run, tmp_path):
+    good, bad = copy(scans["single"], tmp_path / "a.h5"), copy(scans["single"], tmp_path / "b.h5")
+    with h5py.File(bad, "r+") as file:
+        file["kspace"][1] = np.inf
+    with pytest.raises(InputError, match="b.h5"):
+        reconstruct_files([good, bad], tmp_path / "out", weights=run, quiet=True)
+    assert set(tree(tmp_path / "out")) == {name.replace("scan", "a") for name in OUTPUTS}
+
+
+def test_a_directory_in_the_way_leaves_nothing_half_written(scans, run, tmp_path):
+    (tmp_path / "scan.png").mkdir()
+    with pytest.raises(OutputError):
+        reconstruct_files([scans["single"]], tmp_path, weights=run, force=True, quiet=True)
+    assert tree(tmp_path) == {"scan.png": None}
+
+
+def test_a_place_that_cannot_be_written(scans, run, tmp_path):
+    (tmp_path / "file").write_text("a file")
+    with pytest.raises(OutputError):
+        reconstruct_files([scans["single"]], tmp_path / "file", weights=run, quiet=True)
+    assert tree(tmp_path) == {"file": b"a file"}
+
+
+def test_two_inputs_of_one_name_are_refused(scans, run, tmp_path):
+    other = copy(scans["single"], tmp_path / "scan.hdf5")
+    for pair in ([scans["single"], scans["coils"]], [scans["single"], scans["single"]], [scans["single"], other]):
+        with pytest.raises(OutputError, match="scan.h5"):
+            reconstruct_files(pair, tmp_path / "out", weights=run, quiet=True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_missing_scan_and_missing_weights(scans, run, tmp_path):
+    with pytest.raises(NotFoundError, match="nowhere.h5"):
+        reconstruct_files([tmp_path / "nowhere.h5"], tmp_path / "out", weights=run, quiet=True)
+    with pytest.raises(NotFoundError, match="weights"):
+        reconstruct_files([scans["single"]], tmp_path / "out", weights=tmp_path / "no run", quiet=True)
+    assert tree(tmp_path) == {}
+
+
+# --------------------------------------------------------------------------------------------------- arrays as well
+
+
+@pytest.mark.parametrize("name", ["single", "coils"])
+def test_arrays_and_files_agree(name, scans, run, tmp_path):
+    mri_n2n.reconstruct(str(scans[name]), str(tmp_path), weights=str(run))
+    with h5py.File(tmp_path / "scan.h5") as file:
+        expected = file["image"][()]
+    kspace, mask = kspace_of(scans[name])
+    kspace = kspace if name == "coils" else kspace[:, 0]
+    tolerance = {"rtol": 1e-4, "atol": 1e-5 * np.abs(expected).max()}
+    for given in (mask, np.broadcast_to(mask, (3, 26, 20)), None, torch.from_numpy(mask) > 0):
+        image = mri_n2n.reconstruct(kspace, mask=given, weights=run)
+        assert image.dtype == np.complex64 and image.shape == kspace.shape
+        np.testing.assert_allclose(image, expected, **tolerance)
+    if name == "single":
+        np.testing.assert_allclose(mri_n2n.reconstruct(kspace[1], mask=mask, weights=run), expected[1], **tolerance)
+        np.testing.assert_allclose(mri_n2n.reconstruct(torch.from_numpy(kspace), weights=run), expected, **tolerance)
+
+
+def test_arrays_of_other_types_and_line_masks(scans, run):
+    kspace, mask = (part[0] for part in kspace_of(scans["line"]))
+    assert (mask.ndim == 1) and mask.shape == (20,)
+    expected = mri_n2n.reconstruct(kspace[0], mask=mask, weights=run)
+    tolerance = {"rtol": 1e-4, "atol": 1e-5 * np.abs(expected).max()}
+    for other in (kspace[0].astype(np.complex128), kspace[0].astype(">c8"), np.asfortranarray(kspace[0])):
+        np.testing.assert_allclose(mri_n2n.reconstruct(other, mask=mask, weights=run), expected, **tolerance)
+    # A full acquisition may be given with a mask: what the mask leaves out is not looked at.
+    filled = np.where(mask > 0, kspace[0], 123.0).astype(np.complex64)
+    np.testing.assert_allclose(mri_n2n.reconstruct(filled, mask=mask, weights=run), expected, **tolerance)
+
+
+@pytest.mark.parametrize(
+    ("kspace", "mask"),
+    [
+        (np.ones((8, 9)), None), (np.ones(8, complex), None), (np.ones((1, 1, 1, 8, 9), complex), None),
+        (np.zeros((8, 9), complex), None), (np.full((8, 9), np.nan + 0j), None), (np.full((8, 9), 1e300 + 0j), None),
+        (np.ones((8, 9), complex), np.ones(8)), (np.ones((8, 9), complex), np.ones((9, 8))), (np.ones((8, 9), complex), np.ones((2, 8, 9))),
+        (np.ones((8, 9), complex), np.full(9, 0.5)), (np.ones((8, 9), complex), np.full(9, np.nan)), (np.ones((8, 9), complex), np.zeros(9)),
+        (np.ones((0, 8, 9), complex), None),
+    ],
+)  # fmt: skip
+def test_arrays_that_do_not_fit(kspace, mask, run):
+    with pytest.raises(InputError) as caught:
+        mri_n2n.reconstruct(kspace, mask=mask, weights=run)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_needs_a_place_to_write(scans, run):
+    with pytest.raises(OutputError, match="directory"):
+        mri_n2n.reconstruct(scans["single"], weights=run)
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1e6, -3.0, 2j])
+def test_scaled_scans_give_scaled_images(scale, scans, run):
+    kspace, mask = kspace_of(scans["coils"])
+    image, scaled = (mri_n2n.reconstruct(factor * kspace, mask=mask, weights=run) for factor in (1.0, scale))
+    np.testing.assert_allclose(scaled / scale, image, rtol=0, atol=1e-4 * np.abs(image).max())
+
+
+def test_weights_of_the_2018_recipe_use_the_stored_probability(scans, tmp_path):
+    torch.manual_seed(0)
+    network = build_network("unet", {"channels": 12})
+    save_tensors(tmp_path / "unet.safetensors", network.state_dict(), {"network": "unet", "network_options": {"channels": 12}})
+    kspace, mask = kspace_of(scans["single"])
+    images = {}
+    for name, scale in (("plain", 1.0), ("large", 1e5)):
+        path = copy(scans["single"], tmp_path / f"{name}.h5")
+        with h5py.File(path, "r+") as file:
+            file["kspace"][...] = scale * kspace[:, 0]
+        reconstruct_files([path], tmp_path / "out", weights=tmp_path / "unet.safetensors", quiet=True)
+        images[name] = read_result(tmp_path / "out" / f"{name}.h5")[0] / scale
+    np.testing.assert_allclose(images["plain"], images["large"], atol=1e-4 * images["plain"].max())
+    with h5py.File(tmp_path / "large.h5", "r+") as file:
+        del file["probability"]
+    with pytest.raises(InputError, match="large.h5.*probability"):
+        reconstruct_files([tmp_path / "large.h5"], tmp_path / "none", weights=tmp_path / "unet.safetensors", quiet=True)
+    with pytest.raises(InputError, match="probability"):
+        mri_n2n.reconstruct(kspace, mask=mask, weights=tmp_path / "unet.safetensors")
+    assert not (tmp_path / "none").exists()
+
+
+# ------------------------------------------------------------------------------------------------- the bundled weights
+
+bundled = pytest.mark.skipif(not BUNDLED.is_file(), reason="the weights that come with the package are not there yet")
+
+
+def gain(full: torch.Tensor, kind: str, acceleration: float, seed: int, hermitian: bool = False) -> tuple[float, np.ndarray]:
+    """dB won over the zero-filled image of full k-space (y, x), and the reconstruction."""
+    mask = draw_mask(kind, tuple(full.shape), acceleration, generator(seed), hermitian=hermitian).mask
+    image = mri_n2n.reconstruct((full * mask).numpy(), mask=mask.numpy())
+    assert image.shape == tuple(full.shape) and np.isfinite(image).all()
+    sampled = fft2c(torch.from_numpy(image))[mask > 0]
+    torch.testing.assert_close(sampled, full[mask > 0], rtol=0, atol=1e-5 * full.abs().max().item())
+    reference, zero_filled = ifft2c(full).abs().numpy(), ifft2c(full * mask).abs().numpy()
+    return psnr(reference[None], np.abs(image)[None]) - psnr(reference[None], zero_filled[None]), image
+
+
+@bundled
+def test_bundled_weights_gain_two_decibels_on_a_head_they_never_saw():
+    assert gain(phantom_kspace((128, 128), generator=generator(5))[0], "roulette", 8.0, 0, hermitian=True)[0] > 2.0
+
+
+@bundled
+@pytest.mark.parametrize("kind", ["random-lines", "equispaced-lines", "gaussian-lines", "gaussian-points"])
+def test_bundled_weights_on_every_mask(kind):
+    assert gain(phantom_kspace((96, 96), generator=generator(6))[0], kind, 4.0, 0)[0] > 0.5
+
+
+@bundled
+@pytest.mark.parametrize("acceleration", [4.0, 12.0])
+def test_bundled_weights_on_odd_sizes_and_complex_scans(acceleration):
+    full = phantom_kspace((65, 90), generator=generator(7))[0]
+    assert gain(full, "roulette", acceleration, 1, hermitian=True)[0] > 0.5
+    turned = fft2c(ifft2c(full) * smooth_phase((65, 90), generator(8)))
+    decibels, image = gain(turned, "roulette", acceleration, 1)
+    assert decibels > 0.5 and np.abs(image.imag).max() > 0.1 * np.abs(image).max()
+
+
+@bundled
+def test_bundled_weights_scale_with_the_scan():
+    full = phantom_kspace((65, 90), generator=generator(9))[0].numpy()
+    mask = draw_mask("roulette", (65, 90), 6.0, generator(0)).mask.numpy()
+    image = mri_n2n.reconstruct(full, mask=mask)
+    for scale in (1e-6, 1.0, 1e6, -3.0):
+        scaled = mri_n2n.reconstruct((scale * full).astype(np.complex64), mask=mask)
+        np.testing.assert_allclose(scaled / scale, image, rtol=0, atol=2e-4 * np.abs(image).max())
+
+
+@bundled
+def test_bundled_weights_are_small_and_say_how_they_were_trained(tmp_path):
+    assert BUNDLED.stat().st_size <= 8e6 and (BUNDLED.parent / "README.md").is_file()
+    facts = mri_n2n.info(BUNDLED)
+    assert facts["targets"] == "undersampled" and facts["network"] == "unrolled"
+    assert b"/home" not in BUNDLED.read_bytes()[:100_000] and b"/root" not in BUNDLED.read_bytes()[:100_000]
+
+
+@bundled
+def test_a_scan_is_reconstructed_without_naming_weights(tmp_path):
+    full = torch.stack([phantom_kspace((64, 64), generator=generator(i)) for i in range(2)])
+    sampling = draw_mask("roulette", (64, 64), 6.0, generator(0), hermitian=True)
+    write_scan(
+        tmp_path / "scan.h5", (one.numpy() * sampling.mask.numpy() for one in full), (2, 1, 64, 64), mask=sampling.mask.numpy(),
+        reference=ifft2c(full)[:, 0].abs().numpy(),
+    )  # fmt: skip
+    (sidecar,) = mri_n2n.reconstruct(tmp_path / "scan.h5", tmp_path / "results")
+    assert sidecar["weights"]["bundled"] is True
+    reference, found = read_reference(tmp_path / "scan.h5"), read_result(tmp_path / "results" / "scan.h5")[0]
+    zero_filled = ifft2c(open_scan(tmp_path / "scan.h5").read(0, 2).kspace)[:, 0].abs().numpy()
+    assert psnr(reference, found) > psnr(reference, zero_filled) + 1.0
