@@ -39,7 +39,9 @@ class Acquisition:
         for name in ("mask", "probability"):
             value = getattr(self, name)
             if value is not None and (value.shape[0] not in (1, batch) or list(value.shape[1:]) != [1, *matrix]):
-                raise ValueError(f"{name} must have axes ({batch} or 1, 1, {matrix[0]}, {matrix[1]}); got {tuple(value.shape)}")
+                raise ValueError(
+                    f"{name} must have axes ({batch} or 1, 1, {matrix[0]}, {matrix[1]}); got {tuple(value.shape)}"
+                )
 
     def to(self, device: torch.device | str) -> Acquisition:
         """The same acquisition with every tensor on `device`."""

@@ -50,7 +50,9 @@ def steps_per_epoch(sources: Sequence[Source], batch_size: int) -> int:
     return -(-sum(source.slices for source in sources) // batch_size)
 
 
-def training_batches(sources: Sequence[Source], protocol: Protocol, batch_size: int, first_step: int = 0) -> Iterator[list[Pair]]:
+def training_batches(
+    sources: Sequence[Source], protocol: Protocol, batch_size: int, first_step: int = 0
+) -> Iterator[list[Pair]]:
     """Endless batches from step `first_step` on; each a list of pairs, one per matrix size that the batch holds."""
     epoch, skip = divmod(first_step, steps_per_epoch(sources, batch_size))
     loaded: dict[int, Volume] = {}
@@ -66,7 +68,9 @@ def _epoch(
     files = torch.randperm(len(sources), generator=generator).tolist()
     order: list[tuple[int, int]] = []
     for start in range(0, len(files), FILES_IN_GROUP):
-        group = [(file, index) for file in files[start : start + FILES_IN_GROUP] for index in range(sources[file].slices)]
+        group = [
+            (file, index) for file in files[start : start + FILES_IN_GROUP] for index in range(sources[file].slices)
+        ]
         order += [group[i] for i in torch.randperm(len(group), generator=generator).tolist()]
     last = {file: position for position, (file, _) in enumerate(order)}
     for start in range(skip * batch_size, len(order), batch_size):
@@ -87,14 +91,18 @@ def _bytes(data: Volume) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def _example(data: Volume, index: int, name: str, protocol: Protocol, draw: Generator) -> tuple[Acquisition, Acquisition]:
+def _example(
+    data: Volume, index: int, name: str, protocol: Protocol, draw: Generator
+) -> tuple[Acquisition, Acquisition]:
     """(input, target) acquisitions of one slice. What belongs to the scan is drawn by its name, what to training by `draw`."""
     if isinstance(data, Tensor):
         full = data[index : index + 1]
         if full.shape[1] > 1:  # without sensitivity maps every coil is an image of its own
             coil = int(torch.randint(full.shape[1], (), generator=draw))
             full, name = full[:, coil : coil + 1], f"{name} coil {coil}"
-        first, second, full = simulated_repetitions(full, index, name, protocol, draw if protocol.pairs == "redrawn" else None)
+        first, second, full = simulated_repetitions(
+            full, index, name, protocol, draw if protocol.pairs == "redrawn" else None
+        )
         if torch.rand((), generator=draw) < 0.5:
             first, second = second, first
         target = full if protocol.targets == "clean" else second
@@ -146,7 +154,9 @@ def one_slice(acquisition: Acquisition, index: int, coil: int) -> Acquisition:
     """One coil of one slice, as an acquisition (1, 1, y, x) of its own."""
     of_slice = lambda value: value if value is None or value.shape[0] == 1 else value[index : index + 1]  # noqa: E731
     kspace = acquisition.kspace[index : index + 1, coil : coil + 1]
-    return Acquisition(kspace, of_slice(acquisition.mask), of_slice(acquisition.probability), None, acquisition.noise_variance)
+    return Acquisition(
+        kspace, of_slice(acquisition.mask), of_slice(acquisition.probability), None, acquisition.noise_variance
+    )
 
 
 def _collate(examples: list[tuple[Acquisition, Acquisition]], protocol: Protocol) -> list[Pair]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from mri_n2n.errors import InputError, NotFoundError, UserError
+from mri_n2n.errors import InputError, NotFoundError
 from mri_n2n.files import atomic_output
 from mri_n2n.networks import NETWORKS
 
@@ -33,10 +34,14 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             if metadata.get("format") != FORMAT:
-                raise InputError(f"{path} is a safetensors file but not of mri-n2n (its header says {metadata.get('format')!r})")
+                raise InputError(
+                    f"{path} is a safetensors file but not of mri-n2n (its header says {metadata.get('format')!r})"
+                )
             return {name: file.get_tensor(name) for name in file.keys()}, json.loads(metadata["header"])
     except (SafetensorError, ValueError, KeyError, OSError) as error:
-        raise InputError(f"{path} is not a readable weights file (safetensors of mri-n2n expected): {' '.join(str(error).split())}") from None
+        raise InputError(
+            f"{path} is not a readable weights file (safetensors of mri-n2n expected): {' '.join(str(error).split())}"
+        ) from None
 
 
 def build_network(kind: str, options: dict) -> nn.Module:
@@ -47,6 +52,12 @@ def build_network(kind: str, options: dict) -> nn.Module:
         return NETWORKS[kind](**options)
     except (TypeError, ValueError) as error:
         raise InputError(f"the options of network {kind!r} do not fit: {error}") from None
+
+
+def network_options(kind: str, options: dict) -> dict:
+    """All options of a network, those left at their default included, so that weights outlive a change of defaults."""
+    parameters = list(inspect.signature(NETWORKS[kind].__init__).parameters.values())[1:]
+    return {parameter.name: options.get(parameter.name, parameter.default) for parameter in parameters}
 
 
 def find_weights(weights: Path | None) -> Path:
@@ -87,15 +98,3 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tenso
             _, index, key = name.split(".")
             state.setdefault(int(index), {})[key] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-
-
-def choose_device(device: str) -> torch.device:
-    """"auto" is CUDA when there is one, else the CPU."""
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-        torch.zeros(1, device=chosen)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device {device!r} cannot be used here: {str(error).splitlines()[0]}") from None
-    return chosen

@@ -38,8 +38,13 @@ def demo(output: Path, *, force: bool = False, quiet: bool = False, minutes: flo
 
     say(quiet, f"2/4 train: Noise2Noise on pairs of undersampled phantoms, {minutes:g} minutes, no reference used")
     options = TrainOptions(
-        dataset="phantom", matrix_size=MATRIX, protocol=Protocol(acceleration=(ACCELERATION, ACCELERATION)),
-        network_options={"cascades": 3, "channels": 16}, minutes=minutes, learning_rate=2e-3, quiet=quiet,
+        dataset="phantom",
+        matrix_size=MATRIX,
+        protocol=Protocol(acceleration=(ACCELERATION, ACCELERATION)),
+        network_options={"cascades": 3, "channels": 16},
+        minutes=minutes,
+        learning_rate=2e-3,
+        quiet=quiet,
     )
     trained = train(options, run)
 
@@ -49,16 +54,21 @@ def demo(output: Path, *, force: bool = False, quiet: bool = False, minutes: flo
     say(quiet, "4/4 evaluate against the fully sampled reference")
     reference = read_reference(scan)
     rows = [f"{'':<16}{'PSNR (dB)':>10}{'SSIM':>8}{'NMSE':>9}"]
-    for name, images in (("zero-filled", zero_filled_images(scan)), ("reconstruction", read_reference(results / "scan.h5"))):
+    for name, images in (
+        ("zero-filled", zero_filled_images(scan)),
+        ("reconstruction", read_reference(results / "scan.h5")),
+    ):
         score = evaluate_arrays(reference, images).volume
         rows.append(f"{name:<16}{score.psnr:>10.2f}{score.ssim:>8.3f}{score.nmse:>9.4f}")
-    return "\n".join([
-        *rows,
-        f"({trained.steps} steps in {trained.seconds:.0f} s; simulated k-space of phantoms; fastMRI's metrics, peak = the volume's maximum)",
-        f"picture  {results / 'scan.png'}",
-        f"images   {results / 'scan.h5'} {results / 'scan.nii.gz'}",
-        f"weights  {trained.weights}",
-    ])
+    return "\n".join(
+        [
+            *rows,
+            f"({trained.steps} steps in {trained.seconds:.0f} s; simulated k-space of phantoms; fastMRI's metrics, peak = the volume's maximum)",
+            f"picture  {results / 'scan.png'}",
+            f"images   {results / 'scan.h5'} {results / 'scan.nii.gz'}",
+            f"weights  {trained.weights}",
+        ]
+    )
 
 
 def write_phantom_scan(path: Path) -> None:
@@ -67,10 +77,21 @@ def write_phantom_scan(path: Path) -> None:
     kspace = np.concatenate([k.numpy() for k in full])
     acquisitions = [acquire(k, "roulette", ACCELERATION, seeded(0, "demo mask"), hermitian=True) for k in full]
     write_scan(
-        path, (a.kspace[0].numpy() for a in acquisitions), kspace.shape,
-        mask=acquisitions[0].mask[0, 0].numpy(), probability=acquisitions[0].probability[0, 0].numpy(),
-        reference=np.concatenate([root_sum_of_squares(k).numpy() for k in full]), geometry=None,
-        attributes={"simulated": True, "noise_variance": 0.0, "mask_kind": "roulette", "acceleration": ACCELERATION, "seed": 0}, force=True,
+        path,
+        (a.kspace[0].numpy() for a in acquisitions),
+        kspace.shape,
+        mask=acquisitions[0].mask[0, 0].numpy(),
+        probability=acquisitions[0].probability[0, 0].numpy(),
+        reference=np.concatenate([root_sum_of_squares(k).numpy() for k in full]),
+        geometry=None,
+        attributes={
+            "simulated": True,
+            "noise_variance": 0.0,
+            "mask_kind": "roulette",
+            "acceleration": ACCELERATION,
+            "seed": 0,
+        },
+        force=True,
     )
 
 

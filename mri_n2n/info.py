@@ -25,14 +25,23 @@ def describe(path: Path | str) -> dict[str, object]:
     if kind == "nifti":
         images, geometry = read_volume(path)
         return {
-            "file": path.name, "kind": "NIfTI magnitude volume", "slices": images.shape[0], "matrix": f"{images.shape[1]} x {images.shape[2]} (y x x, slices along axis 2)",
-            "intensity": f"{images.min():g} to {images.max():g}", "commands": "simulate, train --dataset nifti, evaluate --reference",
+            "file": path.name,
+            "kind": "NIfTI magnitude volume",
+            "slices": images.shape[0],
+            "matrix": f"{images.shape[1]} x {images.shape[2]} (y x x, slices along axis 2)",
+            "intensity": f"{images.min():g} to {images.max():g}",
+            "commands": "simulate, train --dataset nifti, evaluate --reference",
         }
     reconstruction, attributes, geometry = read_result(path)
     return {
-        "file": path.name, "kind": "reconstruction", "slices": reconstruction.shape[0], "matrix": f"{reconstruction.shape[1]} x {reconstruction.shape[2]} (y x x)",
-        "intensity": f"{reconstruction.min():g} to {reconstruction.max():g}", "geometry": "unknown" if geometry is None else "stored",
-        **{key: str(value) for key, value in attributes.items()}, "commands": "evaluate",
+        "file": path.name,
+        "kind": "reconstruction",
+        "slices": reconstruction.shape[0],
+        "matrix": f"{reconstruction.shape[1]} x {reconstruction.shape[2]} (y x x)",
+        "intensity": f"{reconstruction.min():g} to {reconstruction.max():g}",
+        "geometry": "unknown" if geometry is None else "stored",
+        **{key: str(value) for key, value in attributes.items()},
+        "commands": "evaluate",
     }
 
 
@@ -44,15 +53,25 @@ def _describe_scan(path: Path) -> dict[str, object]:
     share = mask.mean().item()
     lines = bool((mask == mask[:1]).all())
     full = share == 1
-    simulated = {True: "yes: k-space was made from an image", False: "no", None: "the file does not say"}[scan.simulated]
+    simulated = {True: "yes: k-space was made from an image", False: "no", None: "the file does not say"}[
+        scan.simulated
+    ]
     return {
-        "file": path.name, "kind": f"raw scan ({scan.format})", "slices": slices, "coils": coils, "matrix": f"{y} x {x} (y x x)",
-        "sampling": "full" if full else f"{share:.1%} of the samples ({1 / share:.1f}x), {'lines along y' if lines else 'points'} (middle slice)",
+        "file": path.name,
+        "kind": f"raw scan ({scan.format})",
+        "slices": slices,
+        "coils": coils,
+        "matrix": f"{y} x {x} (y x x)",
+        "sampling": "full"
+        if full
+        else f"{share:.1%} of the samples ({1 / share:.1f}x), {'lines along y' if lines else 'points'} (middle slice)",
         "mask": "stored" if scan.mask_source == "stored" else "not stored; found from the zeros",
         "probability": "stored" if middle.probability is not None else "not stored",
         "noise variance": "unknown" if middle.noise_variance is None else f"{middle.noise_variance:g}",
-        "reference": "stored" if scan.has_reference else "none", "geometry": "unknown" if scan.geometry is None else "stored",
-        "simulated": simulated, "commands": "reconstruct" + (", evaluate --reference" if scan.has_reference else ""),
+        "reference": "stored" if scan.has_reference else "none",
+        "geometry": "unknown" if scan.geometry is None else "stored",
+        "simulated": simulated,
+        "commands": "reconstruct" + (", evaluate --reference" if scan.has_reference else ""),
     }
 
 
@@ -61,10 +80,20 @@ def _describe_weights(path: Path) -> dict[str, object]:
     training = header.get("training", {})
     protocol = training.get("protocol", {})
     return {
-        "file": path.name, "kind": "weights", "network": header.get("network"), "options": header.get("network_options"),
-        "parameters": header.get("parameters"), "trained on": f"{training.get('dataset')}, {header.get('train_volumes')} volumes, {header.get('train_slices')} slices",
-        "recipe": protocol.get("recipe"), "targets": protocol.get("targets"), "pairs": protocol.get("pairs"),
-        "masks": ", ".join(protocol.get("masks", [])), "acceleration": protocol.get("acceleration"),
-        "steps": header.get("step"), "seconds": header.get("seconds"), "precision": header.get("precision"),
-        "note": header.get("note"), "commands": "reconstruct --weights",
+        "file": path.name,
+        "kind": "weights",
+        "network": header.get("network"),
+        "options": header.get("network_options"),
+        "parameters": header.get("parameters"),
+        "trained on": f"{training.get('dataset')}, {header.get('train_volumes')} volumes, {header.get('train_slices')} slices",
+        "recipe": protocol.get("recipe"),
+        "targets": protocol.get("targets"),
+        "pairs": protocol.get("pairs"),
+        "masks": ", ".join(protocol.get("masks", [])),
+        "acceleration": protocol.get("acceleration"),
+        "steps": header.get("step"),
+        "seconds": header.get("seconds"),
+        "precision": header.get("precision"),
+        "note": header.get("note"),
+        "commands": "reconstruct --weights",
     }

@@ -45,16 +45,23 @@ def draw_mask(
     if not 1 <= acceleration < min(shape[1], math.prod(shape) / 4):
         raise ValueError(f"acceleration {acceleration} cannot be met on a {shape[0]}x{shape[1]} matrix")
     if center_fraction is not None and not 0 <= center_fraction <= 1 / acceleration:
-        raise ValueError(f"center_fraction must lie in [0, 1/acceleration = {1 / acceleration:.3f}]; got {center_fraction}")
+        raise ValueError(
+            f"center_fraction must lie in [0, 1/acceleration = {1 / acceleration:.3f}]; got {center_fraction}"
+        )
     fraction = 0.32 / acceleration if center_fraction is None else center_fraction
-    sampling = MASKS[kind](shape, acceleration, fraction, generator)
+    center = max(1, round(shape[1] * fraction))
+    if hermitian:  # an even number of lines is not symmetric about DC
+        center -= center % 2 == 0
+    if center_fraction is not None and center >= shape[1] / acceleration:
+        raise ValueError(f"center_fraction {center_fraction} leaves no line to draw at acceleration {acceleration}")
+    sampling = MASKS[kind](shape, acceleration, center, generator)
     mask = mirror(sampling.mask) if hermitian else sampling.mask
     return Sampling(mask.expand(shape).contiguous(), sampling.probability.expand(shape).contiguous())
 
 
 def radius(shape: Shape) -> Tensor:
     """Distance from the k-space centre over the half-width, per axis: hypot(ky/ky_max, kx/kx_max), (y, x) float64."""
-    ky, kx = (((torch.arange(n, dtype=torch.float64) - n // 2) / (n / 2)).abs() for n in shape)
+    ky, kx = (((torch.arange(n, dtype=torch.float64) - n // 2) / max(n // 2, 1)).abs() for n in shape)
     return torch.hypot(ky[:, None], kx[None, :])
 
 
@@ -74,7 +81,7 @@ def roulette_probability(shape: Shape, edge: float = 0.025) -> Tensor:
     return edge ** radius(shape)
 
 
-def _roulette(shape: Shape, acceleration: float, _: float, generator: Generator) -> Sampling:
+def _roulette(shape: Shape, acceleration: float, _: int, generator: Generator) -> Sampling:
     return _bernoulli(_roulette_probability(shape, acceleration), generator)
 
 
@@ -86,7 +93,7 @@ def _roulette_probability(shape: Shape, acceleration: float) -> Tensor:
     return torch.exp(-decay * r)
 
 
-def _gaussian_points(shape: Shape, acceleration: float, _: float, generator: Generator) -> Sampling:
+def _gaussian_points(shape: Shape, acceleration: float, _: int, generator: Generator) -> Sampling:
     return _bernoulli(_gaussian_probability(shape, acceleration), generator)
 
 
@@ -95,35 +102,39 @@ def _gaussian_probability(shape: Shape, acceleration: float) -> Tensor:
     return _gaussian(radius(shape), acceleration, width=0.3)
 
 
-def _gaussian_lines(shape: Shape, acceleration: float, center_fraction: float, generator: Generator) -> Sampling:
-    x = shape[1]
-    center = _center_lines(x, center_fraction)
-    r = ((torch.arange(x, dtype=torch.float64) - x // 2) / (x / 2)).abs()
-    outside = (x / acceleration - center.sum().item()) / (x - center.sum().item())
-    line_probability = torch.ones(x, dtype=torch.float64)
-    line_probability[~center] = _gaussian(r[~center], 1 / outside, width=0.4)
-    return _bernoulli(line_probability[None], generator)
+def _gaussian_lines(shape: Shape, acceleration: float, center_lines: int, generator: Generator) -> Sampling:
+    return _bernoulli(_gaussian_line_probability(shape[1], acceleration, center_lines), generator)
 
 
-def _random_lines(shape: Shape, acceleration: float, center_fraction: float, generator: Generator) -> Sampling:
-    center = _center_lines(shape[1], center_fraction)
+@lru_cache(maxsize=64)
+def _gaussian_line_probability(x: int, acceleration: float, center_lines: int) -> Tensor:
+    center = _center_lines(x, center_lines)
+    r = ((torch.arange(x, dtype=torch.float64) - x // 2) / (x // 2)).abs()
+    outside = (x / acceleration - center_lines) / (x - center_lines)
+    probability = torch.ones(1, x, dtype=torch.float64)
+    probability[:, ~center] = _gaussian(r[~center], 1 / outside, width=0.4)
+    return probability
+
+
+def _random_lines(shape: Shape, acceleration: float, center_lines: int, generator: Generator) -> Sampling:
+    center = _center_lines(shape[1], center_lines)
     outside = (shape[1] / acceleration - center.sum()) / (shape[1] - center.sum())
     return _bernoulli(torch.where(center, 1.0, outside.double())[None], generator)
 
 
-def _equispaced_lines(shape: Shape, acceleration: float, center_fraction: float, generator: Generator) -> Sampling:
+def _equispaced_lines(shape: Shape, acceleration: float, center_lines: int, generator: Generator) -> Sampling:
     x = shape[1]
-    center = _center_lines(x, center_fraction)
+    center = _center_lines(x, center_lines)
     # Lines at floor(offset + i * spacing) with a uniform real offset: every line is met with probability 1 / spacing.
     spacing = (x - center.sum().item()) / (x / acceleration - center.sum().item())
     offset = torch.rand((), generator=generator, dtype=torch.float64).item() * spacing
     lines = center.clone()
-    lines[torch.arange(offset, x, spacing, dtype=torch.float64).long()] = True
+    lines[torch.arange(offset, max(offset, x), spacing, dtype=torch.float64).long()] = True
     probability = torch.where(center, 1.0, 1 / spacing)
     return Sampling(lines[None].float(), probability[None].float())
 
 
-MASKS: dict[str, Callable[[Shape, float, float, Generator], Sampling]] = {
+MASKS: dict[str, Callable[[Shape, float, int, Generator], Sampling]] = {
     "roulette": _roulette,
     "gaussian-points": _gaussian_points,
     "random-lines": _random_lines,
@@ -132,8 +143,7 @@ MASKS: dict[str, Callable[[Shape, float, float, Generator], Sampling]] = {
 }
 
 
-def _center_lines(x: int, fraction: float) -> Tensor:
-    count = max(1, round(x * fraction))
+def _center_lines(x: int, count: int) -> Tensor:
     first = x // 2 - count // 2
     lines = torch.zeros(x, dtype=torch.bool)
     lines[first : first + count] = True
@@ -159,4 +169,3 @@ def _solve(decreasing: Callable[[float], float], target: float, *, low: float, h
 def _bernoulli(probability: Tensor, generator: Generator) -> Sampling:
     drawn = torch.rand(probability.shape, generator=generator, dtype=torch.float64) < probability
     return Sampling(drawn.float(), probability.float())
-

@@ -30,7 +30,9 @@ class UNet(nn.Module):
         self.decoder = nn.ModuleList()
         deep = channels
         for level in range(levels - 1, 0, -1):
-            self.decoder.append(nn.ModuleList((_conv(deep + widths[level], 2 * channels), _conv(2 * channels, 2 * channels))))
+            self.decoder.append(
+                nn.ModuleList((_conv(deep + widths[level], 2 * channels), _conv(2 * channels, 2 * channels)))
+            )
             deep = 2 * channels
         wide, narrow = 8 * round(channels / 6), 8 * round(channels / 12)  # 64 and 32 for 48
         self.last = nn.ModuleList((_conv(deep + in_channels, wide), _conv(wide, narrow), _conv(narrow, out_channels)))
@@ -75,7 +77,9 @@ class UNet2018(nn.Module):
 
     def forward(self, acquisition: Acquisition) -> Tensor:
         if acquisition.probability is None:
-            raise ValueError("the 2018 recipe divides its input by the sampling probability, and this scan has none; use the unrolled network")
+            raise ValueError(
+                "the 2018 recipe divides its input by the sampling probability, and this scan has none; use the unrolled network"
+            )
         mask, probability = acquisition.mask, acquisition.probability
         x = ifft2c(torch.where(mask > 0, mask / probability, 0.0) * acquisition.kspace)
         if self.complex_images:

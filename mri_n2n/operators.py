@@ -48,7 +48,13 @@ def conjugate_gradient(operator: Callable[[Tensor], Tensor], right: Tensor, star
 
 
 def data_consistency(
-    image: Tensor, kspace: Tensor, mask: Tensor, maps: Tensor | None = None, *, trust: Tensor | float = 1.0, iterations: int = 6
+    image: Tensor,
+    kspace: Tensor,
+    mask: Tensor,
+    maps: Tensor | None = None,
+    *,
+    trust: Tensor | float = 1.0,
+    iterations: int = 6,
 ) -> Tensor:
     """Bring an image (batch, 1, y, x) back to the measured samples.
 
@@ -60,8 +66,11 @@ def data_consistency(
     if maps is None:
         predicted = fft2c(image)
         return ifft2c(predicted + trust * mask * (kspace - predicted))
-    keep = (1 - trust) if isinstance(trust, float) else 1 - trust
-    ratio = torch.as_tensor(keep / trust, device=mask.device, dtype=mask.dtype).clamp_min(1e-3)
+    trust = torch.as_tensor(trust, device=mask.device, dtype=mask.dtype)
+    keep = torch.maximum(1 - trust, 1e-3 * trust)
     return conjugate_gradient(
-        lambda x: normal(x, mask, maps) + ratio * x, adjoint(kspace, mask, maps) + ratio * image, image, iterations
+        lambda x: trust * normal(x, mask, maps) + keep * x,
+        trust * adjoint(kspace, mask, maps) + keep * image,
+        image,
+        iterations,
     )

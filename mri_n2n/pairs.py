@@ -38,8 +38,7 @@ def noise2noise(first: Acquisition, second: Acquisition) -> Pair:
 
 def noise2noise_2018(first: Acquisition, second: Acquisition) -> Pair:
     """Lehtinen et al. 2018, section 3.4: the target is the second zero-filled image, its samples divided by p."""
-    target = ifft2c(_inverse_probability(second) * second.kspace)
-    return Pair(first, target.real.to(target.dtype), _one(first), "image")
+    return Pair(first, ifft2c(_inverse_probability(second) * second.kspace), _one(first), "image")
 
 
 def supervised(first: Acquisition, full: Acquisition) -> Pair:
@@ -48,9 +47,8 @@ def supervised(first: Acquisition, full: Acquisition) -> Pair:
 
 
 def supervised_2018(first: Acquisition, full: Acquisition) -> Pair:
-    """The same for the 2018 recipe: the clean real image as target."""
-    target = ifft2c(full.kspace)
-    return Pair(first, target.real.to(target.dtype), _one(first), "image")
+    """The same for the 2018 recipe: the clean image as target."""
+    return Pair(first, ifft2c(full.kspace), _one(first), "image")
 
 
 # (recipe, targets) -> pair maker

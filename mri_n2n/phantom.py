@@ -30,7 +30,7 @@ class Ellipse:
 
 
 def random_head(generator: Generator) -> list[Ellipse]:
-    """A randomised head: scalp, skull, brain, ventricles, grey nuclei, small lesions and vessels; intensities 0..1."""
+    """A randomised head: scalp, skull, brain, ventricles, grey nuclei, small lesions and vessels; intensities about 0..1."""
 
     def uniform(low: float, high: float) -> float:
         return low + (high - low) * torch.rand((), generator=generator).item()
@@ -53,11 +53,38 @@ def random_head(generator: Generator) -> list[Ellipse]:
     ]
     contrast = uniform(-0.3, 0.3)
     for side in (-1, 1):
-        head.append(inside(uniform(-0.1, 0.1), side * uniform(0.15, 0.2), uniform(0.2, 0.35), uniform(0.06, 0.12), side * uniform(0.1, 0.4), -uniform(0.2, 0.4)))
-        head.append(inside(uniform(-0.1, 0.2), side * uniform(0.35, 0.45), uniform(0.12, 0.2), uniform(0.08, 0.14), side * uniform(-0.4, 0.4), contrast))
+        head.append(
+            inside(
+                uniform(-0.1, 0.1),
+                side * uniform(0.15, 0.2),
+                uniform(0.2, 0.35),
+                uniform(0.06, 0.12),
+                side * uniform(0.1, 0.4),
+                -uniform(0.2, 0.4),
+            )
+        )
+        head.append(
+            inside(
+                uniform(-0.1, 0.2),
+                side * uniform(0.35, 0.45),
+                uniform(0.12, 0.2),
+                uniform(0.08, 0.14),
+                side * uniform(-0.4, 0.4),
+                contrast,
+            )
+        )
     for _ in range(18):
         r, around = 0.74 * uniform(0.0, 1.0) ** 0.5, uniform(0, 2 * np.pi)
-        head.append(inside(r * np.sin(around), r * np.cos(around), uniform(0.015, 0.1), uniform(0.015, 0.1), uniform(0, np.pi), uniform(-0.25, 0.25)))
+        head.append(
+            inside(
+                r * np.sin(around),
+                r * np.cos(around),
+                uniform(0.015, 0.1),
+                uniform(0.015, 0.1),
+                uniform(0, np.pi),
+                uniform(-0.25, 0.25),
+            )
+        )
     return head
 
 
@@ -75,7 +102,7 @@ def ellipse_kspace(ellipse: Ellipse, ky: np.ndarray, kx: np.ndarray) -> np.ndarr
 def random_series(coils: int, generator: Generator, *, real: bool) -> np.ndarray:
     """Coefficients (coils, 3, 3) of sum c_mn exp(2 pi i (m y + n x) / PERIOD): coil sensitivity times phase.
 
-    real: all ones (one coil, no phase). One coil otherwise: smooth phase of nearly constant magnitude. Several: coils around
+    real: all ones (one coil, no phase). One coil otherwise: smooth phase, magnitude 1 or a little more. Several: coils around
     the head, each bright on its own side.
     """
     series = np.zeros((coils, 3, 3), dtype=np.complex128)
@@ -111,7 +138,12 @@ def evaluate_series(series: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
 
 
 def phantom_kspace(
-    shape: tuple[int, int], coils: int = 1, generator: Generator | None = None, *, real: bool = True, head: list[Ellipse] | None = None
+    shape: tuple[int, int],
+    coils: int = 1,
+    generator: Generator | None = None,
+    *,
+    real: bool = True,
+    head: list[Ellipse] | None = None,
 ) -> Tensor:
     """Fully sampled noise-free k-space (coils, y, x) complex64 of a random head, centred, in the orthonormal convention.
 
@@ -132,6 +164,11 @@ def phantom_kspace(
                 total += series[:, m, n, None, None] * sum(ellipse_kspace(e, *at) for e in head)
     if real:
         # A sample on the Nyquist edge of an even size stands for +k and -k at once; a real image has their mean there.
-        total = (total + total[:, (2 * (shape[0] // 2) - np.arange(shape[0])) % shape[0]][:, :, (2 * (shape[1] // 2) - np.arange(shape[1])) % shape[1]].conj()) / 2
+        total = (
+            total
+            + total[:, (2 * (shape[0] // 2) - np.arange(shape[0])) % shape[0]][
+                :, :, (2 * (shape[1] // 2) - np.arange(shape[1])) % shape[1]
+            ].conj()
+        ) / 2
     # Orthonormal DFT of samples at spacing 1/n approximates the integral times sqrt(ny nx).
     return torch.from_numpy(total * np.sqrt(shape[0] * shape[1])).to(torch.complex64)

@@ -22,7 +22,8 @@ from tqdm import tqdm
 
 import mri_n2n
 from mri_n2n.acquisition import Acquisition, Scan
-from mri_n2n.checkpoint import BUNDLED, choose_device, find_weights, load_network
+from mri_n2n.checkpoint import BUNDLED, find_weights, load_network
+from mri_n2n.device import choose_device
 from mri_n2n.errors import InputError, OutputError
 from mri_n2n.files import sha256_of
 from mri_n2n.formats import open_scan, read_reference, write_nifti, write_result
@@ -49,7 +50,9 @@ def reconstruct_acquisition(
     step = max(1, PIXELS_AT_ONCE // (y * x))
     for start in range(0, slices * coils, step):
         part = slice(start, start + step)
-        batch = Acquisition(flat[part], mask[part], None if probability is None else probability[part], None, acquisition.noise_variance)
+        batch = Acquisition(
+            flat[part], mask[part], None if probability is None else probability[part], None, acquisition.noise_variance
+        )
         images[part] = network(batch.to(device)).cpu()
     return images.reshape(slices, coils, y, x)
 
@@ -60,7 +63,11 @@ def magnitude(images: Tensor) -> Tensor:
 
 
 def reconstruct_array(
-    kspace: np.ndarray | Tensor, *, mask: np.ndarray | Tensor | None = None, weights: Path | str | None = None, device: str = "auto"
+    kspace: np.ndarray | Tensor,
+    *,
+    mask: np.ndarray | Tensor | None = None,
+    weights: Path | str | None = None,
+    device: str = "auto",
 ) -> np.ndarray:
     """Complex image of undersampled Cartesian k-space, on the input's scale.
 
@@ -71,9 +78,13 @@ def reconstruct_array(
     """
     kspace = torch.as_tensor(np.asarray(kspace))
     if kspace.ndim not in (2, 3, 4) or not kspace.is_complex():
-        raise InputError(f"k-space must be complex with 2 to 4 axes (slices, coils, y, x); got {kspace.dtype} {tuple(kspace.shape)}")
+        raise InputError(
+            f"k-space must be complex with 2 to 4 axes (slices, coils, y, x); got {kspace.dtype} {tuple(kspace.shape)}"
+        )
     shape = kspace.shape
-    full = kspace.to(torch.complex64).reshape(shape[0] if kspace.ndim > 2 else 1, shape[1] if kspace.ndim == 4 else 1, *shape[-2:])
+    full = kspace.to(torch.complex64).reshape(
+        shape[0] if kspace.ndim > 2 else 1, shape[1] if kspace.ndim == 4 else 1, *shape[-2:]
+    )
     if not torch.isfinite(torch.view_as_real(full)).all():
         raise InputError("k-space holds NaN or infinite samples")
     if not full.any():
@@ -82,16 +93,24 @@ def reconstruct_array(
         sampled = (full != 0).any(dim=1, keepdim=True).float()
     else:
         sampled = torch.as_tensor(np.asarray(mask)).float()
-        fits = {1: sampled.shape[-1:] == shape[-1:], 2: sampled.shape == shape[-2:], 3: sampled.shape == (full.shape[0], *shape[-2:])}
+        fits = {
+            1: sampled.shape[-1:] == shape[-1:],
+            2: sampled.shape == shape[-2:],
+            3: sampled.shape == (full.shape[0], *shape[-2:]),
+        }
         if not fits.get(sampled.ndim, False):
-            raise InputError(f"mask must be (x,), (y, x) or (slices, y, x) for k-space {tuple(shape)}; got {tuple(sampled.shape)}")
+            raise InputError(
+                f"mask must be (x,), (y, x) or (slices, y, x) for k-space {tuple(shape)}; got {tuple(sampled.shape)}"
+            )
         if not ((sampled == 0) | (sampled == 1)).all():
             raise InputError("mask must hold zeros and ones only")
         sampled = sampled.expand(shape[-2:]) if sampled.ndim < 3 else sampled
         sampled = sampled.reshape(-1, 1, *shape[-2:])
     loaded = load_for_use(Path(weights) if weights else None, device)
     if loaded.header["network"] == "unet":
-        raise InputError("weights of the 2018 recipe need the sampling probability, which arrays do not carry; reconstruct a scan file, or use others")
+        raise InputError(
+            "weights of the 2018 recipe need the sampling probability, which arrays do not carry; reconstruct a scan file, or use others"
+        )
     images = reconstruct_acquisition(loaded.network, Acquisition(full * sampled, sampled.contiguous()), loaded.device)
     return images.reshape(shape).numpy()
 
@@ -115,7 +134,13 @@ def load_for_use(weights: Path | None, device: str) -> LoadedNetwork:
 
 
 def reconstruct_files(
-    scans: list[Path], output: Path, *, weights: Path | None = None, force: bool = False, device: str = "auto", quiet: bool = False
+    scans: list[Path],
+    output: Path,
+    *,
+    weights: Path | None = None,
+    force: bool = False,
+    device: str = "auto",
+    quiet: bool = False,
 ) -> list[dict]:
     """Reconstruct scan files into the directory `output`: NAME.h5, NAME.nii.gz, NAME.png, NAME.json each.
 
@@ -164,7 +189,9 @@ def reconstruct_file(path: Path, output: Path, name: str, loaded: LoadedNetwork,
 
     with all_or_nothing(output, name) as folder:
         h5, nii, png, sidecar_path = result_paths(folder, name)
-        attributes = {"software": f"mri-n2n {mri_n2n.__version__}"} | ({} if scan.simulated is None else {"simulated": scan.simulated})
+        attributes = {"software": f"mri-n2n {mri_n2n.__version__}"} | (
+            {} if scan.simulated is None else {"simulated": scan.simulated}
+        )
         write_result(h5, reconstruction, images(), image_shape, attributes, scan.geometry)
         write_nifti(nii, reconstruction, scan.geometry)
         reference = read_reference(path)[slices // 2] if scan.has_reference else None
@@ -172,16 +199,25 @@ def reconstruct_file(path: Path, output: Path, name: str, loaded: LoadedNetwork,
         comparison_figure(reference, *middle, png, geometry=scan.geometry, note=note)
         sidecar = {
             "note": "research use only",
-            "software": {"mri-n2n": mri_n2n.__version__, "torch": torch.__version__, "python": platform.python_version()},
+            "software": {
+                "mri-n2n": mri_n2n.__version__,
+                "torch": torch.__version__,
+                "python": platform.python_version(),
+            },
             "input": {"name": path.name, "sha256": sha256_of(path), "format": scan.format, "simulated": scan.simulated},
             "weights": {
-                "name": loaded.path.name, "sha256": loaded.sha256, "bundled": loaded.path == BUNDLED,
-                "network": loaded.header["network"], "network_options": loaded.header["network_options"],
+                "name": loaded.path.name,
+                "sha256": loaded.sha256,
+                "bundled": loaded.path == BUNDLED,
+                "network": loaded.header["network"],
+                "network_options": loaded.header["network_options"],
             },
             "options": {"device": loaded.device.type, "precision": "float32"},
             "output": name,
             "output_sha256": {file.name: sha256_of(file) for file in (h5, nii)},
-            "slices": slices, "coils": coils, "matrix": [y, x],
+            "slices": slices,
+            "coils": coils,
+            "matrix": [y, x],
             "combination": "none" if coils == 1 else "coils reconstructed one by one, then root-sum-of-squares",
             "intensity": "the input's own scale",
             "geometry": "unknown: the input has none" if scan.geometry is None else "as the input's",
@@ -205,7 +241,9 @@ def intensity_scale(scan: Scan, loaded: LoadedNetwork, at_once: int) -> float:
     for start in range(0, scan.shape[0], at_once):
         acquisition = scan.read(start, min(start + at_once, scan.shape[0]))
         if acquisition.probability is None:
-            raise InputError(f"{scan.path} stores no sampling probability, which weights of the 2018 recipe need; give others with --weights")
+            raise InputError(
+                f"{scan.path} stores no sampling probability, which weights of the 2018 recipe need; give others with --weights"
+            )
         density = torch.where(acquisition.mask > 0, acquisition.mask / acquisition.probability, 0.0)
         largest = max(largest, ifft2c(density * acquisition.kspace).abs().max().item())
     return largest

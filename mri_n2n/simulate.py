@@ -53,7 +53,13 @@ def smooth_phase(shape: tuple[int, int], generator: Generator) -> Tensor:
 
 
 def acquire(
-    kspace: Tensor, kind: str, acceleration: float, generator: Generator, *, noise_variance: float = 0.0, hermitian: bool = False
+    kspace: Tensor,
+    kind: str,
+    acceleration: float,
+    generator: Generator,
+    *,
+    noise_variance: float = 0.0,
+    hermitian: bool = False,
 ) -> Acquisition:
     """Undersample full k-space (slices, coils, y, x) with one new mask for all its slices and add white complex noise.
 
@@ -103,7 +109,11 @@ def simulate_file(volume: Path, output: Path, options: SimulationOptions, *, for
     slices, *matrix = images.shape
     shape = (slices, options.coils, *matrix)
     real = options.coils == 1 and not options.phase
-    names = [output] if options.repetitions == 1 else [output.with_name(f"{output.stem}_rep{r}{output.suffix}") for r in range(1, options.repetitions + 1)]
+    names = (
+        [output]
+        if options.repetitions == 1
+        else [output.with_name(f"{output.stem}_rep{r}{output.suffix}") for r in range(1, options.repetitions + 1)]
+    )
     taken = [path for path in names if path.exists()]
     if taken and not force:
         raise OutputError(f"{taken[0]} exists; give --force to replace it, or another -o")
@@ -116,19 +126,31 @@ def simulate_file(volume: Path, output: Path, options: SimulationOptions, *, for
 
         def full(index: int) -> Tensor:
             image = torch.from_numpy(images[index : index + 1])
-            return full_kspace(image, coils=options.coils, phase=options.phase, generator=seeded(options.seed, "object"))
+            return full_kspace(
+                image, coils=options.coils, phase=options.phase, generator=seeded(options.seed, "object")
+            )
 
         write_scan(
             path,
-            (measure(full(i), sampling, draw, noise_variance=(options.noise * peak) ** 2).kspace[0].numpy() for i in range(slices)),
+            (
+                measure(full(i), sampling, draw, noise_variance=(options.noise * peak) ** 2).kspace[0].numpy()
+                for i in range(slices)
+            ),
             shape,
             mask=sampling.mask.numpy(),
             probability=sampling.probability.numpy(),
-            reference=np.concatenate([root_sum_of_squares(full(i)).numpy() for i in range(slices)]) if options.reference else None,
+            reference=np.concatenate([root_sum_of_squares(full(i)).numpy() for i in range(slices)])
+            if options.reference
+            else None,
             geometry=geometry,
             attributes={
-                "simulated": True, "noise_variance": (options.noise * peak) ** 2, "mask_kind": options.mask,
-                "acceleration": options.acceleration, "seed": options.seed, "phase": options.phase, "repetition": repetition,
+                "simulated": True,
+                "noise_variance": (options.noise * peak) ** 2,
+                "mask_kind": options.mask,
+                "acceleration": options.acceleration,
+                "seed": options.seed,
+                "phase": options.phase,
+                "repetition": repetition,
             },
             force=force,
         )

@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -18,18 +17,23 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import mri_n2n
-from mri_n2n.acquisition import Acquisition
-from mri_n2n.batches import Protocol, one_slice, simulated_repetitions, steps_per_epoch, training_batches
-from mri_n2n.checkpoint import build_network, choose_device, find_weights, load_tensors, optimizer_tensors, restore_optimizer, save_tensors
-from mri_n2n.datasets import Source, Split, find_sources
+from mri_n2n.batches import Protocol, steps_per_epoch, training_batches
+from mri_n2n.checkpoint import (
+    build_network,
+    find_weights,
+    load_tensors,
+    network_options,
+    optimizer_tensors,
+    restore_optimizer,
+    save_tensors,
+)
+from mri_n2n.datasets import Split, find_sources
+from mri_n2n.device import autocast, choose_device, choose_precision
 from mri_n2n.errors import InputError, OutputError, UserError
 from mri_n2n.files import sha256_of
-from mri_n2n.fourier import ifft2c
 from mri_n2n.losses import weighted_squared_error
-from mri_n2n.pairs import Pair, noise2noise
-from mri_n2n.report import comparison_figure
-
-VALIDATION_SLICES = 48
+from mri_n2n.pairs import Pair
+from mri_n2n.validation import validate, validation_set
 
 
 @dataclass(frozen=True)
@@ -110,8 +114,11 @@ def train(options: TrainOptions, run: Path, *, resume: bool = False) -> TrainRes
     device = choose_device(options.device)
     precision = choose_precision(options.precision, device)
     sources = find_sources(
-        options.dataset, Path(options.data) if options.data else None,
-        matrix_size=options.matrix_size, axis=options.axis, validation_subjects=options.validation_subjects,
+        options.dataset,
+        Path(options.data) if options.data else None,
+        matrix_size=options.matrix_size,
+        axis=options.axis,
+        validation_subjects=options.validation_subjects,
     )
     sources = exclude(sources, options.excluded_subjects)
     checkpoint, step, seconds = start_run(run, options, resume)
@@ -124,7 +131,9 @@ def train(options: TrainOptions, run: Path, *, resume: bool = False) -> TrainRes
     if options.init and not checkpoint:
         network.load_state_dict(initial_weights(options))
     if checkpoint:
-        network.load_state_dict({k.removeprefix("network."): v for k, v in checkpoint.items() if k.startswith("network.")})
+        network.load_state_dict(
+            {k.removeprefix("network."): v for k, v in checkpoint.items() if k.startswith("network.")}
+        )
         restore_optimizer(optimizer, checkpoint)
 
     per_epoch = steps_per_epoch(sources.train, options.batch_size)
@@ -132,10 +141,16 @@ def train(options: TrainOptions, run: Path, *, resume: bool = False) -> TrainRes
     validation = validation_set(sources.validation, options.protocol)
     batches = training_batches(sources.train, options.protocol, options.batch_size, step)
     header = {
-        "network": options.network, "network_options": options.network_options, "precision": precision,
-        "version": mri_n2n.__version__, "torch": torch.__version__, "note": "research use only",
+        "network": options.network,
+        "network_options": network_options(options.network, options.network_options),
+        "precision": precision,
+        "version": mri_n2n.__version__,
+        "torch": torch.__version__,
+        "note": "research use only",
         "parameters": sum(p.numel() for p in network.parameters()),
-        "train_volumes": len(sources.train), "train_slices": sum(s.slices for s in sources.train), "validation_volumes": len(sources.validation),
+        "train_volumes": len(sources.train),
+        "train_slices": sum(s.slices for s in sources.train),
+        "validation_volumes": len(sources.validation),
         "init_sha256": None if options.init is None else sha256_of(find_weights(Path(options.init))),
     }
 
@@ -150,7 +165,9 @@ def train(options: TrainOptions, run: Path, *, resume: bool = False) -> TrainRes
     previous = {number: signal.signal(number, stopped) for number in catchable_signals()}
     upcoming = Prefetch(batches) if device.type == "cuda" else batches  # on the CPU the network needs every core itself
     quality, loss, validated = {}, math.nan, seconds
-    bar = tqdm(total=total, initial=step, unit="step", disable=options.quiet or not sys.stderr.isatty(), dynamic_ncols=True)
+    bar = tqdm(
+        total=total, initial=step, unit="step", disable=options.quiet or not sys.stderr.isatty(), dynamic_ncols=True
+    )
     started = time.monotonic() - seconds
     try:
         with (run / "log.jsonl").open("a") as log:
@@ -161,7 +178,9 @@ def train(options: TrainOptions, run: Path, *, resume: bool = False) -> TrainRes
                 set_schedule(optimizer, options, progress)
                 loss = training_step(network, optimizer, next(upcoming), device, precision)
                 if not math.isfinite(loss):
-                    raise InputError(f"the loss became {loss} at step {step}; the last checkpoint is kept. Lower --learning-rate or check the data")
+                    raise InputError(
+                        f"the loss became {loss} at step {step}; the last checkpoint is kept. Lower --learning-rate or check the data"
+                    )
                 step, seconds = step + 1, time.monotonic() - started
                 bar.update()
                 bar.set_postfix(loss=f"{loss:.3e}", **{k: f"{v:.4g}" for k, v in quality.items()}, refresh=False)
@@ -170,7 +189,18 @@ def train(options: TrainOptions, run: Path, *, resume: bool = False) -> TrainRes
                     quality = validate(network, validation, device, precision, run / "example.png")
                     save()
                     validated = seconds
-                    log.write(json.dumps({"step": step, "epoch": step / per_epoch, "seconds": round(seconds, 2), "loss": loss, **quality}) + "\n")
+                    log.write(
+                        json.dumps(
+                            {
+                                "step": step,
+                                "epoch": step / per_epoch,
+                                "seconds": round(seconds, 2),
+                                "loss": loss,
+                                **quality,
+                            }
+                        )
+                        + "\n"
+                    )
                     log.flush()
         finished = not stopped
         if stopped:
@@ -191,7 +221,9 @@ def publishable(options: TrainOptions) -> dict:
 def exclude(split: Split, subjects: tuple[str, ...]) -> Split:
     """The split without some subjects: those kept for a final test."""
     return Split(
-        [s for s in split.train if s.subject not in subjects], [s for s in split.validation if s.subject not in subjects], split.rule
+        [s for s in split.train if s.subject not in subjects],
+        [s for s in split.validation if s.subject not in subjects],
+        split.rule,
     )
 
 
@@ -203,16 +235,6 @@ def check_budget(options: TrainOptions) -> None:
         raise UserError("--batch-size must be at least 1 and --learning-rate between 0 and 1")
 
 
-def choose_precision(precision: str, device: torch.device) -> str:
-    """"auto" is bfloat16 where the hardware multiplies it (CUDA, AMX, AVX-512 BF16): elsewhere it is emulated and slow."""
-    if precision != "auto":
-        return precision
-    if device.type == "cuda":
-        return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
-    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    return "bfloat16" if "amx_bf16" in flags or "avx512_bf16" in flags else "float32"
-
-
 def start_run(run: Path, options: TrainOptions, resume: bool) -> tuple[dict[str, Tensor], int, float]:
     """Make the run directory, or read its checkpoint: tensors, steps done, seconds spent."""
     path = run / "checkpoint.safetensors"
@@ -222,7 +244,9 @@ def start_run(run: Path, options: TrainOptions, resume: bool) -> tuple[dict[str,
         budget = {"epochs", "steps", "minutes", "quiet", "device", "data", "init", "validate_every"}
         changed = sorted(key for key in now if key not in budget and before.get(key) != now[key])
         if changed:
-            raise InputError(f"{run} was trained with other options ({', '.join(changed)}); resume with the same ones (see {run / 'run.json'})")
+            raise InputError(
+                f"{run} was trained with other options ({', '.join(changed)}); resume with the same ones (see {run / 'run.json'})"
+            )
         return tensors, header["step"], header["seconds"]
     if path.exists():
         raise OutputError(f"{run} already holds a run; give --resume to continue it, or another -o")
@@ -245,8 +269,10 @@ def catchable_signals() -> tuple[int, ...]:
 def initial_weights(options: TrainOptions) -> dict[str, Tensor]:
     """The tensors of `options.init`. InputError when they are of another network."""
     tensors, header = load_tensors(find_weights(Path(options.init)))
-    if (header.get("network"), header.get("network_options")) != (options.network, options.network_options):
-        raise InputError(f"{options.init} holds {header.get('network')} {header.get('network_options')}, not {options.network} {options.network_options}")
+    wanted = network_options(options.network, options.network_options)
+    found = network_options(options.network, header.get("network_options", {}))
+    if header.get("network") != options.network or found != wanted:
+        raise InputError(f"{options.init} holds {header.get('network')} {found}, not {options.network} {wanted}")
     return tensors
 
 
@@ -267,12 +293,9 @@ def set_schedule(optimizer: torch.optim.Optimizer, options: TrainOptions, progre
         group["lr"], group["betas"] = options.learning_rate * rate, (beta1, 0.99)
 
 
-def autocast(device: torch.device, precision: str):
-    """bfloat16 for the convolutions; complex numbers and Fourier transforms stay in float32."""
-    return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bfloat16" else nullcontext()
-
-
-def training_step(network: nn.Module, optimizer: torch.optim.Optimizer, pairs: list[Pair], device: torch.device, precision: str) -> float:
+def training_step(
+    network: nn.Module, optimizer: torch.optim.Optimizer, pairs: list[Pair], device: torch.device, precision: str
+) -> float:
     """One step on one batch (a list of pairs, one per matrix size); returns its loss."""
     network.train()
     optimizer.zero_grad(set_to_none=True)
@@ -287,55 +310,3 @@ def training_step(network: nn.Module, optimizer: torch.optim.Optimizer, pairs: l
         total += loss.item()
     optimizer.step()
     return total
-
-
-@dataclass(frozen=True)
-class ValidationSlice:
-    """One slice with the acquisition it is reconstructed from, a second one when it is real, its reference when it is not."""
-
-    first: Acquisition
-    second: Acquisition | None
-    reference: Tensor | None
-
-
-def validation_set(sources: list[Source], protocol: Protocol) -> list[ValidationSlice]:
-    """Some slices of the validation files, acquired once with a mask fixed per file (of several coils the first).
-
-    At most `VALIDATION_SLICES` in all, evenly spaced in each file.
-    """
-    chosen = []
-    for source in sources[:VALIDATION_SLICES]:
-        each = max(1, VALIDATION_SLICES // len(sources))
-        indices = sorted({int((i + 0.5) * source.slices / each) for i in range(min(each, source.slices))})
-        data = source.load()
-        for index in indices:
-            if isinstance(data, Tensor):
-                # The draws know the file, not the slice: every slice of a file has the same mask.
-                first, _, full = simulated_repetitions(data[index : index + 1, :1], 0, f"validation {source.name}", protocol)
-                chosen.append(ValidationSlice(first, None, ifft2c(full.kspace).abs()))
-            else:
-                chosen.append(ValidationSlice(one_slice(data[0], index, 0), one_slice(data[1], index, 0), None))
-    return chosen
-
-
-@torch.no_grad()
-def validate(network: nn.Module, validation: list[ValidationSlice], device: torch.device, precision: str, figure: Path) -> dict[str, float]:
-    """With references `psnr`: mean over slices, in dB, of the magnitude clamped to [0, 1], peak 1 (the volume maximum).
-    With second acquisitions `validation_loss`: the weighted squared error against them."""
-    network.eval()
-    values = []
-    for number, item in enumerate(validation):
-        with autocast(device, precision):
-            image = network(item.first.to(device)).cpu()
-        magnitude = image.abs()
-        if item.reference is not None:
-            error = (magnitude.clamp(0, 1) - item.reference.clamp(0, 1)).square().mean()
-            values.append(-10 * torch.log10(error.clamp_min(1e-12)).item())
-        else:
-            values.append(weighted_squared_error(image, noise2noise(item.first, item.second)).item())
-        if number == len(validation) // 2:
-            reference = None if item.reference is None else item.reference[0, 0].numpy()
-            comparison_figure(reference, ifft2c(item.first.kspace).abs()[0, 0].numpy(), magnitude[0, 0].numpy(), figure)
-    if not values:
-        return {}
-    return {"validation_loss" if validation[0].reference is None else "psnr": sum(values) / len(values)}

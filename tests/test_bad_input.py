@@ -330,9 +330,9 @@ def test_geometry_that_makes_no_sense(scan_file, name, value):
 def test_an_entity_bomb_in_the_header_is_not_even_read(scan_file):
     entities = "".join(f'<!ENTITY l{i} "{f"&l{i - 1};" * 10}">' for i in range(1, 10))
     replace(scan_file, "ismrmrd_header", f'<!DOCTYPE x [<!ENTITY l0 "lol">{entities}]><x>&l9;</x>')
-    started = time.monotonic()
+    started = time.process_time()
     read_all(scan_file)
-    assert time.monotonic() - started < 2
+    assert time.process_time() - started < 2
 
 
 def test_attributes_of_any_kind_do_no_harm(scan_file):
@@ -623,7 +623,7 @@ def test_a_kill_in_the_middle(tmp_path, how):
         temporary.write_text("x")
     path.unlink()
     process.send_signal(how)
-    process.wait(timeout=30)
+    process.wait(timeout=120)
     process.stdout.close()
     assert not path.exists() and (how == signal.SIGINT) == (not partial.exists())
     WRITERS["scan.h5"](path)

@@ -2,6 +2,7 @@
 
 import json
 import os
+from importlib import import_module
 from pathlib import Path
 
 import h5py
@@ -12,11 +13,11 @@ import torch
 from PIL import Image
 
 import mri_n2n
-import mri_n2n.reconstruct as reconstruction
 from mri_n2n.batches import Protocol
 from mri_n2n.checkpoint import BUNDLED, build_network, save_tensors
 from mri_n2n.errors import InputError, NotFoundError, OutputError
 from mri_n2n.evaluate import psnr
+from mri_n2n.files import sha256_of
 from mri_n2n.formats import open_scan, read_reference, read_result, write_scan
 from mri_n2n.fourier import fft2c, ifft2c
 from mri_n2n.masks import draw_mask
@@ -24,6 +25,8 @@ from mri_n2n.phantom import phantom_kspace
 from mri_n2n.reconstruct import reconstruct_files
 from mri_n2n.simulate import SimulationOptions, simulate_file, smooth_phase
 from mri_n2n.train import TrainOptions, train
+
+reconstruction = import_module("mri_n2n.reconstruct")  # the module: `mri_n2n.reconstruct` is the verb
 
 OUTPUTS = ("scan.h5", "scan.json", "scan.nii.gz", "scan.png")
 # Oblique, with three voxel sizes: an exchange of axes cannot go unseen.
@@ -118,9 +121,9 @@ def test_the_four_files_are_complete(name, scans, run, tmp_path):
     assert (sidecar["slices"], sidecar["coils"], sidecar["matrix"]) == (slices, coils, [y, x])
     assert sidecar["mask_source"] == "stored" and sidecar["input"]["simulated"] is True and sidecar["seconds"] >= 0
     assert sidecar["note"] == "research use only" and sidecar["weights"]["bundled"] is False
-    assert sidecar["input"]["sha256"] == mri_n2n.files.sha256_of(scans[name])
-    assert sidecar["weights"]["sha256"] == mri_n2n.files.sha256_of(run / "weights.safetensors")
-    assert sidecar["output_sha256"] == {n: mri_n2n.files.sha256_of(results / n) for n in ("scan.h5", "scan.nii.gz")}
+    assert sidecar["input"]["sha256"] == sha256_of(scans[name])
+    assert sidecar["weights"]["sha256"] == sha256_of(run / "weights.safetensors")
+    assert sidecar["output_sha256"] == {n: sha256_of(results / n) for n in ("scan.h5", "scan.nii.gz")}
     assert ("root-sum-of-squares" in sidecar["combination"]) == (coils > 1)
 
 

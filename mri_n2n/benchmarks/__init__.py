@@ -16,7 +16,10 @@ BENCHMARKS = ("targets", "default", "weights", "step", "raw")
 
 def listing() -> str:
     """One line per benchmark: its name and its question."""
-    return "\n".join(f"{name:<10} {(import_module(f'mri_n2n.benchmarks.{name}').__doc__ or '').splitlines()[0]}" for name in BENCHMARKS)
+    return "\n".join(
+        f"{name:<10} {(import_module(f'mri_n2n.benchmarks.{name}').__doc__ or '').splitlines()[0]}"
+        for name in BENCHMARKS
+    )
 
 
 def run(name: str, *, data: Path | None, output: Path, docs: Path | None, quick: bool) -> str:

@@ -46,7 +46,9 @@ class TestVolume:
 
 def data_folder(data: Path | None) -> Path:
     if data is None or not data.is_dir():
-        raise NotFoundError("this benchmark needs --data DIR with the open_ms volumes (patientNN_studyN_CONTRAST.nii.gz)")
+        raise NotFoundError(
+            "this benchmark needs --data DIR with the open_ms volumes (patientNN_studyN_CONTRAST.nii.gz)"
+        )
     return data
 
 
@@ -90,8 +92,15 @@ def comparison_options(data: Path, *, steps: int, matrix_size: int = 128, **chan
     """A training for comparisons: roulette 10x, seed 0, 128 x 128, validated on subject 12, the test subject left out."""
     protocol = Protocol(seed=SEED, **changes.pop("protocol", {}))
     return TrainOptions(
-        dataset="nifti", data=str(data), matrix_size=matrix_size, excluded_subjects=(TEST_SUBJECT,), validation_subjects=("patient12",),
-        protocol=protocol, steps=steps, validate_every=120, **changes,
+        dataset="nifti",
+        data=str(data),
+        matrix_size=matrix_size,
+        excluded_subjects=(TEST_SUBJECT,),
+        validation_subjects=("patient12",),
+        protocol=protocol,
+        steps=steps,
+        validate_every=120,
+        **changes,
     )
 
 

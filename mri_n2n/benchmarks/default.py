@@ -10,7 +10,16 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from mri_n2n.benchmarks.common import comparison_options, data_folder, reconstruct_with, score, table, test_volume, trained, zero_filled
+from mri_n2n.benchmarks.common import (
+    comparison_options,
+    data_folder,
+    reconstruct_with,
+    score,
+    table,
+    test_volume,
+    trained,
+    zero_filled,
+)
 from mri_n2n.benchmarks.targets import STEPS, recipe_options
 from mri_n2n.report import line_plot
 
@@ -19,7 +28,9 @@ def run(data: Path | None, output: Path, docs: Path | None, quick: bool) -> str:
     data = data_folder(data)
     test = test_volume(data, 128)
     suffix = "-quick" if quick else ""
-    runs = {"2018 recipe, redrawn": (recipe_options(data, "undersampled", quick), output / f"recipe-undersampled{suffix}")}
+    runs = {
+        "2018 recipe, redrawn": (recipe_options(data, "undersampled", quick), output / f"recipe-undersampled{suffix}")
+    }
     for pairs in ("fixed", "redrawn"):
         options = comparison_options(data, steps=4 if quick else STEPS, protocol={"pairs": pairs})
         runs[f"default, {pairs}"] = (options, output / f"default-{pairs}{suffix}")
@@ -30,17 +41,38 @@ def run(data: Path | None, output: Path, docs: Path | None, quick: bool) -> str:
         header = trained(options, folder)
         after = score(reconstruct_with(folder / "weights.safetensors", test), test.reference)
         found[label] = after["slice_psnr"], header["seconds"]
-        rows.append([label, header["step"], options.batch_size, header["seconds"] / 60, after["slice_psnr"], after["psnr"], f"{after['ssim']:.3f}"])
+        rows.append(
+            [
+                label,
+                header["step"],
+                options.batch_size,
+                header["seconds"] / 60,
+                after["slice_psnr"],
+                after["psnr"],
+                f"{after['ssim']:.3f}",
+            ]
+        )
     picture = ""
     if docs is not None:
         (docs / "images").mkdir(parents=True, exist_ok=True)
-        line_plot({label: curve(folder) for label, (_, folder) in runs.items()}, docs / "images" / "default.png", "minutes", "validation PSNR (dB)")
-        picture = "\nValidation on subject 12 (all contrasts) while training:\n\n![PSNR over minutes](images/default.png)\n"
+        line_plot(
+            {label: curve(folder) for label, (_, folder) in runs.items()},
+            docs / "images" / "default.png",
+            "minutes",
+            "validation PSNR (dB)",
+        )
+        picture = (
+            "\nValidation on subject 12 (all contrasts) while training:\n\n![PSNR over minutes](images/default.png)\n"
+        )
     (recipe, recipe_seconds), (fixed, fixed_seconds), (redrawn, _) = found.values()
     return table(["training", "steps", "batch", "minutes", "PSNR per slice (dB)", "PSNR volume (dB)", "SSIM"], rows) + (
         f"\nAt equal steps the default with fixed pairs is {fixed - recipe:+.2f} dB ahead (wanted: 1.5; redrawn pairs {redrawn - recipe:+.2f} dB), in "
         f"{fixed_seconds / recipe_seconds:.2f} of the recipe's time"
-        + (", so that equal time (wanted: 1.0 dB) is met with time to spare.\n" if fixed_seconds <= recipe_seconds else ".\n")
+        + (
+            ", so that equal time (wanted: 1.0 dB) is met with time to spare.\n"
+            if fixed_seconds <= recipe_seconds
+            else ".\n"
+        )
         + picture
     )
 

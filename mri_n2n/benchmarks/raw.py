@@ -10,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from mri_n2n.benchmarks.common import table
 from mri_n2n.errors import NotFoundError
@@ -17,8 +18,6 @@ from mri_n2n.formats import write_scan
 from mri_n2n.fourier import ifft2c
 from mri_n2n.reconstruct import magnitude, reconstruct_files
 from mri_n2n.report import comparison_figure
-
-import torch
 
 NAME = "brain_8ch_cartesian_undersampled"
 
@@ -31,8 +30,15 @@ def run(data: Path | None, output: Path, docs: Path | None, quick: bool) -> str:
     scan = output / f"{NAME}.h5"
     output.mkdir(parents=True, exist_ok=True)
     write_scan(
-        scan, iter([kspace]), (1, *kspace.shape), mask=None, probability=None, reference=None, geometry=None,
-        attributes={"simulated": False}, force=True,
+        scan,
+        iter([kspace]),
+        (1, *kspace.shape),
+        mask=None,
+        probability=None,
+        reference=None,
+        geometry=None,
+        attributes={"simulated": False},
+        force=True,
     )
     [sidecar] = reconstruct_files([scan], output / "raw-reconstruction", force=True)
     picture = ""
@@ -44,5 +50,13 @@ def run(data: Path | None, output: Path, docs: Path | None, quick: bool) -> str:
         (docs / "images").mkdir(parents=True, exist_ok=True)
         comparison_figure(None, zero_filled, images[0], docs / "images" / "raw.png")
         picture = "\n![zero-filled and reconstruction of the raw scan](images/raw.png)\n"
-    rows = [[sidecar["coils"], f"{sidecar['matrix'][0]} x {sidecar['matrix'][1]}", f"{sidecar['measured_share']:.1%}", sidecar["mask_source"], sidecar["seconds"]]]
+    rows = [
+        [
+            sidecar["coils"],
+            f"{sidecar['matrix'][0]} x {sidecar['matrix'][1]}",
+            f"{sidecar['measured_share']:.1%}",
+            sidecar["mask_source"],
+            sidecar["seconds"],
+        ]
+    ]
     return table(["coils", "matrix (y x x)", "samples measured", "mask found from", "seconds"], rows) + picture

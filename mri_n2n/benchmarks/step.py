@@ -15,9 +15,10 @@ from torch import nn
 
 from mri_n2n.batches import Protocol, training_batches
 from mri_n2n.benchmarks.common import table
-from mri_n2n.checkpoint import build_network, choose_device
+from mri_n2n.checkpoint import build_network
 from mri_n2n.datasets import find_sources
-from mri_n2n.train import autocast, choose_precision, training_step
+from mri_n2n.device import autocast, choose_device, choose_precision
+from mri_n2n.train import training_step
 
 CASES = (("unrolled", "default", 8), ("unet", "noise2noise-2018", 16))
 
@@ -52,11 +53,26 @@ def run(data: Path | None, output: Path, docs: Path | None, quick: bool) -> str:
                 whole.append(between - started)
                 bare.append(time.perf_counter() - between)
         ratios = [w / b for w, b in zip(whole, bare)]
-        rows.append([
-            kind, recipe, batch_size, precision, 1e3 * statistics.median(whole) / batch_size, 1e3 * statistics.median(bare) / batch_size,
-            f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})",
-        ])
-    header = ["network", "recipe", "batch", "precision", "step, ms per image", "bare forward + backward, ms per image", "ratio: median (least to most)"]
+        rows.append(
+            [
+                kind,
+                recipe,
+                batch_size,
+                precision,
+                1e3 * statistics.median(whole) / batch_size,
+                1e3 * statistics.median(bare) / batch_size,
+                f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})",
+            ]
+        )
+    header = [
+        "network",
+        "recipe",
+        "batch",
+        "precision",
+        "step, ms per image",
+        "bare forward + backward, ms per image",
+        "ratio: median (least to most)",
+    ]
     return table(header, rows) + (
         "\nWanted: at most 1.25. 128x128 phantoms; on the CPU the real loop makes its batches in line too, on a GPU in a second thread.\n"
     )

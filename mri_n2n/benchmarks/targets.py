@@ -10,7 +10,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mri_n2n.benchmarks.common import comparison_options, data_folder, reconstruct_with, score, table, test_volume, trained, zero_filled
+from mri_n2n.benchmarks.common import (
+    comparison_options,
+    data_folder,
+    reconstruct_with,
+    score,
+    table,
+    test_volume,
+    trained,
+    zero_filled,
+)
 from mri_n2n.train import TrainOptions
 
 STEPS = 400
@@ -20,7 +29,11 @@ TARGETS = ("undersampled", "clean")
 def recipe_options(data: Path, targets: str, quick: bool) -> TrainOptions:
     """The 2018 recipe: U-Net, batch 16, redrawn masks."""
     return comparison_options(
-        data, steps=4 if quick else STEPS, network="unet", batch_size=16, learning_rate=1e-3,
+        data,
+        steps=4 if quick else STEPS,
+        network="unet",
+        batch_size=16,
+        learning_rate=1e-3,
         protocol={"recipe": "noise2noise-2018", "targets": targets, "pairs": "redrawn"},
     )
 
@@ -35,7 +48,16 @@ def run(data: Path | None, output: Path, docs: Path | None, quick: bool) -> str:
         folder = output / f"recipe-{targets}{'-quick' if quick else ''}"
         header = trained(recipe_options(data, targets, quick), folder)
         found[targets] = after = score(reconstruct_with(folder / "weights.safetensors", test), test.reference)
-        rows.append([f"{targets} targets", header["step"], header["seconds"] / 60, after["slice_psnr"], after["psnr"], f"{after['ssim']:.3f}"])
+        rows.append(
+            [
+                f"{targets} targets",
+                header["step"],
+                header["seconds"] / 60,
+                after["slice_psnr"],
+                after["psnr"],
+                f"{after['ssim']:.3f}",
+            ]
+        )
     gap = found["clean"]["slice_psnr"] - found["undersampled"]["slice_psnr"]
     gain = min(f["slice_psnr"] for f in found.values()) - before["slice_psnr"]
     return table(["2018 recipe", "steps of 16", "minutes", "PSNR per slice (dB)", "PSNR volume (dB)", "SSIM"], rows) + (

@@ -2,8 +2,8 @@
 
 The T1W volume of subject 04 at 256x256, roulette 10x with one mask for all slices, in simulated k-space; every fourth
 slice. Compressed sensing is BART `pics -e -S -i 200 -R W:3:0:L` (Debian's bart; wavelets): the whole sweep of L is shown, so
-its best row is chosen on the test volume itself, in its favour. The weights were trained on subjects 01, 03, 09, 12 without ever
-using a full k-space as target (see the model card); no choice was made on subject 04.
+its best row is chosen on the test volume itself, in its favour. The weights were trained on subjects 01, 03, 09, 12
+without ever using a full k-space as target (see the model card); no choice was made on subject 04.
 """
 
 from __future__ import annotations
@@ -65,24 +65,42 @@ def run(data: Path | None, output: Path, docs: Path | None, quick: bool) -> str:
         kept = output / f"compressed-sensing-{strength}{'-quick' if quick else ''}.npz"
         if not kept.exists():
             started = time.monotonic()
-            found = compressed_sensing(test, strength, slices)
+            sliced = compressed_sensing(test, strength, slices)
             output.mkdir(parents=True, exist_ok=True)
-            np.savez(kept, images=found, seconds=(time.monotonic() - started) / len(slices))
+            np.savez(kept, images=sliced, seconds=(time.monotonic() - started) / len(slices))
         images = np.zeros_like(reference)
         images[slices] = np.load(kept)["images"]
         candidates[f"BART wavelets, L = {strength}"] = images, float(np.load(kept)["seconds"])
     rows, found = [], {}
     for name, (images, seconds) in candidates.items():
         found[name] = score(images[slices], reference[slices])
-        rows.append([name, found[name]["slice_psnr"], found[name]["psnr"], f"{found[name]['ssim']:.3f}", "" if seconds is None else seconds])
+        rows.append(
+            [
+                name,
+                found[name]["slice_psnr"],
+                found[name]["psnr"],
+                f"{found[name]['ssim']:.3f}",
+                "" if seconds is None else seconds,
+            ]
+        )
     best = max((name for name in found if name.startswith("BART")), key=lambda name: found[name]["slice_psnr"])
-    ahead = {m: found["bundled weights"][m] - max(f[m] for n, f in found.items() if n.startswith("BART")) for m in ("slice_psnr", "psnr")}
+    ahead = {
+        m: found["bundled weights"][m] - max(f[m] for n, f in found.items() if n.startswith("BART"))
+        for m in ("slice_psnr", "psnr")
+    }
     picture = ""
     if docs is not None:
         middle = slices[len(slices) // 2]
         (docs / "images").mkdir(parents=True, exist_ok=True)
-        comparison_figure(reference[middle], zero_filled(test)[middle], learned[middle], docs / "images" / "weights.png")
-        comparison_figure(reference[middle], zero_filled(test)[middle], candidates[best][0][middle], docs / "images" / "compressed-sensing.png")
+        comparison_figure(
+            reference[middle], zero_filled(test)[middle], learned[middle], docs / "images" / "weights.png"
+        )
+        comparison_figure(
+            reference[middle],
+            zero_filled(test)[middle],
+            candidates[best][0][middle],
+            docs / "images" / "compressed-sensing.png",
+        )
         picture = "\nThe middle slice, bundled weights:\n\n![bundled weights](images/weights.png)\n\nand the best compressed sensing:\n\n![compressed sensing](images/compressed-sensing.png)\n"
     return table(["", "PSNR per slice (dB)", "PSNR volume (dB)", "SSIM", "seconds per slice"], rows) + (
         f"\n{len(slices)} slices. The bundled weights are {ahead['slice_psnr']:+.2f} dB (per slice) and {ahead['psnr']:+.2f} dB (volume) from the best of the sweep "

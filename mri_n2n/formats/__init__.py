@@ -18,8 +18,15 @@ from mri_n2n.formats.nifti import read_volume, volume_shape, write_nifti
 from mri_n2n.formats.result import read_result, write_result
 
 __all__ = [
-    "detect", "open_scan", "read_reference", "read_result", "read_volume", "volume_shape",
-    "write_nifti", "write_result", "write_scan",
+    "detect",
+    "open_scan",
+    "read_reference",
+    "read_result",
+    "read_volume",
+    "volume_shape",
+    "write_nifti",
+    "write_result",
+    "write_scan",
 ]
 
 

@@ -1,0 +1,207 @@
+"""The arguments of every command. Nothing here imports torch: `--help` answers at once."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import mri_n2n
+
+MASKS = ("roulette", "gaussian-points", "random-lines", "equispaced-lines", "gaussian-lines")
+EXIT_CODES = (
+    "exit codes: 0 done; 1 internal error; 2 wrong usage; 3 input that cannot be read or does not fit; "
+    "4 output that exists or cannot be written; 5 data or weights not found; 130 interrupted. Research use only."
+)
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(
+        prog="mri-n2n",
+        description="MRI reconstruction that learns from scans nobody ever sampled fully.",
+        epilog=EXIT_CODES,
+    )
+    top.add_argument("--version", action="version", version=f"mri-n2n {mri_n2n.__version__}")
+    commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    def command(name: str, help: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(
+            name, help=help, description=help, epilog=EXIT_CODES, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        )
+        sub.set_defaults(command=name)
+        sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        sub.add_argument("--quiet", action="store_true", help="no progress on stderr")
+        return sub
+
+    demo = command(
+        "demo",
+        "Simulate, train, reconstruct and evaluate on embedded phantoms, in under 3 minutes on 2 cores.",
+    )
+    demo.add_argument(
+        "-o", "--output", type=Path, default=Path("n2n-demo"), metavar="DIR", help="where everything is written"
+    )
+    demo.add_argument("--force", action="store_true", help="replace the files of an earlier demo")
+
+    simulate = command("simulate", "Make a simulated undersampled scan from a magnitude volume.")
+    simulate.add_argument("volume", type=Path, metavar="VOLUME.nii.gz")
+    simulate.add_argument("-o", "--output", type=Path, required=True, metavar="scan.h5")
+    simulate.add_argument(
+        "--axis", type=int, choices=(0, 1, 2), default=2, help="array axis along which slices are taken"
+    )
+    simulate.add_argument("--mask", choices=MASKS, default="roulette")
+    simulate.add_argument("--acceleration", type=float, default=10.0, help="one sample in this many is kept")
+    simulate.add_argument("--coils", type=int, default=1)
+    simulate.add_argument(
+        "--phase",
+        action="store_true",
+        help="give the image a smooth random phase; without it and with one coil the image is real and the mask Hermitian",
+    )
+    simulate.add_argument(
+        "--noise",
+        type=float,
+        default=0.0,
+        metavar="S",
+        help="standard deviation of the complex noise, as a share of the volume's maximum",
+    )
+    simulate.add_argument(
+        "--repetitions",
+        type=int,
+        default=1,
+        metavar="N",
+        help="several: writes NAME_rep1.h5, NAME_rep2.h5 ... with independent masks and noise",
+    )
+    simulate.add_argument("--seed", type=int, default=0)
+    simulate.add_argument("--no-reference", action="store_true", help="leave the fully sampled image out of the file")
+    simulate.add_argument("--force", action="store_true", help="replace existing files")
+
+    train = command("train", "Train a network from undersampled scans, without references.")
+    train.add_argument("--dataset", required=True, choices=("ixi", "nifti", "fastmri", "pairs", "phantom"))
+    train.add_argument(
+        "--data", metavar="DIR", help="directory of the data set; default: data/<dataset> here, or under $MRI_N2N_DATA"
+    )
+    train.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        required=True,
+        metavar="RUN",
+        help="run directory: weights, checkpoint, log, example picture",
+    )
+    train.add_argument(
+        "--recipe",
+        choices=("default", "noise2noise-2018"),
+        default="default",
+        help="noise2noise-2018: the MRI experiment of Lehtinen et al. 2018 to the letter",
+    )
+    train.add_argument(
+        "--targets",
+        choices=("undersampled", "clean"),
+        default="undersampled",
+        help="clean: the same run with fully sampled targets, for comparison",
+    )
+    train.add_argument(
+        "--pairs",
+        choices=("fixed", "redrawn"),
+        help="simulated data: every slice acquired exactly twice, or new masks at every step; default fixed (redrawn with the 2018 recipe)",
+    )
+    train.add_argument("--network", choices=("unrolled", "unet"), help="default unrolled (unet with the 2018 recipe)")
+    train.add_argument("--cascades", type=int, help="unrolled: number of cascades")
+    train.add_argument("--channels", type=int, help="channels of the U-Net(s)")
+    train.add_argument(
+        "--consistency",
+        choices=("hard", "soft"),
+        help="unrolled: samples put back as measured, or trusted by a learned share (for noise); default hard, soft with --noise",
+    )
+    train.add_argument(
+        "--mask", default="roulette", help=f"one of {', '.join(MASKS)}, several separated by commas, or all"
+    )
+    train.add_argument("--acceleration", default="10", help="a number, or a range such as 4:12")
+    train.add_argument(
+        "--noise",
+        type=float,
+        default=0.0,
+        metavar="S",
+        help="standard deviation of simulated complex noise, as a share of the volume's maximum",
+    )
+    train.add_argument(
+        "--phase", type=float, default=0.0, metavar="P", help="share of the slices given a smooth random phase"
+    )
+    train.add_argument(
+        "--matrix-size", type=int, metavar="N", help="pad slices to a square and Fourier-crop them to N x N"
+    )
+    train.add_argument("--axis", type=int, choices=(0, 1, 2), default=2, help="array axis along which slices are taken")
+    train.add_argument(
+        "--validation-subjects",
+        metavar="NAMES",
+        help="comma-separated, or none to train on all; default: the data set's own split, or the last fifth",
+    )
+    train.add_argument(
+        "--exclude-subjects", metavar="NAMES", help="comma-separated; kept out of training and validation, for a test"
+    )
+    budget = train.add_mutually_exclusive_group()
+    budget.add_argument("--epochs", type=int)
+    budget.add_argument("--steps", type=int)
+    budget.add_argument("--minutes", type=float)
+    train.add_argument("--batch-size", type=int, help="default 8 (16 with the 2018 recipe)")
+    train.add_argument("--learning-rate", type=float, help="default 2e-3 (1e-3 with the 2018 recipe)")
+    train.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ...")
+    train.add_argument(
+        "--precision",
+        choices=("auto", "float32", "bfloat16"),
+        default="auto",
+        help="auto: bfloat16 where the hardware multiplies it",
+    )
+    train.add_argument("--seed", type=int, default=0)
+    train.add_argument("--init", metavar="RUN|FILE", help="start from the weights of another run of the same network")
+    train.add_argument("--resume", action="store_true", help="continue the run in RUN")
+
+    reconstruct = command(
+        "reconstruct",
+        "Reconstruct scans; writes NAME.h5, NAME.nii.gz, NAME.png and NAME.json for each.",
+    )
+    reconstruct.add_argument("scans", type=Path, nargs="+", metavar="scan.h5")
+    reconstruct.add_argument(
+        "-o", "--output", type=Path, default=Path("reconstruction"), metavar="DIR", help="made when missing"
+    )
+    reconstruct.add_argument(
+        "--weights", type=Path, metavar="RUN|FILE", help="default: the weights that come with the package"
+    )
+    reconstruct.add_argument("--force", action="store_true", help="replace earlier results (never the input)")
+    reconstruct.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ...")
+    reconstruct.add_argument("--json", action="store_true", help="print the sidecars on stdout")
+
+    evaluate = command(
+        "evaluate", "NMSE, PSNR and SSIM of reconstructions against references, as fastMRI defines them."
+    )
+    evaluate.add_argument("reconstruction", type=Path, metavar="RECON|DIR")
+    evaluate.add_argument("--reference", type=Path, required=True, metavar="SCAN|VOLUME|DIR")
+    evaluate.add_argument(
+        "--axis",
+        type=int,
+        choices=(0, 1, 2),
+        default=2,
+        help="slice axis of a NIfTI reference, when the reconstruction does not say",
+    )
+    evaluate.add_argument("--json", action="store_true", help="print JSON on stdout")
+
+    info = command("info", "Say what a scan, volume, result or weights file holds.")
+    info.add_argument("file", type=Path, metavar="FILE")
+    info.add_argument("--json", action="store_true", help="print JSON on stdout")
+
+    benchmark = command("benchmark", "Run one of the measurements behind docs/benchmarks.md.")
+    benchmark.add_argument("name", nargs="?", help="which one; without a name they are listed")
+    benchmark.add_argument(
+        "--data", type=Path, metavar="DIR", help="directory of NIfTI volumes named patientNN_studyN_CONTRAST.nii.gz"
+    )
+    benchmark.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        default=Path("runs"),
+        metavar="DIR",
+        help="where trainings and results are kept; finished parts are not run again",
+    )
+    benchmark.add_argument(
+        "--docs", type=Path, metavar="DIR", help="also write the table and pictures into this documentation directory"
+    )
+    benchmark.add_argument("--quick", action="store_true", help="a short run that shows the machinery, not the result")
+    return top

@@ -1,0 +1,76 @@
+"""How good a network is while it trains: a fixed set of slices, and one number for them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from mri_n2n.acquisition import Acquisition
+from mri_n2n.batches import Protocol, one_slice, simulated_repetitions
+from mri_n2n.datasets import Source
+from mri_n2n.device import autocast
+from mri_n2n.fourier import ifft2c
+from mri_n2n.losses import weighted_squared_error
+from mri_n2n.pairs import noise2noise
+from mri_n2n.report import comparison_figure
+
+VALIDATION_SLICES = 48
+
+
+@dataclass(frozen=True)
+class ValidationSlice:
+    """One slice with the acquisition it is reconstructed from, a second one when it is real, its reference when it is not."""
+
+    first: Acquisition
+    second: Acquisition | None
+    reference: Tensor | None
+
+
+def validation_set(sources: list[Source], protocol: Protocol) -> list[ValidationSlice]:
+    """Some slices of the validation files, acquired once with a mask fixed per file (of several coils the first).
+
+    At most `VALIDATION_SLICES` in all, evenly spaced in each file.
+    """
+    chosen = []
+    for source in sources[:VALIDATION_SLICES]:
+        each = max(1, VALIDATION_SLICES // len(sources))
+        indices = sorted({int((i + 0.5) * source.slices / each) for i in range(min(each, source.slices))})
+        data = source.load()
+        for index in indices:
+            if isinstance(data, Tensor):
+                # The draws know the file, not the slice: every slice of a file has the same mask.
+                first, _, full = simulated_repetitions(
+                    data[index : index + 1, :1], 0, f"validation {source.name}", protocol
+                )
+                chosen.append(ValidationSlice(first, None, ifft2c(full.kspace).abs()))
+            else:
+                chosen.append(ValidationSlice(one_slice(data[0], index, 0), one_slice(data[1], index, 0), None))
+    return chosen
+
+
+@torch.no_grad()
+def validate(
+    network: nn.Module, validation: list[ValidationSlice], device: torch.device, precision: str, figure: Path
+) -> dict[str, float]:
+    """With references `psnr`: mean over slices, in dB, of the magnitude clamped to [0, 1], peak 1 (the volume maximum).
+    With second acquisitions `validation_loss`: the weighted squared error against them."""
+    network.eval()
+    values = []
+    for number, item in enumerate(validation):
+        with autocast(device, precision):
+            image = network(item.first.to(device)).cpu()
+        magnitude = image.abs()
+        if item.reference is not None:
+            error = (magnitude.clamp(0, 1) - item.reference.clamp(0, 1)).square().mean()
+            values.append(-10 * torch.log10(error.clamp_min(1e-12)).item())
+        else:
+            values.append(weighted_squared_error(image, noise2noise(item.first, item.second)).item())
+        if number == len(validation) // 2:
+            reference = None if item.reference is None else item.reference[0, 0].numpy()
+            comparison_figure(reference, ifft2c(item.first.kspace).abs()[0, 0].numpy(), magnitude[0, 0].numpy(), figure)
+    if not values:
+        return {}
+    return {"validation_loss" if validation[0].reference is None else "psnr": sum(values) / len(values)}
