@@ -12,14 +12,14 @@ except PackageNotFoundError:  # run from a source tree that was never installed
     __version__ = "unknown"
 
 _VERBS = {
-    "simulate": ("mri_n2n.simulate", "simulate_file"),
-    "SimulationOptions": ("mri_n2n.simulate", "SimulationOptions"),
-    "train": ("mri_n2n.train", "train"),
-    "TrainOptions": ("mri_n2n.train", "TrainOptions"),
+    "simulate": ("mri_n2n.simulation", "simulate_file"),
+    "SimulationOptions": ("mri_n2n.simulation", "SimulationOptions"),
+    "train": ("mri_n2n.training", "train"),
+    "TrainOptions": ("mri_n2n.training", "TrainOptions"),
     "Protocol": ("mri_n2n.batches", "Protocol"),
-    "reconstruct": ("mri_n2n.reconstruct", "reconstruct"),
-    "evaluate": ("mri_n2n.evaluate", "evaluate_files"),
-    "info": ("mri_n2n.info", "describe"),
+    "reconstruct": ("mri_n2n.reconstruction", "reconstruct"),
+    "evaluate": ("mri_n2n.evaluation", "evaluate_files"),
+    "info": ("mri_n2n.inspection", "describe"),
     "Acquisition": ("mri_n2n.acquisition", "Acquisition"),
 }
 __all__ = [*_VERBS, "__version__"]

@@ -16,7 +16,7 @@ from mri_n2n.acquisition import Acquisition
 from mri_n2n.datasets import Source, Volume
 from mri_n2n.fourier import fft2c, ifft2c
 from mri_n2n.pairs import PAIR_MAKERS, Pair, translate
-from mri_n2n.simulate import acquire, seeded, smooth_phase
+from mri_n2n.simulation import acquire, seeded, smooth_phase
 
 # Slices are shuffled within groups of files; groups and their order change every epoch.
 FILES_IN_GROUP = 4

@@ -48,7 +48,7 @@ def run_demo(options: argparse.Namespace) -> None:
 
 
 def run_simulate(options: argparse.Namespace) -> None:
-    from mri_n2n.simulate import SimulationOptions, simulate_file
+    from mri_n2n.simulation import SimulationOptions, simulate_file
 
     simulation = SimulationOptions(
         axis=options.axis,
@@ -67,7 +67,7 @@ def run_simulate(options: argparse.Namespace) -> None:
 
 def run_train(options: argparse.Namespace) -> None:
     from mri_n2n.process import tune_process
-    from mri_n2n.train import train
+    from mri_n2n.training import train
 
     train_options = train_options_from(options)
     tune_process()
@@ -86,7 +86,7 @@ def run_train(options: argparse.Namespace) -> None:
 def train_options_from(options: argparse.Namespace):
     """The options of a run from those of the command line; the 2018 recipe changes the defaults that were not given."""
     from mri_n2n.batches import Protocol
-    from mri_n2n.train import TrainOptions
+    from mri_n2n.training import TrainOptions
 
     recipe = options.recipe == "noise2noise-2018"
     network = options.network or ("unet" if recipe else "unrolled")
@@ -149,7 +149,7 @@ def train_options_from(options: argparse.Namespace):
 
 def run_reconstruct(options: argparse.Namespace) -> None:
     from mri_n2n.process import tune_process
-    from mri_n2n.reconstruct import reconstruct_files
+    from mri_n2n.reconstruction import reconstruct_files
 
     tune_process()
     sidecars = reconstruct_files(
@@ -171,14 +171,14 @@ def run_reconstruct(options: argparse.Namespace) -> None:
 
 
 def run_evaluate(options: argparse.Namespace) -> None:
-    from mri_n2n.evaluate import evaluate_files, format_table, to_json
+    from mri_n2n.evaluation import evaluate_files, format_table, to_json
 
     result = evaluate_files(options.reconstruction, options.reference, axis=options.axis)
     print(json.dumps(to_json(result), indent=2) if options.json else format_table(result))
 
 
 def run_info(options: argparse.Namespace) -> None:
-    from mri_n2n.info import describe
+    from mri_n2n.inspection import describe
 
     facts = describe(options.file)
     print(

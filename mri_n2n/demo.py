@@ -9,13 +9,13 @@ import numpy as np
 
 from mri_n2n.batches import Protocol
 from mri_n2n.errors import OutputError
-from mri_n2n.evaluate import evaluate_arrays
+from mri_n2n.evaluation import evaluate_arrays
 from mri_n2n.formats import open_scan, read_reference, write_scan
 from mri_n2n.fourier import ifft2c
 from mri_n2n.phantom import phantom_kspace
-from mri_n2n.reconstruct import magnitude, reconstruct_files
-from mri_n2n.simulate import acquire, root_sum_of_squares, seeded
-from mri_n2n.train import TrainOptions, train
+from mri_n2n.reconstruction import magnitude, reconstruct_files
+from mri_n2n.simulation import acquire, root_sum_of_squares, seeded
+from mri_n2n.training import TrainOptions, train
 
 MATRIX, SLICES, MINUTES = 96, 6, 1.4
 ACCELERATION = 6.0

@@ -1,7 +1,7 @@
 """How a training example is made: the difference between methods.
 
 A pair maker takes acquisitions and returns (input, target, weight). A new method is one function here, one line in
-`PAIR_MAKERS` and, at most, a new loss. Acquisitions are drawn in `simulate.py` or come from files.
+`PAIR_MAKERS` and, at most, a new loss. Acquisitions are drawn in `simulation.py` or come from files.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from mri_n2n.formats import open_scan, read_volume
 from mri_n2n.fourier import fft2c, ifft2c
 from mri_n2n.phantom import phantom_kspace
 from mri_n2n.resample import crop_or_pad, resize_kspace
-from mri_n2n.simulate import full_kspace, root_sum_of_squares, seeded
+from mri_n2n.simulation import full_kspace, root_sum_of_squares, seeded
 
 # Fully sampled k-space (slices, coils, y, x) complex64, its largest root-sum-of-squares magnitude 1; or, for measured
 # pairs, the repetitions of one scan on one common scale.

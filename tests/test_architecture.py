@@ -159,7 +159,7 @@ DRAWING = {"rand", "randn", "randint", "randperm", "normal", "bernoulli", "multi
 
 @pytest.mark.parametrize("path", FILES + SCRIPTS, ids=lambda path: path.name)
 def test_no_global_randomness(path):
-    """Draws take a generator; the global one is seeded in train.py alone, for initial weights."""
+    """Draws take a generator; the global one is seeded in training.py alone, for initial weights."""
     seeds = 0
     for node in ast.walk(tree(path)):
         if isinstance(node, ast.Import):
@@ -178,7 +178,7 @@ def test_no_global_randomness(path):
         method = call.func.attr if isinstance(call.func, ast.Attribute) else ""
         if method in {"normal_", "uniform_", "bernoulli_", "random_", "exponential_", "multinomial"} and not name.startswith("nn.init."):
             assert "generator" in {keyword.arg for keyword in call.keywords}, f".{method} at line {call.lineno}"
-    assert seeds <= (path == PACKAGE / "train.py"), "only train.py may seed the global generator"
+    assert seeds <= (path == PACKAGE / "training.py"), "only training.py may seed the global generator"
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)

@@ -86,7 +86,6 @@ def test_help_and_import_need_no_torch():
         import contextlib, io, json, sys
         import mri_n2n
         from mri_n2n import cli
-from mri_n2n.arguments import MASKS, parser
         said = {}
         for arguments in [["--help"], ["--version"], *([command, "--help"] for command in sys.argv[1:])]:
             out = io.StringIO()
@@ -140,8 +139,8 @@ def test_verbs_stay_verbs_whatever_was_imported(verb, monkeypatch):
 
 def test_masks_and_datasets_are_those_of_the_modules():
     """The command line names them itself, so as not to import torch for --help."""
-    from mri_n2n.datasets import DATASETS
     from mri_n2n import masks
+    from mri_n2n.datasets import DATASETS
     from mri_n2n.networks import NETWORKS
     from mri_n2n.pairs import PAIR_MAKERS
 
@@ -188,7 +187,7 @@ TRAIN = ["train", "--dataset", "phantom", "--matrix-size", "24", "--channels", "
 )  # fmt: skip
 def test_training_options_that_make_no_sense(wrong, tmp_path, capsys, monkeypatch):
     """All are refused before anything is written or trained."""
-    monkeypatch.setattr(import_module("mri_n2n.train"), "training_step", lambda *_: pytest.fail("it trains"))
+    monkeypatch.setattr(import_module("mri_n2n.training"), "training_step", lambda *_: pytest.fail("it trains"))
     budget = [] if wrong[0] in ("--epochs", "--minutes", "--steps") else ["--steps", "1"]
     refused([*TRAIN, tmp_path / "run", *budget, *wrong], 2, tmp_path, capsys)
 
@@ -212,7 +211,7 @@ def test_an_internal_error_is_code_1_and_one_line(tmp_path, capsys, monkeypatch)
     def broken(_):
         raise ZeroDivisionError("two\nlines")
 
-    monkeypatch.setattr(import_module("mri_n2n.info"), "describe", broken)
+    monkeypatch.setattr(import_module("mri_n2n.inspection"), "describe", broken)
     assert cli.main(["info", str(tmp_path)]) == 1
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and "ZeroDivisionError: two lines" in said and "--debug" in said
@@ -222,7 +221,7 @@ def test_ctrl_c_is_code_130(tmp_path, capsys, monkeypatch):
     def interrupted(_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(import_module("mri_n2n.info"), "describe", interrupted)
+    monkeypatch.setattr(import_module("mri_n2n.inspection"), "describe", interrupted)
     assert cli.main(["info", str(tmp_path)]) == 130
     assert capsys.readouterr().err.count("\n") == 1
 

@@ -18,7 +18,7 @@ from mri_n2n.errors import InputError, NotFoundError, UserError
 from mri_n2n.fourier import fft2c, ifft2c
 from mri_n2n.masks import draw_mask
 from mri_n2n.resample import crop_or_pad, resize_kspace
-from mri_n2n.simulate import root_sum_of_squares, seeded
+from mri_n2n.simulation import root_sum_of_squares, seeded
 
 
 def write_volume(path: Path, shape=(16, 18, 6), seed=0) -> np.ndarray:

@@ -17,7 +17,7 @@ from mri_n2n.arguments import EXIT_CODES, parser
 from mri_n2n.checkpoint import build_network, save_tensors
 from mri_n2n.fourier import fft2c, ifft2c
 from mri_n2n.phantom import phantom_kspace
-from mri_n2n.simulate import SimulationOptions, simulate_file
+from mri_n2n.simulation import SimulationOptions, simulate_file
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "mri_n2n"

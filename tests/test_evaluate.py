@@ -11,7 +11,7 @@ import pytest
 
 from mri_n2n.acquisition import Geometry
 from mri_n2n.errors import InputError, NotFoundError
-from mri_n2n.evaluate import (
+from mri_n2n.evaluation import (
     crop_as_fastmri,
     evaluate_arrays,
     evaluate_files,

@@ -188,7 +188,7 @@ def test_several_real_coils_are_refused():
 
 @pytest.mark.parametrize("coils, phase", [(1, False), (1, True), (4, False), (4, True)])
 def test_root_sum_of_squares_of_full_kspace_is_the_image(coils, phase):
-    from mri_n2n.simulate import full_kspace, root_sum_of_squares
+    from mri_n2n.simulation import full_kspace, root_sum_of_squares
 
     images = torch.rand((3, 12, 15), generator=generator())
     kspace = full_kspace(images, coils=coils, phase=phase, generator=generator(1))
@@ -203,7 +203,7 @@ def test_root_sum_of_squares_of_full_kspace_is_the_image(coils, phase):
 def test_noise_has_the_stated_variance_and_is_circular():
     """E|n|^2 = v per complex sample, half in each part, uncorrelated: 5 standard errors of 90000 samples."""
     from mri_n2n.masks import Sampling
-    from mri_n2n.simulate import measure
+    from mri_n2n.simulation import measure
 
     n, v, ones = 300, 0.37, torch.ones(300, 300)
     noise = measure(torch.zeros((1, 1, n, n), dtype=torch.complex64), Sampling(ones, ones), generator(), noise_variance=v)
@@ -217,7 +217,7 @@ def test_noise_has_the_stated_variance_and_is_circular():
 
 @pytest.mark.parametrize("noise", [0.0, 0.1])
 def test_an_acquisition_keeps_what_it_measured_and_nothing_else(noise):
-    from mri_n2n.simulate import acquire
+    from mri_n2n.simulation import acquire
 
     full = fft2c(torch.randn((2, 3, 16, 14), dtype=torch.complex64, generator=generator()))
     kept = full.clone()
@@ -232,7 +232,7 @@ def test_an_acquisition_keeps_what_it_measured_and_nothing_else(noise):
 
 
 def test_seeds_depend_on_every_part_of_the_name_and_on_nothing_else():
-    from mri_n2n.simulate import seeded
+    from mri_n2n.simulation import seeded
 
     state = torch.get_rng_state().clone()
     names = [(0, "a", 1), (1, "a", 1), (0, "b", 1), (0, "a", 2), (0, "a1"), (0, "a", "1", ""), (0,)]
@@ -244,7 +244,7 @@ def test_seeds_depend_on_every_part_of_the_name_and_on_nothing_else():
 
 
 def test_smooth_phase_is_of_unit_magnitude_and_smooth():
-    from mri_n2n.simulate import smooth_phase
+    from mri_n2n.simulation import smooth_phase
 
     for seed in range(10):
         phase = smooth_phase((33, 40), generator(seed))

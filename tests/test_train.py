@@ -27,11 +27,11 @@ from mri_n2n.datasets import Source, find_sources, phantom_sources
 from mri_n2n.errors import InputError, NotFoundError, OutputError, UserError
 from mri_n2n.fourier import fft2c, ifft2c
 from mri_n2n.phantom import phantom_kspace
-from mri_n2n.simulate import SimulationOptions, simulate_file
-from mri_n2n.train import TrainOptions, set_schedule, train
+from mri_n2n.simulation import SimulationOptions, simulate_file
+from mri_n2n.training import TrainOptions, set_schedule, train
 from mri_n2n.validation import validate, validation_set
 
-training = import_module("mri_n2n.train")  # the module: `mri_n2n.train` is the verb
+training = import_module("mri_n2n.training")  # the module: `mri_n2n.train` is the verb
 
 TINY = {"cascades": 1, "channels": 8, "levels": 2}
 SUBJECTS = ("ann", "bob", "eve")  # the last one is for validation

@@ -19,12 +19,12 @@ from mri_n2n.batches import Protocol
 from mri_n2n.checkpoint import load_network, load_tensors
 from mri_n2n.datasets import find_sources
 from mri_n2n.errors import NotFoundError
-from mri_n2n.evaluate import evaluate_arrays
+from mri_n2n.evaluation import evaluate_arrays
 from mri_n2n.files import atomic_output
 from mri_n2n.fourier import ifft2c
-from mri_n2n.reconstruct import magnitude, reconstruct_acquisition
-from mri_n2n.simulate import acquire, seeded
-from mri_n2n.train import TrainOptions, train
+from mri_n2n.reconstruction import magnitude, reconstruct_acquisition
+from mri_n2n.simulation import acquire, seeded
+from mri_n2n.training import TrainOptions, train
 
 # Lesjak et al., Neuroinformatics 2016: subjects 01, 03, 09, 12 train, 04 is reported and never chosen on.
 TEST_SUBJECT = "patient04"

@@ -18,7 +18,7 @@ from mri_n2n.benchmarks.common import table
 from mri_n2n.checkpoint import build_network
 from mri_n2n.datasets import find_sources
 from mri_n2n.device import autocast, choose_device, choose_precision
-from mri_n2n.train import training_step
+from mri_n2n.training import training_step
 
 CASES = (("unrolled", "default", 8), ("unet", "noise2noise-2018", 16))
 

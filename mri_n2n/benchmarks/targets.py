@@ -20,7 +20,7 @@ from mri_n2n.benchmarks.common import (
     trained,
     zero_filled,
 )
-from mri_n2n.train import TrainOptions
+from mri_n2n.training import TrainOptions
 
 STEPS = 400
 TARGETS = ("undersampled", "clean")
