@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from mri_n2n.errors import InputError, NotFoundError
+from mri_n2n.errors import InputError, NotFoundError, UserError
 from mri_n2n.files import atomic_output
 from mri_n2n.networks import NETWORKS
 
@@ -45,12 +45,12 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:
 
 
 def build_network(kind: str, options: dict) -> nn.Module:
-    """The network `kind` of `NETWORKS` with the options its weights were trained with."""
-    if kind not in NETWORKS:
-        raise InputError(f"unknown network {kind!r}; this version has {', '.join(NETWORKS)}")
+    """The network `kind` of `NETWORKS`, newly initialised. Errors: OptionError, InputError."""
+    if not isinstance(kind, str) or kind not in NETWORKS:
+        raise InputError(f"unknown network {kind!r:.80}; this version has {', '.join(NETWORKS)}")
     try:
         return NETWORKS[kind](**options)
-    except (TypeError, ValueError) as error:
+    except TypeError as error:
         raise InputError(f"the options of network {kind!r} do not fit: {error}") from None
 
 
@@ -73,13 +73,16 @@ def load_network(path: Path) -> tuple[nn.Module, dict]:
     for key in ("network", "network_options"):
         if key not in header:
             raise InputError(f"{path} names no {key}; expected a weights.safetensors that `mri-n2n train` wrote")
-    network = build_network(header["network"], header["network_options"])
+    try:
+        with torch.device("meta"):  # no memory is reserved for what the header says before the tensors agree
+            network = build_network(header["network"], header["network_options"])
+    except (UserError, RuntimeError) as error:
+        raise InputError(f"{path}: {' '.join(str(error).split())[:300]}") from None
     expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
-    found = {name: tuple(value.shape) for name, value in tensors.items()}
-    if expected != found:
+    if expected != {name: tuple(value.shape) for name, value in tensors.items()}:
         raise InputError(f"{path} does not hold the tensors of its network {header['network']!r}")
-    network.load_state_dict(tensors)
-    return network.eval(), header
+    network.load_state_dict(tensors, assign=True)
+    return network.eval().requires_grad_(False), header
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

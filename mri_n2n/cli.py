@@ -114,7 +114,7 @@ def train_options_from(options: argparse.Namespace):
         network_options["consistency"] = options.consistency or ("soft" if options.noise else "hard")
     elif options.phase or options.dataset in ("fastmri", "pairs"):  # images of these are not real
         network_options["complex_images"] = True
-    if not (options.epochs or options.steps or options.minutes):
+    if options.epochs is options.steps is options.minutes is None:
         options.epochs = 300 if recipe else 50
     return TrainOptions(
         dataset=options.dataset,
@@ -138,8 +138,8 @@ def train_options_from(options: argparse.Namespace):
         epochs=options.epochs,
         steps=options.steps,
         minutes=options.minutes,
-        batch_size=options.batch_size or (16 if recipe else 8),
-        learning_rate=options.learning_rate or (1e-3 if recipe else 2e-3),
+        batch_size=(16 if recipe else 8) if options.batch_size is None else options.batch_size,
+        learning_rate=(1e-3 if recipe else 2e-3) if options.learning_rate is None else options.learning_rate,
         device=options.device,
         precision=options.precision,
         quiet=options.quiet,

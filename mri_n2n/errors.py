@@ -11,6 +11,10 @@ class UserError(Exception):
     exit_code = 2
 
 
+class OptionError(UserError, ValueError):
+    """An argument outside its range; a ValueError for those who call from Python."""
+
+
 class InputError(UserError):
     exit_code = 3
 

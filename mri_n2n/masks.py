@@ -14,6 +14,8 @@ from functools import lru_cache
 import torch
 from torch import Generator, Tensor
 
+from mri_n2n.errors import OptionError
+
 Shape = tuple[int, int]
 
 
@@ -38,14 +40,14 @@ def draw_mask(
 
     hermitian: keep k and -k together (joint probability p), as the k-space of a real image needs.
     center_fraction: share of the lines fully sampled around DC by the line masks; default 0.32 / acceleration.
-    Errors: ValueError for an unknown kind or an acceleration that cannot be met.
+    Errors: OptionError (a ValueError) for an unknown kind or an acceleration that cannot be met.
     """
     if kind not in MASKS:
-        raise ValueError(f"unknown mask {kind!r}; choose one of {', '.join(MASKS)}")
+        raise OptionError(f"unknown mask {kind!r}; choose one of {', '.join(MASKS)}")
     if not 1 <= acceleration < min(shape[1], math.prod(shape) / 4):
-        raise ValueError(f"acceleration {acceleration} cannot be met on a {shape[0]}x{shape[1]} matrix")
+        raise OptionError(f"acceleration {acceleration} cannot be met on a {shape[0]}x{shape[1]} matrix")
     if center_fraction is not None and not 0 <= center_fraction <= 1 / acceleration:
-        raise ValueError(
+        raise OptionError(
             f"center_fraction must lie in [0, 1/acceleration = {1 / acceleration:.3f}]; got {center_fraction}"
         )
     fraction = 0.32 / acceleration if center_fraction is None else center_fraction
@@ -53,7 +55,7 @@ def draw_mask(
     if hermitian:  # an even number of lines is not symmetric about DC
         center -= center % 2 == 0
     if center_fraction is not None and center >= shape[1] / acceleration:
-        raise ValueError(f"center_fraction {center_fraction} leaves no line to draw at acceleration {acceleration}")
+        raise OptionError(f"center_fraction {center_fraction} leaves no line to draw at acceleration {acceleration}")
     sampling = MASKS[kind](shape, acceleration, center, generator)
     mask = mirror(sampling.mask) if hermitian else sampling.mask
     return Sampling(mask.expand(shape).contiguous(), sampling.probability.expand(shape).contiguous())

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mri_n2n.acquisition import Acquisition
+from mri_n2n.errors import OptionError
 from mri_n2n.fourier import ifft2c
 from mri_n2n.operators import adjoint, data_consistency
 
@@ -24,6 +25,8 @@ class UNet(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, channels: int = 48, levels: int = 5) -> None:
         super().__init__()
+        if not (1 <= channels <= 4096 and 1 <= levels <= 10):
+            raise OptionError(f"a U-Net has 1 to 4096 channels and 1 to 10 levels; got {channels} and {levels}")
         widths = [in_channels] + [channels] * (levels + 1)
         self.first = _conv(in_channels, channels)
         self.encoder = nn.ModuleList(_conv(channels, channels) for _ in range(levels + 1))
@@ -34,7 +37,7 @@ class UNet(nn.Module):
                 nn.ModuleList((_conv(deep + widths[level], 2 * channels), _conv(2 * channels, 2 * channels)))
             )
             deep = 2 * channels
-        wide, narrow = 8 * round(channels / 6), 8 * round(channels / 12)  # 64 and 32 for 48
+        wide, narrow = (max(8, 8 * round(channels / n)) for n in (6, 12))  # 64 and 32 for 48
         self.last = nn.ModuleList((_conv(deep + in_channels, wide), _conv(wide, narrow), _conv(narrow, out_channels)))
         self.multiple = 2**levels
         for module in self.modules():
@@ -100,7 +103,9 @@ class Unrolled(nn.Module):
     def __init__(self, cascades: int = 5, channels: int = 16, levels: int = 4, consistency: str = "hard") -> None:
         super().__init__()
         if consistency not in ("hard", "soft"):
-            raise ValueError(f"consistency must be hard or soft; got {consistency!r}")
+            raise OptionError(f"consistency must be hard or soft; got {consistency!r}")
+        if not 1 <= cascades <= 100:
+            raise OptionError(f"an unrolled network has 1 to 100 cascades; got {cascades}")
         self.unets = nn.ModuleList(UNet(2, 2, channels, levels) for _ in range(cascades))
         for unet in self.unets:
             nn.init.zeros_(unet.last[-1].weight)  # every cascade starts as the identity

@@ -76,7 +76,8 @@ def reconstruct_array(
     Returns complex64 of the shape of kspace (several coils: coil images; magnitude is their root-sum-of-squares).
     Errors: InputError for shapes that do not fit, and for non-finite or all-zero data.
     """
-    kspace = torch.as_tensor(np.asarray(kspace))
+    kspace = np.asarray(kspace)
+    kspace = torch.from_numpy(np.ascontiguousarray(kspace, dtype=kspace.dtype.newbyteorder("=")))
     if kspace.ndim not in (2, 3, 4) or not kspace.is_complex():
         raise InputError(
             f"k-space must be complex with 2 to 4 axes (slices, coils, y, x); got {kspace.dtype} {tuple(kspace.shape)}"
@@ -106,6 +107,8 @@ def reconstruct_array(
             raise InputError("mask must hold zeros and ones only")
         sampled = sampled.expand(shape[-2:]) if sampled.ndim < 3 else sampled
         sampled = sampled.reshape(-1, 1, *shape[-2:])
+    if not (full * sampled).any():
+        raise InputError("k-space is zero at every location that the mask calls sampled")
     loaded = load_for_use(Path(weights) if weights else None, device)
     if loaded.header["network"] == "unet":
         raise InputError(
@@ -151,10 +154,12 @@ def reconstruct_files(
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise OutputError(f"several inputs would write {twice[0]}.h5; reconstruct them into different directories")
-    for path, name in zip(scans, names):
+    for name in names:
         for target in result_paths(output, name):
-            if target.exists() and path.exists() and target.samefile(path):
-                raise OutputError(f"{target} is the input itself; choose another -o")
+            if target.is_dir():
+                raise OutputError(f"{target} is a directory; choose another -o")
+            if target.exists() and any(path.exists() and target.samefile(path) for path in scans):
+                raise OutputError(f"{target} is an input itself; choose another -o")
             if target.exists() and not force:
                 raise OutputError(f"{target} exists; give --force to replace it, or another -o")
     loaded = load_for_use(weights, device)

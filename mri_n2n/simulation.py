@@ -114,15 +114,14 @@ def simulate_file(volume: Path, output: Path, options: SimulationOptions, *, for
         if options.repetitions == 1
         else [output.with_name(f"{output.stem}_rep{r}{output.suffix}") for r in range(1, options.repetitions + 1)]
     )
+    if any(path.exists() and path.samefile(volume) for path in names):
+        raise OutputError(f"{output} is the volume itself; choose another -o")
     taken = [path for path in names if path.exists()]
     if taken and not force:
         raise OutputError(f"{taken[0]} exists; give --force to replace it, or another -o")
     for repetition, path in enumerate(names, start=1):
         draw = seeded(options.seed, "repetition", repetition)
-        try:
-            sampling = draw_mask(options.mask, tuple(matrix), options.acceleration, draw, hermitian=real)
-        except ValueError as error:
-            raise UserError(str(error)) from None
+        sampling = draw_mask(options.mask, tuple(matrix), options.acceleration, draw, hermitian=real)
 
         def full(index: int) -> Tensor:
             image = torch.from_numpy(images[index : index + 1])

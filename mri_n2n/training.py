@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -32,7 +33,7 @@ from mri_n2n.device import autocast, choose_device, choose_precision
 from mri_n2n.errors import InputError, OutputError, UserError
 from mri_n2n.files import sha256_of
 from mri_n2n.losses import weighted_squared_error
-from mri_n2n.pairs import Pair
+from mri_n2n.pairs import PAIR_MAKERS, Pair
 from mri_n2n.validation import validate, validation_set
 
 
@@ -110,7 +111,9 @@ def train(options: TrainOptions, run: Path, *, resume: bool = False) -> TrainRes
     epochs, to bit for bit the result of an uninterrupted one.
     Errors: NotFoundError without data, OutputError when `run` holds another run, InputError for bad data or options.
     """
-    check_budget(options)
+    check_options(options)
+    if not resume and any((run / name).exists() for name in ("checkpoint.safetensors", "weights.safetensors")):
+        raise OutputError(f"{run} already holds a run; give --resume to continue it, or another -o")
     device = choose_device(options.device)
     precision = choose_precision(options.precision, device)
     sources = find_sources(
@@ -121,7 +124,7 @@ def train(options: TrainOptions, run: Path, *, resume: bool = False) -> TrainRes
         validation_subjects=options.validation_subjects,
     )
     sources = exclude(sources, options.excluded_subjects)
-    checkpoint, step, seconds = start_run(run, options, resume)
+    checkpoint, step, seconds = read_checkpoint(run, options) if resume else ({}, 0, 0.0)
 
     torch.manual_seed(options.protocol.seed)  # initial weights; every other draw has its own generator
     network = build_network(options.network, options.network_options).to(device)
@@ -161,6 +164,8 @@ def train(options: TrainOptions, run: Path, *, resume: bool = False) -> TrainRes
         save_tensors(run / "checkpoint.safetensors", {**tensors, **optimizer_tensors(optimizer)}, every)
         save_tensors(run / "weights.safetensors", network.state_dict(), {**header, "training": publishable(options)})
 
+    if not resume:
+        start_run(run, options)
     stopped = Stopped()
     previous = {number: signal.signal(number, stopped) for number in catchable_signals()}
     upcoming = Prefetch(batches) if device.type == "cuda" else batches  # on the CPU the network needs every core itself
@@ -205,6 +210,10 @@ def train(options: TrainOptions, run: Path, *, resume: bool = False) -> TrainRes
         finished = not stopped
         if stopped:
             save()
+    except BaseException:
+        if not (run / "checkpoint.safetensors").exists():
+            discard_run(run)
+        raise
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
@@ -219,43 +228,67 @@ def publishable(options: TrainOptions) -> dict:
 
 
 def exclude(split: Split, subjects: tuple[str, ...]) -> Split:
-    """The split without some subjects: those kept for a final test."""
-    return Split(
-        [s for s in split.train if s.subject not in subjects],
-        [s for s in split.validation if s.subject not in subjects],
-        split.rule,
-    )
+    """The split without some subjects: those kept for a final test. Errors: UserError."""
+    known = {source.subject for source in [*split.train, *split.validation]}
+    if missing := sorted(set(subjects) - known):
+        raise UserError(f"no subject {', '.join(missing)} to exclude; the subjects are {', '.join(sorted(known)[:10])}")
+    train, validation = ([s for s in part if s.subject not in subjects] for part in (split.train, split.validation))
+    if not train:
+        raise UserError("every training subject is excluded; nothing is left to train on")
+    return Split(train, validation, split.rule)
 
 
-def check_budget(options: TrainOptions) -> None:
+def check_options(options: TrainOptions) -> None:
+    """UserError for a number that makes no sense."""
     given = [value for value in (options.epochs, options.steps, options.minutes) if value is not None]
-    if len(given) != 1 or given[0] <= 0:
+    if len(given) != 1 or not 0 < given[0] < math.inf:
         raise UserError("give exactly one of --epochs, --steps, --minutes, above zero")
-    if options.batch_size < 1 or not 0 < options.learning_rate < 1:
-        raise UserError("--batch-size must be at least 1 and --learning-rate between 0 and 1")
+    protocol = options.protocol
+    low, high = protocol.acceleration
+    wrong = {
+        f"--batch-size must be at least 1; got {options.batch_size}": options.batch_size >= 1,
+        f"--learning-rate must be between 0 and 1; got {options.learning_rate}": 0 < options.learning_rate < 1,
+        f"--acceleration must be 1 or more, a range rising; got {low}:{high}": 1 <= low <= high < math.inf,
+        f"--noise must be 0 or more; got {protocol.noise}": 0 <= protocol.noise < math.inf,
+        f"--phase must be in 0..1; got {protocol.phase}": 0 <= protocol.phase <= 1,
+        f"unknown recipe and targets {protocol.recipe!r}, {protocol.targets!r}": (
+            (protocol.recipe, protocol.targets) in PAIR_MAKERS
+        ),
+    }
+    for message, fits in wrong.items():
+        if not fits:
+            raise UserError(message)
 
 
-def start_run(run: Path, options: TrainOptions, resume: bool) -> tuple[dict[str, Tensor], int, float]:
-    """Make the run directory, or read its checkpoint: tensors, steps done, seconds spent."""
-    path = run / "checkpoint.safetensors"
-    if resume:
-        tensors, header = load_tensors(path)
-        before, now = header["training"], json.loads(json.dumps(asdict(options)))
-        budget = {"epochs", "steps", "minutes", "quiet", "device", "data", "init", "validate_every"}
-        changed = sorted(key for key in now if key not in budget and before.get(key) != now[key])
-        if changed:
-            raise InputError(
-                f"{run} was trained with other options ({', '.join(changed)}); resume with the same ones (see {run / 'run.json'})"
-            )
-        return tensors, header["step"], header["seconds"]
-    if path.exists():
-        raise OutputError(f"{run} already holds a run; give --resume to continue it, or another -o")
+def read_checkpoint(run: Path, options: TrainOptions) -> tuple[dict[str, Tensor], int, float]:
+    """Tensors, steps done and seconds spent of an interrupted run. InputError when it had other options."""
+    tensors, header = load_tensors(run / "checkpoint.safetensors")
+    before, now = header["training"], json.loads(json.dumps(asdict(options)))
+    may_change = {"epochs", "steps", "minutes", "quiet", "device", "data", "init", "validate_every"}
+    changed = sorted(key for key in now if key not in may_change and before.get(key) != now[key])
+    if changed:
+        raise InputError(
+            f"{run} was trained with other options ({', '.join(changed)}); "
+            f"resume with the same ones (see {run / 'run.json'})"
+        )
+    return tensors, header["step"], header["seconds"]
+
+
+def start_run(run: Path, options: TrainOptions) -> None:
+    """Make the run directory. OutputError when it cannot be written."""
     try:
         run.mkdir(parents=True, exist_ok=True)
         (run / "run.json").write_text(json.dumps(asdict(options), indent=2) + "\n")
     except OSError as error:
         raise OutputError(f"cannot write the run directory {run}: {error.strerror}") from None
-    return {}, 0, 0.0
+
+
+def discard_run(run: Path) -> None:
+    """Remove what a run wrote that ended before its first checkpoint."""
+    for name in ("run.json", "log.jsonl", "example.png"):
+        (run / name).unlink(missing_ok=True)
+    with suppress(OSError):  # the directory stays when it holds something else
+        run.rmdir()
 
 
 def catchable_signals() -> tuple[int, ...]:

@@ -36,8 +36,8 @@ def validation_set(sources: list[Source], protocol: Protocol) -> list[Validation
     """
     chosen = []
     for source in sources[:VALIDATION_SLICES]:
-        each = max(1, VALIDATION_SLICES // len(sources))
-        indices = sorted({int((i + 0.5) * source.slices / each) for i in range(min(each, source.slices))})
+        count = min(max(1, VALIDATION_SLICES // len(sources)), source.slices)
+        indices = [int((i + 0.5) * source.slices / count) for i in range(count)]
         data = source.load()
         for index in indices:
             if isinstance(data, Tensor):

@@ -73,7 +73,7 @@ def options(dataset: str = "phantom", data: Path | None = None, **changes) -> Tr
     chosen = {
         "dataset": dataset, "data": None if data is None else str(data / dataset),
         "matrix_size": 24 if dataset == "phantom" else None, "protocol": Protocol(acceleration=(3.0, 3.0), **protocol),
-        "network_options": TINY, "steps": 3, "batch_size": 4, "precision": "float32", "device": "cpu", "quiet": True,
+        "network_options": TINY, "steps": 3, "batch_size": 4, "learning_rate": 1e-3, "precision": "float32", "device": "cpu", "quiet": True,
     }  # fmt: skip
     return TrainOptions(**{**chosen, **changes})
 
@@ -183,7 +183,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(dataset, stop, numbe
 def test_ctrl_c_at_the_command_line_saves_and_resumes(tmp_path):
     """The signal comes whenever it comes; what is resumed is the same run."""
     command = [sys.executable, "-m", "mri_n2n", "train", "--dataset", "phantom", "--matrix-size", "24", "--acceleration", "3"]
-    command += ["--cascades", "1", "--channels", "8", "--batch-size", "4", "--steps", "80", "--learning-rate", "1e-3", "--precision", "float32", "--device", "cpu"]
+    command += ["--cascades", "1", "--channels", "8", "--batch-size", "4", "--steps", "80", "--learning-rate", "2e-3", "--precision", "float32", "--device", "cpu"]
     process = subprocess.Popen([*command, "-o", tmp_path / "run"], stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parent.parent)
     deadline = time.monotonic() + 600
     while not (tmp_path / "run" / "log.jsonl").exists():  # made when the loop begins
@@ -221,7 +221,7 @@ def test_a_run_is_not_overwritten_and_resumes_with_the_same_options_only(data, t
     before = {path.name: path.read_bytes() for path in run.iterdir()}
     with pytest.raises(OutputError, match="--resume"):
         train(chosen, run)
-    changes = {"batch_size": 2, "learning_rate": 2e-3, "seed": 5, "network_options": {**TINY, "channels": 12}, "noise": 0.1}
+    changes = {"batch_size": 2, "learning_rate": 1e-3, "seed": 5, "network_options": {**TINY, "channels": 12}, "noise": 0.1}
     for name, value in changes.items():
         with pytest.raises(InputError, match="protocol" if name in ("seed", "noise") else name):
             train(options("nifti", data, **{"steps": 2, name: value}), run, resume=True)
@@ -326,14 +326,14 @@ def test_batches_start_anywhere():
 
 
 def test_validation_masks_are_fixed_per_file():
-    sources = phantom_sources(24).validation[:2]
+    sources = [one_slice_source("a", slices=3), one_slice_source("b", slices=2)]
     chosen = Protocol(acceleration=(3.0, 3.0), noise=0.02)
     once, again = (validation_set(sources, chosen) for _ in range(2))
-    assert len(once) == 16
+    assert len(once) == 5
     for a, b in zip(once, again):
         assert torch.equal(a.first.kspace, b.first.kspace) and torch.equal(a.reference, b.reference)
     masks = [item.first.mask for item in once]
-    assert all(torch.equal(mask, masks[0]) for mask in masks[:8]) and not torch.equal(masks[0], masks[8])
+    assert all(torch.equal(mask, masks[0]) for mask in masks[:3]) and not torch.equal(masks[0], masks[3])
 
 
 # ---------------------------------------------------------------------------------------------------- options and data
@@ -408,7 +408,7 @@ def test_the_header_says_how_and_nothing_of_whom_and_where(data, tmp_path):
     train(chosen, tmp_path)
     path = tmp_path / "weights.safetensors"
     header = load_tensors(path)[1]
-    for secret in (str(data), *SUBJECTS, "id of"):
+    for secret in (str(data), *(f'"{subject}' for subject in SUBJECTS), "id of"):
         assert secret.encode() not in path.read_bytes(), secret
     assert header["step"] == 2 and header["seconds"] > 0 and header["note"] == "research use only"
     assert header["network"] == "unrolled" and header["torch"] == torch.__version__ and header["version"]
@@ -422,10 +422,11 @@ def test_named_subjects_are_not_in_the_weights(data, tmp_path):
     chosen = options("nifti", data, steps=1, validation_subjects=("eve",), excluded_subjects=("bob",))
     train(chosen, tmp_path / "run")
     path = tmp_path / "run" / "weights.safetensors"
-    assert not any(subject.encode() in path.read_bytes() for subject in SUBJECTS)
+    assert not any(f'"{subject}"'.encode() in path.read_bytes() for subject in SUBJECTS)
     again = replace(chosen, steps=2, validation_subjects=None, init=str(path))  # starts there, on other subjects
     train(again, tmp_path / "second")
-    assert not any(text.encode() in (tmp_path / "second" / path.name).read_bytes() for text in (*SUBJECTS, str(tmp_path)))
+    secrets = (*(f'"{subject}' for subject in SUBJECTS), str(tmp_path))
+    assert not any(text.encode() in (tmp_path / "second" / path.name).read_bytes() for text in secrets)
 
 
 def test_training_starts_from_other_weights(data, tmp_path):
