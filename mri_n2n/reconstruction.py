@@ -93,7 +93,7 @@ def reconstruct_array(
     if mask is None:
         sampled = (full != 0).any(dim=1, keepdim=True).float()
     else:
-        sampled = torch.as_tensor(np.asarray(mask)).float()
+        sampled = torch.from_numpy(np.array(mask, dtype=np.float32))
         fits = {
             1: sampled.shape[-1:] == shape[-1:],
             2: sampled.shape == shape[-2:],

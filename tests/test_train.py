@@ -449,7 +449,7 @@ def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(tmp_path):
         from mri_n2n.checkpoint import load_tensors, save_tensors
         path = Path(sys.argv[1]) / "checkpoint.safetensors"
         draw = random.Random(0)
-        save_tensors(path, {"a": torch.zeros(300_000)}, {"step": 0})
+        save_tensors(path, {"a": torch.zeros(1_000_000)}, {"step": 0})
         for trial in range(6):
             floor = load_tensors(path)[1]["step"]
             child = os.fork()
@@ -457,7 +457,7 @@ def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(tmp_path):
                 step = floor
                 while True:
                     step += 1
-                    save_tensors(path, {"a": torch.full((300_000,), float(step))}, {"step": step})
+                    save_tensors(path, {"a": torch.full((1_000_000,), float(step))}, {"step": step})
             time.sleep(draw.uniform(0.02, 0.15))
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
