@@ -90,7 +90,7 @@ def parser() -> argparse.ArgumentParser:
         "--recipe",
         choices=("default", "noise2noise-2018"),
         default="default",
-        help="noise2noise-2018: the MRI experiment of Lehtinen et al. 2018 to the letter",
+        help="noise2noise-2018: the MRI experiment of Lehtinen et al. 2018 (docs/methods.md says what differs)",
     )
     train.add_argument(
         "--targets",

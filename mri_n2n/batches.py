@@ -15,8 +15,9 @@ from torch import Generator, Tensor
 from mri_n2n.acquisition import Acquisition
 from mri_n2n.datasets import Source, Volume
 from mri_n2n.fourier import fft2c, ifft2c
+from mri_n2n.masks import draw_mask
 from mri_n2n.pairs import PAIR_MAKERS, Pair, translate
-from mri_n2n.simulation import acquire, seeded, smooth_phase
+from mri_n2n.simulation import measure, seeded, smooth_phase
 
 # Slices are shuffled within groups of files; groups and their order change every epoch.
 FILES_IN_GROUP = 4
@@ -87,7 +88,10 @@ def _epoch(
 
 
 def _bytes(data: Volume) -> int:
-    tensors = [data] if isinstance(data, Tensor) else [a.kspace for a in data]
+    if isinstance(data, Tensor):
+        tensors = [data]
+    else:
+        tensors = [t for a in data for t in (a.kspace, a.mask, a.probability) if t is not None]
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
@@ -97,11 +101,12 @@ def _example(
     """(input, target) acquisitions of one slice. What belongs to the scan is drawn by its name, what to training by `draw`."""
     if isinstance(data, Tensor):
         full = data[index : index + 1]
-        if full.shape[1] > 1:  # without sensitivity maps every coil is an image of its own
+        coil = 0
+        if full.shape[1] > 1:  # without sensitivity maps every coil is an image of its own, under one mask
             coil = int(torch.randint(full.shape[1], (), generator=draw))
-            full, name = full[:, coil : coil + 1], f"{name} coil {coil}"
+            full = full[:, coil : coil + 1]
         first, second, full = simulated_repetitions(
-            full, index, name, protocol, draw if protocol.pairs == "redrawn" else None
+            full, index, name, protocol, draw if protocol.pairs == "redrawn" else None, coil
         )
         if torch.rand((), generator=draw) < 0.5:
             first, second = second, first
@@ -116,11 +121,12 @@ def _example(
 
 
 def simulated_repetitions(
-    full: Tensor, index: int, name: str, protocol: Protocol, draw: Generator | None = None
+    full: Tensor, index: int, name: str, protocol: Protocol, draw: Generator | None = None, coil: int = 0
 ) -> tuple[Acquisition, Acquisition, Acquisition]:
-    """Two independent acquisitions and the full one, of one slice's full k-space (1, 1, y, x).
+    """Two independent acquisitions and the full one, of one coil of one slice's full k-space (1, 1, y, x).
 
-    With `draw` None everything depends on the seed, the name and the slice: the same two acquisitions for ever.
+    With `draw` None everything depends on the seed, the name and the slice (noise on the coil too): the same two
+    acquisitions for ever.
     """
     about = seeded(protocol.seed, "slice", name, index)
     kind = protocol.masks[int(torch.randint(len(protocol.masks), (), generator=about))]
@@ -129,17 +135,14 @@ def simulated_repetitions(
     if torch.rand((), generator=about) < protocol.phase:
         full = fft2c(ifft2c(full) * smooth_phase(tuple(full.shape[-2:]), about))
     hermitian = is_hermitian(full)
-    first, second = (
-        acquire(
-            full,
-            kind,
-            acceleration,
-            draw if draw is not None else seeded(protocol.seed, "repetition", repetition, name, index),
-            noise_variance=protocol.noise**2,
-            hermitian=hermitian,
-        )
-        for repetition in (1, 2)
-    )
+
+    def repeat(repetition: int) -> Acquisition:
+        mask_draw = draw or seeded(protocol.seed, "repetition", repetition, name, index)
+        noise_draw = draw or seeded(protocol.seed, "noise", repetition, name, index, coil)
+        sampling = draw_mask(kind, tuple(full.shape[-2:]), acceleration, mask_draw, hermitian=hermitian)
+        return measure(full, sampling, noise_draw, noise_variance=protocol.noise**2)
+
+    first, second = repeat(1), repeat(2)
     ones = torch.ones_like(first.mask)
     return first, second, Acquisition(full, ones, ones, None, 0.0)
 
@@ -153,7 +156,7 @@ def is_hermitian(kspace: Tensor) -> bool:
 def one_slice(acquisition: Acquisition, index: int, coil: int) -> Acquisition:
     """One coil of one slice, as an acquisition (1, 1, y, x) of its own."""
     of_slice = lambda value: value if value is None or value.shape[0] == 1 else value[index : index + 1]  # noqa: E731
-    kspace = acquisition.kspace[index : index + 1, coil : coil + 1]
+    kspace = acquisition.kspace[index : index + 1, coil : coil + 1].clone()  # not a view that keeps the volume alive
     return Acquisition(
         kspace, of_slice(acquisition.mask), of_slice(acquisition.probability), None, acquisition.noise_variance
     )

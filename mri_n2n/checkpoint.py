@@ -81,7 +81,7 @@ def load_network(path: Path) -> tuple[nn.Module, dict]:
     expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
     if expected != {name: tuple(value.shape) for name, value in tensors.items()}:
         raise InputError(f"{path} does not hold the tensors of its network {header['network']!r}")
-    network.load_state_dict(tensors, assign=True)
+    network.load_state_dict({name: value.float() for name, value in tensors.items()}, assign=True)
     return network.eval().requires_grad_(False), header
 
 

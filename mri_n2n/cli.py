@@ -110,8 +110,9 @@ def train_options_from(options: argparse.Namespace):
         raise UserError("--acceleration must be at least 1, and a range must rise")
     network_options = {"channels": options.channels, "cascades": options.cascades}
     network_options = {name: value for name, value in network_options.items() if value is not None}
+    noisy = options.noise or options.dataset in ("fastmri", "pairs")
     if network == "unrolled":
-        network_options["consistency"] = options.consistency or ("soft" if options.noise else "hard")
+        network_options["consistency"] = options.consistency or ("soft" if noisy else "hard")
     elif options.phase or options.dataset in ("fastmri", "pairs"):  # images of these are not real
         network_options["complex_images"] = True
     if options.epochs is options.steps is options.minutes is None:

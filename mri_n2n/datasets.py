@@ -62,6 +62,7 @@ class _Options:
     axis: int
     slices: tuple[int, int] | None
     validation_subjects: tuple[str, ...] | None
+    excluded_subjects: tuple[str, ...]
 
 
 def find_sources(
@@ -72,6 +73,7 @@ def find_sources(
     axis: int = 2,
     slices: tuple[int, int] | None = None,
     validation_subjects: Sequence[str] | None = None,
+    excluded_subjects: Sequence[str] = (),
 ) -> Split:
     """The training and validation volumes of a data set; only headers are read.
 
@@ -84,6 +86,7 @@ def find_sources(
     slices: (first, one past the last) of each volume; by default all, and 25..124 for ixi.
     validation_subjects: these for validation and all others for training, whatever the folders say; ("none",): all
         for training.
+    excluded_subjects: in neither part: those kept for a test.
     Errors: NotFoundError when there is nothing (it says how to get it), InputError for files that cannot be read,
         UserError for options that make no sense.
     """
@@ -95,9 +98,11 @@ def find_sources(
         raise UserError(f"the slice axis must be 0, 1 or 2; got {axis}")
     if slices is not None and not 0 <= slices[0] < slices[1]:
         raise UserError(f"slices must be (first, one past the last) with first < last; got {slices}")
-    options = _Options(matrix_size, axis, slices, tuple(validation_subjects) if validation_subjects else None)
+    options = _Options(
+        matrix_size, axis, slices, tuple(validation_subjects) if validation_subjects else None, tuple(excluded_subjects)
+    )
     if dataset == "phantom":
-        if validation_subjects:
+        if validation_subjects or excluded_subjects:
             raise UserError("phantoms have a split of their own; leave out the validation subjects")
         return phantom_sources(matrix_size or PHANTOM_MATRIX)
     folder = default_folder(dataset) if data is None else Path(data)
@@ -303,6 +308,14 @@ def _slice_range(path: Path, count: int, slices: tuple[int, int] | None) -> tupl
 def _split(train: list[Source], validation: list[Source], options: _Options, rule: str | None = None) -> Split:
     """Keep a split that folders make, or divide by subject; `options.validation_subjects` beats both."""
     rule = rule or "training and validation folders"
+    known = {source.subject for source in [*train, *validation]}
+    if missing := sorted(set(options.excluded_subjects) - known):
+        raise UserError(f"no subject {', '.join(missing)} to exclude; the subjects are {', '.join(sorted(known)[:10])}")
+    train, validation = (
+        [s for s in part if s.subject not in options.excluded_subjects] for part in (train, validation)
+    )
+    if options.excluded_subjects and not train:
+        raise UserError("every training subject is excluded; nothing is left to train on")
     sources = sorted([*train, *validation], key=lambda source: source.name)
     if options.validation_subjects == ("none",):
         rule, chosen = "all for training, no validation", set()

@@ -15,7 +15,7 @@ from mri_n2n.fourier import ifft2c
 from mri_n2n.phantom import phantom_kspace
 from mri_n2n.reconstruction import magnitude, reconstruct_files
 from mri_n2n.simulation import acquire, root_sum_of_squares, seeded
-from mri_n2n.training import TrainOptions, train
+from mri_n2n.training import RUN_FILES, TrainOptions, train
 
 MATRIX, SLICES, MINUTES = 96, 6, 1.4
 ACCELERATION = 6.0
@@ -24,9 +24,10 @@ ACCELERATION = 6.0
 def demo(output: Path, *, force: bool = False, quiet: bool = False, minutes: float = MINUTES) -> str:
     """Run the demo into the directory `output`; returns the text to print. Errors: OutputError when it was run before."""
     scan, run, results = output / "scan.h5", output / "run", output / "reconstruction"
-    for path in (scan, run / "checkpoint.safetensors"):
-        if path.exists() and not force:
-            raise OutputError(f"{output} already holds a demo; give --force to replace it, or another -o")
+    made = [scan, *(run / name for name in RUN_FILES)]
+    if any(path.exists() for path in made) and not force:
+        raise OutputError(f"{output} already holds a demo; give --force to replace it, or another -o")
+    for path in made:
         path.unlink(missing_ok=True)
     try:
         output.mkdir(parents=True, exist_ok=True)
@@ -47,6 +48,8 @@ def demo(output: Path, *, force: bool = False, quiet: bool = False, minutes: flo
         quiet=quiet,
     )
     trained = train(options, run)
+    if not trained.finished:
+        raise KeyboardInterrupt
 
     say(quiet, "3/4 reconstruct the scan with the new weights")
     reconstruct_files([scan], results, weights=run, force=True, quiet=quiet)

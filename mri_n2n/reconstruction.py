@@ -29,6 +29,7 @@ from mri_n2n.files import sha256_of
 from mri_n2n.formats import open_scan, read_reference, write_nifti, write_result
 from mri_n2n.fourier import ifft2c
 from mri_n2n.report import comparison_figure
+from mri_n2n.resample import crop_or_pad
 
 # Pixels of coil images sent through the network at once: bounds memory whatever the number of slices and coils.
 PIXELS_AT_ONCE = 8 * 256 * 256
@@ -201,6 +202,8 @@ def reconstruct_file(path: Path, output: Path, name: str, loaded: LoadedNetwork,
         write_nifti(nii, reconstruction, scan.geometry)
         reference = read_reference(path)[slices // 2] if scan.has_reference else None
         note = "simulated k-space" if scan.simulated else ""
+        if reference is not None and reference.shape != (y, x):  # fastMRI's references lack the readout oversampling
+            middle = tuple(crop_or_pad(torch.from_numpy(image), *reference.shape).numpy() for image in middle)
         comparison_figure(reference, *middle, png, geometry=scan.geometry, note=note)
         sidecar = {
             "note": "research use only",
@@ -279,10 +282,9 @@ def all_or_nothing(output: Path, name: str) -> Iterator[Path]:
         raise OutputError(f"cannot write into {output}: {error.strerror}") from None
     try:
         yield folder
-        for file in sorted(folder.iterdir()):
-            os.replace(file, output / file.name)
+        for file in sorted(folder.iterdir(), key=lambda file: file.suffix == ".json"):
+            os.replace(file, output / file.name)  # the sidecar last: where it is, the rest is
     except OSError as error:
-        made = made and not any(p != folder for p in output.iterdir())
         raise OutputError(f"cannot write into {output}: {error.strerror or error}") from None
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -97,7 +97,7 @@ class SimulationOptions:
 def simulate_file(volume: Path, output: Path, options: SimulationOptions, *, force: bool = False) -> list[Path]:
     """Acquire a NIfTI magnitude volume: writes `output`, or NAME_rep1.h5, NAME_rep2.h5 ... for several repetitions.
 
-    One mask per file, for all its slices. With one coil and no phase the image is real, and the mask Hermitian-symmetric.
+    One mask per file, for all its slices; draws depend on the seed and the volume's file name. With one coil and no phase the image is real, and the mask Hermitian-symmetric.
     Returns the files written. Errors: InputError, NotFoundError, OutputError, UserError for options that cannot be met.
     """
     if options.coils < 1 or options.repetitions < 1 or not 0 <= options.noise < math.inf:
@@ -120,13 +120,13 @@ def simulate_file(volume: Path, output: Path, options: SimulationOptions, *, for
     if taken and not force:
         raise OutputError(f"{taken[0]} exists; give --force to replace it, or another -o")
     for repetition, path in enumerate(names, start=1):
-        draw = seeded(options.seed, "repetition", repetition)
+        draw = seeded(options.seed, volume.name, "repetition", repetition)
         sampling = draw_mask(options.mask, tuple(matrix), options.acceleration, draw, hermitian=real)
 
         def full(index: int) -> Tensor:
             image = torch.from_numpy(images[index : index + 1])
             return full_kspace(
-                image, coils=options.coils, phase=options.phase, generator=seeded(options.seed, "object")
+                image, coils=options.coils, phase=options.phase, generator=seeded(options.seed, volume.name, "object")
             )
 
         write_scan(

@@ -28,13 +28,15 @@ from mri_n2n.checkpoint import (
     restore_optimizer,
     save_tensors,
 )
-from mri_n2n.datasets import Split, find_sources
+from mri_n2n.datasets import find_sources
 from mri_n2n.device import autocast, choose_device, choose_precision
-from mri_n2n.errors import InputError, OutputError, UserError
+from mri_n2n.errors import InputError, NotFoundError, OutputError, UserError
 from mri_n2n.files import sha256_of
 from mri_n2n.losses import weighted_squared_error
 from mri_n2n.pairs import PAIR_MAKERS, Pair
 from mri_n2n.validation import validate, validation_set
+
+RUN_FILES = ("weights.safetensors", "checkpoint.safetensors", "log.jsonl", "example.png", "run.json")
 
 
 @dataclass(frozen=True)
@@ -122,8 +124,8 @@ def train(options: TrainOptions, run: Path, *, resume: bool = False) -> TrainRes
         matrix_size=options.matrix_size,
         axis=options.axis,
         validation_subjects=options.validation_subjects,
+        excluded_subjects=options.excluded_subjects,
     )
-    sources = exclude(sources, options.excluded_subjects)
     checkpoint, step, seconds = read_checkpoint(run, options) if resume else ({}, 0, 0.0)
 
     torch.manual_seed(options.protocol.seed)  # initial weights; every other draw has its own generator
@@ -150,6 +152,7 @@ def train(options: TrainOptions, run: Path, *, resume: bool = False) -> TrainRes
         "version": mri_n2n.__version__,
         "torch": torch.__version__,
         "note": "research use only",
+        "threads": torch.get_num_threads(),
         "parameters": sum(p.numel() for p in network.parameters()),
         "train_volumes": len(sources.train),
         "train_slices": sum(s.slices for s in sources.train),
@@ -161,8 +164,9 @@ def train(options: TrainOptions, run: Path, *, resume: bool = False) -> TrainRes
         header.update(step=step, seconds=seconds)
         tensors = {f"network.{name}": value for name, value in network.state_dict().items()}
         every = {**header, "training": asdict(options)}
-        save_tensors(run / "checkpoint.safetensors", {**tensors, **optimizer_tensors(optimizer)}, every)
+        # The checkpoint last: a run that it calls finished has its weights.
         save_tensors(run / "weights.safetensors", network.state_dict(), {**header, "training": publishable(options)})
+        save_tensors(run / "checkpoint.safetensors", {**tensors, **optimizer_tensors(optimizer)}, every)
 
     if not resume:
         start_run(run, options)
@@ -175,7 +179,7 @@ def train(options: TrainOptions, run: Path, *, resume: bool = False) -> TrainRes
     )
     started = time.monotonic() - seconds
     try:
-        with (run / "log.jsonl").open("a") as log:
+        with (run / "log.jsonl").open("a" if resume else "w") as log:
             while not stopped:
                 progress = step / total if total else seconds / 60 / options.minutes
                 if progress >= 1:
@@ -227,17 +231,6 @@ def publishable(options: TrainOptions) -> dict:
     return {name: value for name, value in asdict(options).items() if name not in private}
 
 
-def exclude(split: Split, subjects: tuple[str, ...]) -> Split:
-    """The split without some subjects: those kept for a final test. Errors: UserError."""
-    known = {source.subject for source in [*split.train, *split.validation]}
-    if missing := sorted(set(subjects) - known):
-        raise UserError(f"no subject {', '.join(missing)} to exclude; the subjects are {', '.join(sorted(known)[:10])}")
-    train, validation = ([s for s in part if s.subject not in subjects] for part in (split.train, split.validation))
-    if not train:
-        raise UserError("every training subject is excluded; nothing is left to train on")
-    return Split(train, validation, split.rule)
-
-
 def check_options(options: TrainOptions) -> None:
     """UserError for a number that makes no sense."""
     given = [value for value in (options.epochs, options.steps, options.minutes) if value is not None]
@@ -251,6 +244,9 @@ def check_options(options: TrainOptions) -> None:
         f"--acceleration must be 1 or more, a range rising; got {low}:{high}": 1 <= low <= high < math.inf,
         f"--noise must be 0 or more; got {protocol.noise}": 0 <= protocol.noise < math.inf,
         f"--phase must be in 0..1; got {protocol.phase}": 0 <= protocol.phase <= 1,
+        "measured pairs have no clean targets; leave out --targets clean": (
+            options.dataset != "pairs" or protocol.targets != "clean"
+        ),
         f"unknown recipe and targets {protocol.recipe!r}, {protocol.targets!r}": (
             (protocol.recipe, protocol.targets) in PAIR_MAKERS
         ),
@@ -262,7 +258,11 @@ def check_options(options: TrainOptions) -> None:
 
 def read_checkpoint(run: Path, options: TrainOptions) -> tuple[dict[str, Tensor], int, float]:
     """Tensors, steps done and seconds spent of an interrupted run. InputError when it had other options."""
+    if not (run / "checkpoint.safetensors").exists():
+        raise NotFoundError(f"{run} holds no run to resume; leave out --resume to start one")
     tensors, header = load_tensors(run / "checkpoint.safetensors")
+    if not {"training", "step", "seconds"} <= set(header):
+        raise InputError(f"{run / 'checkpoint.safetensors'} is no checkpoint of mri-n2n train")
     before, now = header["training"], json.loads(json.dumps(asdict(options)))
     may_change = {"epochs", "steps", "minutes", "quiet", "device", "data", "init", "validate_every"}
     changed = sorted(key for key in now if key not in may_change and before.get(key) != now[key])
@@ -285,7 +285,7 @@ def start_run(run: Path, options: TrainOptions) -> None:
 
 def discard_run(run: Path) -> None:
     """Remove what a run wrote that ended before its first checkpoint."""
-    for name in ("run.json", "log.jsonl", "example.png"):
+    for name in RUN_FILES:
         (run / name).unlink(missing_ok=True)
     with suppress(OSError):  # the directory stays when it holds something else
         run.rmdir()
@@ -312,7 +312,8 @@ def initial_weights(options: TrainOptions) -> dict[str, Tensor]:
 def set_schedule(optimizer: torch.optim.Optimizer, options: TrainOptions, progress: float) -> None:
     """Learning rate, and for the 2018 recipe Adam's beta1, at `progress` in [0, 1) of the run.
 
-    Recipe: cosine ramp-up over the first 10 of 300 epochs, ramp-down over the last 30, in which beta1 goes 0.9 -> 0.5.
+    Recipe: cosine ramp-up over the first 10 of 300 epochs, squared cosine ramp-down over the last 30, in which beta1 goes
+    0.9 -> 0.5.
     Default: linear ramp-up over the first 3 %, then a cosine to zero, which suits any budget.
     """
     if options.protocol.recipe == "noise2noise-2018":

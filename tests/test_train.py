@@ -183,7 +183,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(dataset, stop, numbe
 def test_ctrl_c_at_the_command_line_saves_and_resumes(tmp_path):
     """The signal comes whenever it comes; what is resumed is the same run."""
     command = [sys.executable, "-m", "mri_n2n", "train", "--dataset", "phantom", "--matrix-size", "24", "--acceleration", "3"]
-    command += ["--cascades", "1", "--channels", "8", "--batch-size", "4", "--steps", "80", "--learning-rate", "2e-3", "--precision", "float32", "--device", "cpu"]
+    command += ["--cascades", "1", "--channels", "8", "--batch-size", "4", "--steps", "80", "--learning-rate", "1e-3", "--precision", "float32", "--device", "cpu"]
     process = subprocess.Popen([*command, "-o", tmp_path / "run"], stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parent.parent)
     deadline = time.monotonic() + 600
     while not (tmp_path / "run" / "log.jsonl").exists():  # made when the loop begins
@@ -221,7 +221,7 @@ def test_a_run_is_not_overwritten_and_resumes_with_the_same_options_only(data, t
     before = {path.name: path.read_bytes() for path in run.iterdir()}
     with pytest.raises(OutputError, match="--resume"):
         train(chosen, run)
-    changes = {"batch_size": 2, "learning_rate": 1e-3, "seed": 5, "network_options": {**TINY, "channels": 12}, "noise": 0.1}
+    changes = {"batch_size": 2, "learning_rate": 5e-3, "seed": 5, "network_options": {**TINY, "channels": 12}, "noise": 0.1}
     for name, value in changes.items():
         with pytest.raises(InputError, match="protocol" if name in ("seed", "noise") else name):
             train(options("nifti", data, **{"steps": 2, name: value}), run, resume=True)
@@ -458,12 +458,13 @@ def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(tmp_path):
                 while True:
                     step += 1
                     save_tensors(path, {"a": torch.full((1_000_000,), float(step))}, {"step": step})
-            time.sleep(draw.uniform(0.02, 0.15))
+            while load_tensors(path)[1]["step"] == floor:  # however slow the machine: something is written
+                time.sleep(0.002)
+            time.sleep(draw.uniform(0.0, 0.05))
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
             tensors, header = load_tensors(path)
-            assert header["step"] >= floor and bool((tensors["a"] == header["step"]).all()), (floor, header)
-        assert header["step"] > 0
+            assert header["step"] > floor and bool((tensors["a"] == header["step"]).all()), (floor, header)
         save_tensors(path, tensors, header)
         print(*(file.name for file in path.parent.iterdir()))
     """)
@@ -559,7 +560,7 @@ def test_the_tests_use_what_they_say(data):
 
 
 def test_subjects_to_exclude_must_exist_and_leave_some(data, tmp_path):
-    for names in (("nobody",), ("ann", "bob"), SUBJECTS):
+    for names in (("nobody",), SUBJECTS):
         with pytest.raises(UserError):
             train(options("nifti", data, excluded_subjects=names), tmp_path / "run")
         assert not (tmp_path / "run").exists()

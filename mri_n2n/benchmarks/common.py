@@ -111,6 +111,10 @@ def table(header: list[str], rows: list[list[object]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
+def verdict(met: bool) -> str:
+    return "met" if met else "MISSED"
+
+
 def heading(name: str, question: str, quick: bool) -> str:
     """Title, question, and how it was run: command, hardware, versions, date."""
     title, _, rest = question.strip().partition("\n")

@@ -16,7 +16,16 @@ from pathlib import Path
 
 import numpy as np
 
-from mri_n2n.benchmarks.common import TestVolume, data_folder, reconstruct_with, score, table, test_volume, zero_filled
+from mri_n2n.benchmarks.common import (
+    TestVolume,
+    data_folder,
+    reconstruct_with,
+    score,
+    table,
+    test_volume,
+    verdict,
+    zero_filled,
+)
 from mri_n2n.checkpoint import BUNDLED
 from mri_n2n.errors import NotFoundError
 from mri_n2n.report import comparison_figure
@@ -104,5 +113,5 @@ def run(data: Path | None, output: Path, docs: Path | None, quick: bool) -> str:
         picture = "\nThe middle slice, bundled weights:\n\n![bundled weights](images/weights.png)\n\nand the best compressed sensing:\n\n![compressed sensing](images/compressed-sensing.png)\n"
     return table(["", "PSNR per slice (dB)", "PSNR volume (dB)", "SSIM", "seconds per slice"], rows) + (
         f"\n{len(slices)} slices. The bundled weights are {ahead['slice_psnr']:+.2f} dB (per slice) and {ahead['psnr']:+.2f} dB (volume) from the best of the sweep "
-        f"(wanted: 2.5 dB ahead).\n{picture}"
+        f"(wanted: 2.5 dB ahead, {verdict(ahead['slice_psnr'] >= 2.5)}).\n{picture}"
     )
