@@ -448,16 +448,17 @@ def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(tmp_path):
         import torch
         from mri_n2n.checkpoint import load_tensors, save_tensors
         path = Path(sys.argv[1]) / "checkpoint.safetensors"
-        draw = random.Random(0)
+        draw, parent = random.Random(0), os.getpid()
         save_tensors(path, {"a": torch.zeros(1_000_000)}, {"step": 0})
         for trial in range(6):
             floor = load_tensors(path)[1]["step"]
             child = os.fork()
             if child == 0:
                 step = floor
-                while True:
+                while os.getppid() == parent:  # none outlives a failed test
                     step += 1
                     save_tensors(path, {"a": torch.full((1_000_000,), float(step))}, {"step": step})
+                os._exit(0)
             while load_tensors(path)[1]["step"] == floor:  # however slow the machine: something is written
                 time.sleep(0.002)
             time.sleep(draw.uniform(0.0, 0.05))
