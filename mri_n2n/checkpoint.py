@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from mri_n2n.errors import InputError, NotFoundError, UserError
@@ -23,7 +23,9 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], header: dict) -> None:
     """Write tensors and a JSON-able header to `path`, replacing it only when the new file is complete."""
     with atomic_output(path, force=True) as temporary:
         contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        save_file(contiguous, temporary, metadata={"format": FORMAT, "header": json.dumps(header, sort_keys=True)})
+        # Not save_file: it makes a temporary file of its own, which a kill would leave behind.
+        metadata = {"format": FORMAT, "header": json.dumps(header, sort_keys=True)}
+        temporary.write_bytes(save(contiguous, metadata=metadata))
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:

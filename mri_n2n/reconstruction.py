@@ -25,7 +25,7 @@ from mri_n2n.acquisition import Acquisition, Scan
 from mri_n2n.checkpoint import BUNDLED, find_weights, load_network
 from mri_n2n.device import choose_device
 from mri_n2n.errors import InputError, OutputError
-from mri_n2n.files import sha256_of
+from mri_n2n.files import check_readable, sha256_of
 from mri_n2n.formats import open_scan, read_reference, write_nifti, write_result
 from mri_n2n.fourier import ifft2c
 from mri_n2n.report import comparison_figure
@@ -155,6 +155,8 @@ def reconstruct_files(
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise OutputError(f"several inputs would write {twice[0]}.h5; reconstruct them into different directories")
+    for path in scans:
+        check_readable(path)
     for name in names:
         for target in result_paths(output, name):
             if target.is_dir():
