@@ -94,7 +94,7 @@ def reconstruct_array(
     if mask is None:
         sampled = (full != 0).any(dim=1, keepdim=True).float()
     else:
-        sampled = torch.from_numpy(np.array(mask, dtype=np.float32))
+        sampled = torch.from_numpy(np.asarray(mask).astype(np.float32))
         fits = {
             1: sampled.shape[-1:] == shape[-1:],
             2: sampled.shape == shape[-2:],
