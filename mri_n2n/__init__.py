@@ -1,6 +1,7 @@
 """mri-n2n: MRI reconstruction that learns from scans nobody ever sampled fully. Research use only.
 
-The verbs of the command line, on arrays and on paths: `simulate`, `train`, `reconstruct`, `evaluate`, `info`.
+The verbs of the command line: `simulate`, `train`, `reconstruct`, `evaluate`, `info`. `reconstruct` takes arrays or
+paths; the others take paths (`evaluation.evaluate_arrays` and `simulation.acquire` are their parts on arrays).
 Importing this package changes no process-wide setting and imports torch only when a verb is used.
 """
 

@@ -3,7 +3,7 @@
 A source is one volume. Of files nothing but names and slice counts is held, so memory does not grow with the data set.
 Training and validation share no subject; where given train and validation folders do, a warning says so.
 
-To add a data set: write a function (folder, options) -> Split and add one line to `_FINDERS`.
+To add a data set: write a function (folder, options) -> Split and add one line to `_FINDERS`, and its name to the choices in `arguments.py`.
 """
 
 from __future__ import annotations

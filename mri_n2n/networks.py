@@ -70,7 +70,7 @@ class UNet2018(nn.Module):
 
     The output's measured frequencies are replaced by the samples as measured, not divided by p, before the loss and
     in use. complex_images: two channels instead of one; else only the real part is seen. It sees intensities as in
-    training (volume maximum 1, shifted by -0.5), so an input on another scale must be brought there first.
+    training (volume maximum 1; real images shifted by -0.5), so an input on another scale must be brought there first.
     """
 
     def __init__(self, channels: int = 48, complex_images: bool = False) -> None:
