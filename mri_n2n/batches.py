@@ -17,7 +17,7 @@ from mri_n2n.datasets import Source, Volume
 from mri_n2n.fourier import fft2c, ifft2c
 from mri_n2n.masks import draw_mask
 from mri_n2n.pairs import PAIR_MAKERS, Pair, translate
-from mri_n2n.simulation import measure, seeded, smooth_phase
+from mri_n2n.simulation import eight_bit, measure, seeded, smooth_phase
 
 # Slices are shuffled within groups of files; groups and their order change every epoch.
 FILES_IN_GROUP = 4
@@ -101,6 +101,8 @@ def _example(
     """(input, target) acquisitions of one slice. What belongs to the scan is drawn by its name, what to training by `draw`."""
     if isinstance(data, Tensor):
         full = data[index : index + 1]
+        if protocol.recipe == "noise2noise-2018" and is_hermitian(full):
+            full = eight_bit(full)  # as the paper stored its slices
         coil = 0
         if full.shape[1] > 1:  # without sensitivity maps every coil is an image of its own, under one mask
             coil = int(torch.randint(full.shape[1], (), generator=draw))

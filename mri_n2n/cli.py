@@ -99,12 +99,13 @@ def train_options_from(options: argparse.Namespace):
     unknown = [mask for mask in masks if mask not in MASKS]
     if unknown:
         raise UserError(f"unknown mask {unknown[0]!r}; choose from {', '.join(MASKS)}")
+    given = options.acceleration or ("9.54" if recipe else "10")
     try:
-        low, _, high = options.acceleration.partition(":")
+        low, _, high = given.partition(":")
         acceleration = (float(low), float(high or low))
     except ValueError:
         raise UserError(
-            f"--acceleration must be a number or a range such as 4:12; got {options.acceleration!r}"
+            f"--acceleration must be a number or a range such as 4:12; got {given!r}"
         ) from None
     if not 1 <= acceleration[0] <= acceleration[1]:
         raise UserError("--acceleration must be at least 1, and a range must rise")

@@ -156,6 +156,12 @@ def simulate_file(volume: Path, output: Path, options: SimulationOptions, *, for
     return names
 
 
+def eight_bit(kspace: Tensor) -> Tensor:
+    """Full k-space of real images on the scale volume maximum = 1, with the images rounded to 256 grey levels."""
+    images = ifft2c(kspace).real.clamp(0, 1)
+    return fft2c((255 * images).round().div(255).to(kspace.dtype))
+
+
 def root_sum_of_squares(kspace: Tensor) -> Tensor:
     """Magnitude image (slices, y, x) of k-space (slices, coils, y, x): the reference a full acquisition would give."""
     return ifft2c(kspace).abs().square().sum(dim=1).sqrt()

@@ -128,8 +128,9 @@ def train(options: TrainOptions, run: Path, *, resume: bool = False) -> TrainRes
     )
     checkpoint, step, seconds = read_checkpoint(run, options) if resume else ({}, 0, 0.0)
 
-    torch.manual_seed(options.protocol.seed)  # initial weights; every other draw has its own generator
-    network = build_network(options.network, options.network_options).to(device)
+    with torch.random.fork_rng(devices=[]):  # the caller's generator stays as it was
+        torch.manual_seed(options.protocol.seed)  # initial weights; every other draw has its own generator
+        network = build_network(options.network, options.network_options).to(device)
     if precision == "bfloat16":
         network = network.to(memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(network.parameters(), lr=options.learning_rate, betas=(0.9, 0.99))

@@ -18,7 +18,7 @@ from mri_n2n.acquisition import Acquisition
 from mri_n2n.batches import Protocol
 from mri_n2n.checkpoint import load_network, load_tensors
 from mri_n2n.datasets import find_sources
-from mri_n2n.errors import NotFoundError
+from mri_n2n.errors import InputError, NotFoundError
 from mri_n2n.evaluation import evaluate_arrays
 from mri_n2n.files import atomic_output
 from mri_n2n.fourier import ifft2c
@@ -61,14 +61,17 @@ def test_volume(data: Path, matrix_size: int, *, kind: str = "roulette", acceler
 
 
 def trained(options: TrainOptions, run: Path) -> dict:
-    """Train into `run`, resume it, or find it finished; returns the header of its weights."""
+    """Train into `run`, resume it, or find it finished; returns the header of its weights.
+
+    InputError when `run` holds a run of another budget or other options.
+    """
     checkpoint = run / "checkpoint.safetensors"
-    header = load_tensors(checkpoint)[1] if checkpoint.exists() else None
-    if header is None or header["step"] < (options.steps or 0) or header["seconds"] < 60 * (options.minutes or 0):
-        if not train(options, run, resume=header is not None).finished:
-            raise KeyboardInterrupt  # saved; the same benchmark goes on from there
-        header = load_tensors(checkpoint)[1]
-    return header
+    started = checkpoint.exists()
+    if started and load_tensors(checkpoint)[1]["training"]["steps"] != options.steps:
+        raise InputError(f"{run} holds a run of another length; give another -o")
+    if not train(options, run, resume=started).finished:
+        raise KeyboardInterrupt  # saved; the same benchmark goes on from there
+    return load_tensors(checkpoint)[1]
 
 
 def score(images: np.ndarray, reference: np.ndarray) -> dict[str, float]:

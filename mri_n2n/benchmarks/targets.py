@@ -28,7 +28,7 @@ from mri_n2n.fourier import ifft2c
 from mri_n2n.reconstruction import magnitude
 from mri_n2n.training import TrainOptions
 
-STEPS = 400
+STEPS = 1500
 TARGETS = ("undersampled", "clean")
 
 
