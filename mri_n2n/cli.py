@@ -104,9 +104,7 @@ def train_options_from(options: argparse.Namespace):
         low, _, high = given.partition(":")
         acceleration = (float(low), float(high or low))
     except ValueError:
-        raise UserError(
-            f"--acceleration must be a number or a range such as 4:12; got {given!r}"
-        ) from None
+        raise UserError(f"--acceleration must be a number or a range such as 4:12; got {given!r}") from None
     if not 1 <= acceleration[0] <= acceleration[1]:
         raise UserError("--acceleration must be at least 1, and a range must rise")
     network_options = {"channels": options.channels, "cascades": options.cascades}

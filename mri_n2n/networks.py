@@ -48,7 +48,12 @@ class UNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y_size, x_size = x.shape[-2:]
+        # The input is a skip too: in another type or layout it would have the whole last level converted.
+        if torch.is_autocast_enabled(x.device.type):
+            x = x.to(torch.get_autocast_dtype(x.device.type))
         x = F.pad(x, (0, -x_size % self.multiple, 0, -y_size % self.multiple), mode="replicate")
+        if self.first.weight.is_contiguous(memory_format=torch.channels_last):
+            x = x.contiguous(memory_format=torch.channels_last)
         skips = [x]
         x = _activate(self.first(x))
         for level, conv in enumerate(self.encoder):

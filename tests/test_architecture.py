@@ -127,7 +127,7 @@ def test_every_module_says_what_it_is(path):
 
 
 def dotted(node: ast.AST) -> str:
-    """"torch.random.manual_seed" for such an attribute, "" for anything else."""
+    """ "torch.random.manual_seed" for such an attribute, "" for anything else."""
     if isinstance(node, ast.Name):
         return node.id
     if isinstance(node, ast.Attribute):
@@ -149,7 +149,9 @@ def test_nothing_is_unpickled_or_evaluated(path):
         if isinstance(node, ast.ImportFrom) and node.module == "torch":
             assert "load" not in {alias.name for alias in node.names}
     for name, call in calls(path):
-        assert name not in {"torch.load", "torch.save", "torch.jit.load", "eval", "exec"}, f"{name} at line {call.lineno}"
+        assert name not in {"torch.load", "torch.save", "torch.jit.load", "eval", "exec"}, (
+            f"{name} at line {call.lineno}"
+        )
         for keyword in call.keywords:
             assert keyword.arg != "allow_pickle" or not getattr(keyword.value, "value", True), f"line {call.lineno}"
 
@@ -168,15 +170,31 @@ def test_no_global_randomness(path):
             assert node.module not in {"random", "numpy.random", "torch.random"}, f"line {node.lineno}"
     for name, call in calls(path):
         where = f"{name} at line {call.lineno}"
-        if name in {"torch.manual_seed", "torch.random.manual_seed", "torch.cuda.manual_seed", "torch.cuda.manual_seed_all"}:
+        if name in {
+            "torch.manual_seed",
+            "torch.random.manual_seed",
+            "torch.cuda.manual_seed",
+            "torch.cuda.manual_seed_all",
+        }:
             seeds += 1
-        assert name not in {"torch.seed", "torch.set_rng_state", "torch.random.seed", "torch.random.set_rng_state"}, where
-        assert not name.startswith(("np.random.", "numpy.random.")) or name.endswith((".default_rng", ".Generator", ".SeedSequence", ".PCG64")), where
+        assert name not in {"torch.seed", "torch.set_rng_state", "torch.random.seed", "torch.random.set_rng_state"}, (
+            where
+        )
+        assert not name.startswith(("np.random.", "numpy.random.")) or name.endswith(
+            (".default_rng", ".Generator", ".SeedSequence", ".PCG64")
+        ), where
         assert not (name.endswith(".default_rng") and not call.args and not call.keywords), f"{where}: no seed"
         if name in {f"torch.{draw}" for draw in DRAWING} | {f"torch.{draw}_like" for draw in DRAWING}:
             assert "generator" in {keyword.arg for keyword in call.keywords}, where
         method = call.func.attr if isinstance(call.func, ast.Attribute) else ""
-        if method in {"normal_", "uniform_", "bernoulli_", "random_", "exponential_", "multinomial"} and not name.startswith("nn.init."):
+        if method in {
+            "normal_",
+            "uniform_",
+            "bernoulli_",
+            "random_",
+            "exponential_",
+            "multinomial",
+        } and not name.startswith("nn.init."):
             assert "generator" in {keyword.arg for keyword in call.keywords}, f".{method} at line {call.lineno}"
     assert seeds <= (path == PACKAGE / "training.py"), "only training.py may seed the global generator"
 
@@ -184,7 +202,13 @@ def test_no_global_randomness(path):
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_process_wide_settings_are_made_by_the_command_line(path):
     """None on import: such calls stand inside functions, and those of threads and allocator in cli.py and process.py."""
-    settings = {"torch.set_num_threads", "torch.set_num_interop_threads", "torch.set_default_dtype", "torch.set_default_device", "mallopt"}
+    settings = {
+        "torch.set_num_threads",
+        "torch.set_num_interop_threads",
+        "torch.set_default_dtype",
+        "torch.set_default_device",
+        "mallopt",
+    }
     allowed = path.name in {"cli.py", "process.py"}
     for name, call in calls(path):
         if name in settings or name.endswith(".mallopt"):
@@ -192,4 +216,6 @@ def test_process_wide_settings_are_made_by_the_command_line(path):
     for node in tree(path).body:  # at module level nothing is configured
         for inner in ast.walk(node) if isinstance(node, (ast.Expr, ast.Assign)) else ():
             if isinstance(inner, ast.Call):
-                assert dotted(inner.func) not in settings and not dotted(inner.func).startswith(("os.environ", "torch.backends"))
+                assert dotted(inner.func) not in settings and not dotted(inner.func).startswith(
+                    ("os.environ", "torch.backends")
+                )

@@ -182,7 +182,9 @@ def test_real_compression_is_no_bomb(tmp_path):
     full[..., ::20] = kspace(40, 2, 128, 7)
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file.create_dataset("kspace", data=full, chunks=(1, 2, 128, 128), compression="gzip")
-        file.create_dataset("mask", data=np.tile((full[0, 0] != 0).astype("f4"), (40, 1, 1)), compression="gzip", chunks=True)
+        file.create_dataset(
+            "mask", data=np.tile((full[0, 0] != 0).astype("f4"), (40, 1, 1)), compression="gzip", chunks=True
+        )
     assert np.array_equal(read_all(tmp_path / "a.h5").kspace, full)
 
 
@@ -217,7 +219,9 @@ def test_overwritten_hdf5_never_ends_otherwise(scan_file, tmp_path):
         for position in rng.integers(0, 2500, 4):
             damaged[position] = rng.integers(256)
         (tmp_path / "damaged" / f"{number}.h5").write_bytes(damaged)
-    result = subprocess.run([sys.executable, "-c", textwrap.dedent(script), str(tmp_path / "damaged")], capture_output=True)
+    result = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script), str(tmp_path / "damaged")], capture_output=True
+    )
     assert result.returncode == 0, result.stderr.decode()[-2000:]
 
 
@@ -263,7 +267,21 @@ def test_one_empty_slice_is_fine(scan_file):
 
 @pytest.mark.parametrize("name", ["mask", "probability"])
 @pytest.mark.parametrize(
-    "shape", [(), (0,), (19,), (21,), (16,), (20, 16), (16, 21), (3, 16, 20), (4, 20, 16), (1, 16, 20), (4, 3, 16, 20), (1, 20, 1, 1)]
+    "shape",
+    [
+        (),
+        (0,),
+        (19,),
+        (21,),
+        (16,),
+        (20, 16),
+        (16, 21),
+        (3, 16, 20),
+        (4, 20, 16),
+        (1, 16, 20),
+        (4, 3, 16, 20),
+        (1, 20, 1, 1),
+    ],
 )
 def test_masks_that_do_not_fit(scan_file, name, shape):
     refused(open_scan, replace(scan_file, name, np.ones(shape, np.float32)), match=f"{name}' (must have|has shape)")
@@ -337,7 +355,12 @@ def test_an_entity_bomb_in_the_header_is_not_even_read(scan_file):
 
 def test_attributes_of_any_kind_do_no_harm(scan_file):
     with h5py.File(scan_file, "r+") as file:
-        for name, value in {"noise_variance": "loud", "simulated": np.ones(3), "x": h5py.Empty("f4"), "y": b"\xff"}.items():
+        for name, value in {
+            "noise_variance": "loud",
+            "simulated": np.ones(3),
+            "x": h5py.Empty("f4"),
+            "y": b"\xff",
+        }.items():
             file.attrs[name] = value
     scan = open_scan(scan_file)
     assert scan.simulated is None and scan.read(0, 1).noise_variance is None
@@ -368,7 +391,9 @@ def damage(path: Path, offset: int, layout: str, *values) -> Path:
     return path
 
 
-@pytest.mark.parametrize("dims", [(3, -5, 6, 7), (3, 5, 6, 0), (3, -5, -6, 7), (0, 5, 6, 7), (-1, 5, 6, 7), (8, 5, 6, 7)])
+@pytest.mark.parametrize(
+    "dims", [(3, -5, 6, 7), (3, 5, 6, 0), (3, -5, -6, 7), (0, 5, 6, 7), (-1, 5, 6, 7), (8, 5, 6, 7)]
+)
 def test_impossible_dimensions(volume_file, dims):
     for call in (read_volume, volume_shape):
         refused(call, damage(volume_file, 40, "<4h", *dims), match="dimensions")
@@ -382,7 +407,10 @@ def test_other_numbers_of_axes(volume_file, dims):
 @pytest.mark.parametrize("compressed", [False, True])
 def test_enormous_dimensions(volume_file, compressed):
     """Declared, not there: refused before any memory is taken, above the limit and below it."""
-    for dims, match in [((3, 32767, 32767, 32767), "declares .* GiB"), ((3, 900, 900, 900), "more than the file can hold")]:
+    for dims, match in [
+        ((3, 32767, 32767, 32767), "declares .* GiB"),
+        ((3, 900, 900, 900), "more than the file can hold"),
+    ]:
         path = damage(volume_file, 40, "<4h", *dims)
         if compressed:
             path = path.with_suffix(".nii.gz")
@@ -522,7 +550,9 @@ def test_inputs_are_left_as_they_are(scan_file):
 
 IMAGE = np.ones((8, 64, 64), np.float32)
 WRITERS = {
-    "scan.h5": lambda path, **o: write_scan(path, iter(IMAGE[:, None] + 0j), (8, 1, 64, 64), mask=IMAGE[0], attributes={}, **o),
+    "scan.h5": lambda path, **o: write_scan(
+        path, iter(IMAGE[:, None] + 0j), (8, 1, 64, 64), mask=IMAGE[0], attributes={}, **o
+    ),
     "result.h5": lambda path, **o: write_result(path, IMAGE, iter(IMAGE + 0j), IMAGE.shape, **o),
     "volume.nii": lambda path, **o: write_nifti(path, IMAGE, None, **o),
     "volume.nii.gz": lambda path, **o: write_nifti(path, np.random.default_rng(0).random(IMAGE.shape), None, **o),
@@ -577,9 +607,13 @@ LIMITED = """
 
 
 def run_limited(directory: Path, limit: str, message: str, existing: bool, *prefix: str) -> None:
-    script = textwrap.dedent(LIMITED).format(tests=str(Path(__file__).parent), limit=limit, existing=existing, message=message)
+    script = textwrap.dedent(LIMITED).format(
+        tests=str(Path(__file__).parent), limit=limit, existing=existing, message=message
+    )
     names = [name for name in WRITERS if name != "text"]
-    result = subprocess.run([*prefix, sys.executable, "-c", script, str(directory), *names], capture_output=True, text=True)
+    result = subprocess.run(
+        [*prefix, sys.executable, "-c", script, str(directory), *names], capture_output=True, text=True
+    )
     assert result.returncode == 0 and not result.stderr, result.stderr[-3000:]
 
 
@@ -592,7 +626,7 @@ def test_a_limit_on_file_size(tmp_path, existing):
 
 def test_a_full_disk(tmp_path):
     """A really full file system, where a private one can be mounted."""
-    mount = f"mount -t tmpfs -o size=64k none {tmp_path} && exec \"$@\""
+    mount = f'mount -t tmpfs -o size=64k none {tmp_path} && exec "$@"'
     if subprocess.run(["unshare", "-rm", "sh", "-c", mount, "sh", "true"], capture_output=True).returncode:
         pytest.skip("needs unprivileged mounts")
     run_limited(tmp_path, "", "No space left", False, "unshare", "-rm", "sh", "-c", mount, "sh")

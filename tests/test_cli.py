@@ -37,7 +37,9 @@ def random_kspace(*shape: int) -> np.ndarray:
 def weights(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
     options = {"cascades": 1, "channels": 8, "levels": 2}
-    save_tensors(path, build_network("unrolled", options).state_dict(), {"network": "unrolled", "network_options": options})
+    save_tensors(
+        path, build_network("unrolled", options).state_dict(), {"network": "unrolled", "network_options": options}
+    )
     return path
 
 
@@ -99,7 +101,9 @@ def test_help_and_import_need_no_torch():
         heavy = {"torch", "numpy", "fastmri", "h5py", "nibabel", "scipy"} & set(sys.modules)
         print(json.dumps([said, sorted(heavy), mri_n2n.__all__]))
     """)
-    done = subprocess.run([sys.executable, "-c", script, *COMMANDS], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", script, *COMMANDS], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0 and not done.stderr, done.stderr
     said, heavy, names = json.loads(done.stdout)
     assert heavy == []
@@ -277,7 +281,9 @@ def spoil_scan(kind: str, path: Path) -> None:
                 file.create_dataset("kspace", (1000, 2000, 2000, 1000), "c8", chunks=(1, 1, 64, 64))
             case "chunk bomb":
                 del file["kspace"]
-                bomb = file.create_dataset("kspace", (1, 4096, 4096), "c8", chunks=(1, 4096, 4096), compression="gzip", compression_opts=9)
+                bomb = file.create_dataset(
+                    "kspace", (1, 4096, 4096), "c8", chunks=(1, 4096, 4096), compression="gzip", compression_opts=9
+                )
                 bomb[...] = 0
             case "NaN":
                 file["kspace"][2, 3, 4] = np.nan
@@ -311,7 +317,21 @@ def test_bad_scans(kind, weights, tmp_path, capsys):
     good_scan(tmp_path / "data" / "bob_good.h5")
     output = tmp_path / "out"
     refused(["reconstruct", bad, "-o", output, "--weights", weights, "--device", "cpu"], 3, tmp_path, capsys, bad.name)
-    train = ["train", "--dataset", "fastmri", "--data", bad.parent, "--steps", "1", "--channels", "8", "--cascades", "1", "--device", "cpu"]
+    train = [
+        "train",
+        "--dataset",
+        "fastmri",
+        "--data",
+        bad.parent,
+        "--steps",
+        "1",
+        "--channels",
+        "8",
+        "--cascades",
+        "1",
+        "--device",
+        "cpu",
+    ]
     refused([*train, "-o", output], 3, tmp_path, capsys, "ann_bad")
     if kind not in ("NaN", "infinite", "zero"):  # info looks at the middle slice, evaluate at the reference
         refused(["info", bad], 3, tmp_path, capsys, bad.name)
@@ -355,7 +375,17 @@ def spoil_volume(kind: str, path: Path) -> None:
     path.write_bytes(bytes(content))
 
 
-VOLUMES = ["truncated", "truncated gzip", "empty", "text", "negative dims", "enormous dims", "NaN slope", "NaN voxels", "two axes"]
+VOLUMES = [
+    "truncated",
+    "truncated gzip",
+    "empty",
+    "text",
+    "negative dims",
+    "enormous dims",
+    "NaN slope",
+    "NaN voxels",
+    "two axes",
+]
 
 
 @pytest.mark.parametrize("kind", VOLUMES)
@@ -367,7 +397,21 @@ def test_bad_volumes(kind, tmp_path, capsys):
     refused(["simulate", bad, "-o", tmp_path / "s.h5"], 3, tmp_path, capsys, bad.name)
     refused(["info", bad], 3, tmp_path, capsys, bad.name)
     refused(["evaluate", tmp_path / "r.h5", "--reference", bad], 3, tmp_path, capsys, bad.name)
-    train = ["train", "--dataset", "nifti", "--data", bad.parent, "--steps", "1", "--channels", "8", "--cascades", "1", "--device", "cpu"]
+    train = [
+        "train",
+        "--dataset",
+        "nifti",
+        "--data",
+        bad.parent,
+        "--steps",
+        "1",
+        "--channels",
+        "8",
+        "--cascades",
+        "1",
+        "--device",
+        "cpu",
+    ]
     refused([*train, "-o", tmp_path / "run"], 3, tmp_path, capsys, "ann_bad")
 
 
@@ -376,9 +420,21 @@ def test_big_endian_files_are_read(weights, tmp_path, capsys):
     for order in "<>":
         with h5py.File(tmp_path / f"scan{ord(order)}.h5", "w") as file:
             file["kspace"] = random_kspace(2, 16, 20).astype(f"{order}c8")
-        arguments = ["reconstruct", tmp_path / f"scan{ord(order)}.h5", "-o", tmp_path / "out", "--weights", weights, "--device", "cpu"]
+        arguments = [
+            "reconstruct",
+            tmp_path / f"scan{ord(order)}.h5",
+            "-o",
+            tmp_path / "out",
+            "--weights",
+            weights,
+            "--device",
+            "cpu",
+        ]
         assert cli.main(list(map(str, arguments))) == 0
-    with h5py.File(tmp_path / "out" / f"scan{ord('<')}.h5") as little, h5py.File(tmp_path / "out" / f"scan{ord('>')}.h5") as big:
+    with (
+        h5py.File(tmp_path / "out" / f"scan{ord('<')}.h5") as little,
+        h5py.File(tmp_path / "out" / f"scan{ord('>')}.h5") as big,
+    ):
         np.testing.assert_array_equal(little["image"][()], big["image"][()])
 
 
@@ -411,7 +467,13 @@ def test_what_is_not_there_is_code_5(weights, tmp_path, capsys, monkeypatch):
     refused(["evaluate", nothing, "--reference", scan], 5, tmp_path, capsys, "nothing.h5")
     refused(["simulate", nothing, "-o", "s.h5"], 5, tmp_path, capsys, "nothing.h5")
     refused(["train", "--dataset", "nifti", "--data", "nowhere", "-o", "run"], 5, tmp_path, capsys, "nowhere")
-    refused(["train", "--dataset", "ixi", "-o", "run"], 5, tmp_path, capsys, "python data_scripts/download_ixi.py -o data/ixi")
+    refused(
+        ["train", "--dataset", "ixi", "-o", "run"],
+        5,
+        tmp_path,
+        capsys,
+        "python data_scripts/download_ixi.py -o data/ixi",
+    )
     refused([*TRAIN, "run", "--steps", "1", "--resume"], 5, tmp_path, capsys, "run")
 
 
@@ -473,25 +535,49 @@ def test_the_whole_chain_and_its_json(tmp_path, capsys):
     assert f"{one['volume']['psnr']:.2f}" in table and "peak" in table
 
     kinds = []
-    for path in (scan, volume, results / "scan.h5", results / "scan.nii.gz", tmp_path / "run", tmp_path / "run" / "weights.safetensors"):
+    for path in (
+        scan,
+        volume,
+        results / "scan.h5",
+        results / "scan.nii.gz",
+        tmp_path / "run",
+        tmp_path / "run" / "weights.safetensors",
+    ):
         facts = json.loads(run(["info", path, "--json"], capsys))
         kinds.append(facts["kind"].split(" (")[0])
         for key, value in zip(facts, run(["info", path], capsys).splitlines()):
             assert value.startswith(key)
         assert str(tmp_path) not in json.dumps(facts)
-    assert kinds == ["raw scan", "NIfTI magnitude volume", "reconstruction", "NIfTI magnitude volume", "weights", "weights"]
+    assert kinds == [
+        "raw scan",
+        "NIfTI magnitude volume",
+        "reconstruction",
+        "NIfTI magnitude volume",
+        "weights",
+        "weights",
+    ]
     facts = json.loads(run(["info", scan, "--json"], capsys))
-    assert facts["coils"] == 1 and facts["slices"] == 3 and facts["reference"] == "stored" and facts["simulated"].startswith("yes")
+    assert (
+        facts["coils"] == 1
+        and facts["slices"] == 3
+        and facts["reference"] == "stored"
+        and facts["simulated"].startswith("yes")
+    )
 
 
 def test_repetitions_are_written_and_named(tmp_path, capsys):
     volume = good_volume(tmp_path / "v.nii.gz")
-    said = run(["simulate", volume, "-o", tmp_path / "s.h5", "--repetitions", "2", "--acceleration", "3", "--no-reference"], capsys)
+    said = run(
+        ["simulate", volume, "-o", tmp_path / "s.h5", "--repetitions", "2", "--acceleration", "3", "--no-reference"],
+        capsys,
+    )
     names = [Path(line.split(" (")[0]).name for line in said.splitlines()]
     assert names == ["s_rep1.h5", "s_rep2.h5"] and not (tmp_path / "s.h5").exists()
     with h5py.File(tmp_path / "s_rep1.h5") as one, h5py.File(tmp_path / "s_rep2.h5") as two:
         assert not np.array_equal(one["mask"][()], two["mask"][()]) and "reconstruction_esc" not in one
-    refused(["evaluate", tmp_path / "s_rep2.h5", "--reference", tmp_path / "s_rep1.h5"], 3, tmp_path, capsys, "reference")
+    refused(
+        ["evaluate", tmp_path / "s_rep2.h5", "--reference", tmp_path / "s_rep1.h5"], 3, tmp_path, capsys, "reference"
+    )
 
 
 def options_of(*arguments: str):
@@ -502,9 +588,17 @@ def test_defaults_of_training_and_of_the_recipe():
     default, recipe = options_of(), options_of("--recipe", "noise2noise-2018")
     assert (default.network, default.protocol.pairs, default.batch_size, default.epochs) == ("unrolled", "fixed", 8, 50)
     assert (recipe.network, recipe.protocol.pairs, recipe.batch_size, recipe.epochs) == ("unet", "redrawn", 16, 300)
-    assert (default.learning_rate, recipe.learning_rate) == (2e-3, 1e-3) and recipe.protocol.acceleration == (10.0, 10.0) and recipe.protocol.masks == ("roulette",)
-    assert default.network_options == {"consistency": "hard"} and options_of("--noise", "0.05").network_options == {"consistency": "soft"}
-    assert options_of("--mask", "all").protocol.masks == MASKS and options_of("--acceleration", "4:12").protocol.acceleration == (4.0, 12.0)
+    assert (
+        (default.learning_rate, recipe.learning_rate) == (2e-3, 1e-3)
+        and recipe.protocol.acceleration == (10.0, 10.0)
+        and recipe.protocol.masks == ("roulette",)
+    )
+    assert default.network_options == {"consistency": "hard"} and options_of("--noise", "0.05").network_options == {
+        "consistency": "soft"
+    }
+    assert options_of("--mask", "all").protocol.masks == MASKS and options_of(
+        "--acceleration", "4:12"
+    ).protocol.acceleration == (4.0, 12.0)
     assert options_of("--minutes", "3").epochs is None and options_of("--pairs", "redrawn").protocol.pairs == "redrawn"
     assert options_of("--exclude-subjects", "a,b").excluded_subjects == ("a", "b")
 
@@ -516,5 +610,7 @@ def test_the_demo_does_the_whole_job(tmp_path, capsys):
     text = demo(tmp_path / "demo", quiet=True, minutes=1e-4)
     assert "zero-filled" in text and "PSNR" in text and "simulated" in text
     named = [Path(word) for word in text.split() if word.startswith(str(tmp_path))]
-    assert {path.suffix for path in named} == {".png", ".h5", ".gz", ".safetensors"} and all(path.is_file() for path in named)
+    assert {path.suffix for path in named} == {".png", ".h5", ".gz", ".safetensors"} and all(
+        path.is_file() for path in named
+    )
     refused(["demo", "-o", tmp_path / "demo"], 4, tmp_path, capsys, "--force")

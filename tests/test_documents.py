@@ -21,7 +21,9 @@ from mri_n2n.simulation import SimulationOptions, simulate_file
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "mri_n2n"
-DOCUMENTS = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md"), *(PACKAGE / "weights").glob("*.md")])
+DOCUMENTS = sorted(
+    [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md"), *(PACKAGE / "weights").glob("*.md")]
+)
 MODULES = {".".join(path.relative_to(PACKAGE).with_suffix("").parts) for path in PACKAGE.rglob("*.py")}
 
 
@@ -124,7 +126,9 @@ def test_named_modules_functions_and_files_exist(path):
             assert any((folder / name).is_file() for folder in (ROOT, PACKAGE)), f"{path.name}: {name}"
         elif re.fullmatch(r"[\w/]+/", name) and not name.isupper():
             assert any((folder / name).is_dir() for folder in (ROOT, PACKAGE)), f"{path.name}: {name}"
-        elif re.fullmatch(r"[a-z_]\w*(\.\w+)+", name) and (name.split(".")[0] in {*MODULES, "mri_n2n"} | {m.split(".")[0] for m in MODULES}):
+        elif re.fullmatch(r"[a-z_]\w*(\.\w+)+", name) and (
+            name.split(".")[0] in {*MODULES, "mri_n2n"} | {m.split(".")[0] for m in MODULES}
+        ):
             if not re.search(r"\.(h5|json|jsonl|png|gz|safetensors|md|toml)$", name):
                 assert resolves(name), f"{path.name}: {name}"
 
@@ -140,10 +144,15 @@ def test_exit_codes_agree():
     if not path.is_file():
         pytest.skip("docs/files.md is not written yet")
     documented = {int(code) for code in re.findall(r"^\|\s*`?(\d{1,3})`?\s*\|", path.read_text(), re.M)}
-    raised = {error.exit_code for error in (errors.UserError, errors.InputError, errors.OutputError, errors.NotFoundError)}
+    raised = {
+        error.exit_code for error in (errors.UserError, errors.InputError, errors.OutputError, errors.NotFoundError)
+    }
     assert documented >= raised | {0, 1, 130}
     for text in (EXIT_CODES, errors.__doc__):
-        codes = {int(code) for code in re.findall(r"(?:^|[:;])\s*(\d{1,3}) [a-z]", " ".join(text.partition("odes:")[2].split()))}
+        codes = {
+            int(code)
+            for code in re.findall(r"(?:^|[:;])\s*(\d{1,3}) [a-z]", " ".join(text.partition("odes:")[2].split()))
+        }
         assert codes == documented, text
 
 
@@ -154,7 +163,9 @@ def test_exit_codes_agree():
 def tiny_weights(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
     options = {"cascades": 1, "channels": 8, "levels": 2}
-    save_tensors(path, build_network("unrolled", options).state_dict(), {"network": "unrolled", "network_options": options})
+    save_tensors(
+        path, build_network("unrolled", options).state_dict(), {"network": "unrolled", "network_options": options}
+    )
     return path
 
 
@@ -164,10 +175,15 @@ def desk(tmp_path, tiny_weights, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("mri_n2n.checkpoint.BUNDLED", tiny_weights)
     monkeypatch.delenv("MRI_N2N_DATA", raising=False)
-    images = [ifft2c(phantom_kspace((24, 20), generator=torch.Generator().manual_seed(i)))[0].abs().numpy() for i in range(3)]
+    images = [
+        ifft2c(phantom_kspace((24, 20), generator=torch.Generator().manual_seed(i)))[0].abs().numpy() for i in range(3)
+    ]
     image = nibabel.Nifti1Image(np.stack(images).transpose(2, 1, 0), np.eye(4))
     nibabel.save(image, tmp_path / "VOLUME.nii.gz")
-    for folder, names in {"VOLUMES": ("ann_T1", "bob_T1"), "data/ixi": ("IXI002-Guys-0828-T1", "IXI064-Guys-0743-T1")}.items():
+    for folder, names in {
+        "VOLUMES": ("ann_T1", "bob_T1"),
+        "data/ixi": ("IXI002-Guys-0828-T1", "IXI064-Guys-0743-T1"),
+    }.items():
         (tmp_path / folder).mkdir(parents=True)
         for name in names:
             deep = np.concatenate([image.get_fdata(dtype=np.float32)] * 9, axis=2)  # slices 25 to 124 are used of ixi
@@ -175,7 +191,11 @@ def desk(tmp_path, tiny_weights, monkeypatch) -> Path:
             nibabel.save(whole, tmp_path / folder / f"{name}.nii.gz")
     (tmp_path / "STUDY").mkdir()
     for name in ("ann", "bob"):
-        simulate_file(tmp_path / "VOLUME.nii.gz", tmp_path / "STUDY" / f"{name}.h5", SimulationOptions(acceleration=3, repetitions=2))
+        simulate_file(
+            tmp_path / "VOLUME.nii.gz",
+            tmp_path / "STUDY" / f"{name}.h5",
+            SimulationOptions(acceleration=3, repetitions=2),
+        )
     simulate_file(tmp_path / "VOLUME.nii.gz", tmp_path / "scan.h5", SimulationOptions(acceleration=4))
     return tmp_path
 

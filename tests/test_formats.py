@@ -60,7 +60,13 @@ def test_scan_round_trip(tmp_path, coils, matrix, rank):
     reference = rng.random((slices, y, x)).astype(np.float32)
     path = tmp_path / "scan.h5"
     write_scan(
-        path, iter(kspace), kspace.shape, mask=mask, probability=probability, reference=reference, geometry=GEOMETRY,
+        path,
+        iter(kspace),
+        kspace.shape,
+        mask=mask,
+        probability=probability,
+        reference=reference,
+        geometry=GEOMETRY,
         attributes={"simulated": True, "noise_variance": 0.25, "mask_kind": "roulette", "seed": 3},
     )
     scan = open_scan(path)
@@ -195,7 +201,9 @@ def marked_volume() -> np.ndarray:
     return 100 * i + 10 * j + k + 1
 
 
-def save(path: Path, volume: np.ndarray, qform=OBLIQUE, sform=OBLIQUE, codes=(1, 1), dtype=np.int16, unit="mm", endian="<"):
+def save(
+    path: Path, volume: np.ndarray, qform=OBLIQUE, sform=OBLIQUE, codes=(1, 1), dtype=np.int16, unit="mm", endian="<"
+):
     header = nibabel.Nifti1Header(endianness=endian)
     header.set_data_dtype(dtype)
     image = nibabel.Nifti1Image(volume.astype(dtype), None, header)
@@ -213,7 +221,12 @@ def test_nifti_round_trip(tmp_path, axis, suffix):
     volume = marked_volume()
     path = save(tmp_path / f"in{suffix}", volume, orthogonal, orthogonal, codes=(2, 3), unit="micron")
     array, geometry = read_volume(path, axis)
-    assert (geometry.slice_axis, geometry.qform_code, geometry.sform_code, geometry.spatial_unit) == (axis, 2, 3, "micron")
+    assert (geometry.slice_axis, geometry.qform_code, geometry.sform_code, geometry.spatial_unit) == (
+        axis,
+        2,
+        3,
+        "micron",
+    )
     assert detect(path) == "nifti" and volume_shape(path) == volume.shape
     low, high = (a for a in range(3) if a != axis)
     assert array.dtype == np.float32 and array.shape == (volume.shape[axis], volume.shape[high], volume.shape[low])

@@ -35,7 +35,9 @@ def test_shifted_delta_is_a_plane_wave(shape, at):
     image = torch.zeros(shape, dtype=torch.complex128)
     image[shape[0] // 2 + at[0], shape[1] // 2 + at[1]] = 1
     ky, kx = (np.arange(n) - n // 2 for n in shape)
-    wave = np.exp(-2j * np.pi * (ky[:, None] * at[0] / shape[0] + kx[None] * at[1] / shape[1])) / np.sqrt(shape[0] * shape[1])
+    wave = np.exp(-2j * np.pi * (ky[:, None] * at[0] / shape[0] + kx[None] * at[1] / shape[1])) / np.sqrt(
+        shape[0] * shape[1]
+    )
     np.testing.assert_allclose(fft2c(image).numpy(), wave, atol=1e-13)
 
 
@@ -46,7 +48,9 @@ def test_gaussian_is_a_gaussian(shape):
     wy, wx = (np.sqrt(n) for n in shape)
     image = np.exp(-np.pi * (y[:, None] ** 2 / wy**2 + x[None] ** 2 / wx**2))
     ky, kx = y / shape[0], x / shape[1]
-    expected = wy * wx * np.exp(-np.pi * (wy**2 * ky[:, None] ** 2 + wx**2 * kx[None] ** 2)) / np.sqrt(shape[0] * shape[1])
+    expected = (
+        wy * wx * np.exp(-np.pi * (wy**2 * ky[:, None] ** 2 + wx**2 * kx[None] ** 2)) / np.sqrt(shape[0] * shape[1])
+    )
     np.testing.assert_allclose(fft2c(torch.from_numpy(image).to(torch.complex128)).numpy(), expected, atol=1e-12)
 
 

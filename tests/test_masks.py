@@ -121,14 +121,20 @@ def test_points_vary_along_both_axes(kind):
     assert (mask != mask[:1]).any() and (mask != mask[:, :1]).any()
 
 
-@pytest.mark.parametrize("x, acceleration, center_fraction", [(368, 4, 0.08), (320, 8, 0.04), (128, 4, 0.08), (372, 8, 0.04)])
+@pytest.mark.parametrize(
+    "x, acceleration, center_fraction", [(368, 4, 0.08), (320, 8, 0.04), (128, 4, 0.08), (372, 8, 0.04)]
+)
 def test_random_lines_have_fastmris_probability_and_centre(x, acceleration, center_fraction):
     """fastMRI's RandomMaskFunc is the reference: same centre lines, same probability outside, over many draws."""
     from fastmri.data.subsample import RandomMaskFunc
 
     peer = RandomMaskFunc([center_fraction], [acceleration])
     lines = torch.stack([peer((1, x, 2), seed=seed)[0].flatten() for seed in range(300)]).double().mean(dim=0)
-    p = draw_mask("random-lines", (2, x), acceleration, generator(), center_fraction=center_fraction).probability[0].double()
+    p = (
+        draw_mask("random-lines", (2, x), acceleration, generator(), center_fraction=center_fraction)
+        .probability[0]
+        .double()
+    )
     assert torch.equal(lines == 1, p == 1)
     assert (lines - p)[p < 1].mean().abs() < 5 * math.sqrt(p.min().item() / (300 * x))
 

@@ -21,12 +21,22 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 def scan(
-    shape=(24, 27), batch: int = 2, coils: int = 1, *, seed: int = 0, mask_seed: int = 0, real: bool = False, dc: bool = True
+    shape=(24, 27),
+    batch: int = 2,
+    coils: int = 1,
+    *,
+    seed: int = 0,
+    mask_seed: int = 0,
+    real: bool = False,
+    dc: bool = True,
 ) -> Acquisition:
     """An acquisition of random images; without `dc` the centre is not measured."""
     images = torch.randn((batch, coils, *shape), dtype=torch.complex64, generator=generator(seed))
     full = fft2c(images.real.to(torch.complex64) if real else images)
-    sampling = [draw_mask("roulette", shape, 2.0, generator(100 + 10 * (seed + mask_seed) + i), hermitian=real) for i in range(batch)]
+    sampling = [
+        draw_mask("roulette", shape, 2.0, generator(100 + 10 * (seed + mask_seed) + i), hermitian=real)
+        for i in range(batch)
+    ]
     mask = torch.stack([s.mask for s in sampling])[:, None]
     if not dc:
         mask[..., shape[0] // 2, shape[1] // 2] = 0
@@ -60,7 +70,10 @@ def relative(result: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize("shape", SIZES)
-@pytest.mark.parametrize("make", [small_unrolled, small_2018, lambda: small_2018(complex_images=True), lambda: small_unrolled(consistency="soft")])
+@pytest.mark.parametrize(
+    "make",
+    [small_unrolled, small_2018, lambda: small_2018(complex_images=True), lambda: small_unrolled(consistency="soft")],
+)
 @torch.no_grad()
 def test_any_size_gives_an_image_of_that_size(make, shape):
     ones = torch.ones(1, 1, *shape)
@@ -151,7 +164,15 @@ def test_unrolled_with_sensitivity_maps_fits_all_coils():
     assert relative(result, image) < 1e-2  # the weight of the network's image is 1e-3 of the data's
 
 
-@pytest.mark.parametrize("make", [lambda: Unrolled(2, 8, 2), lambda: Unrolled(2, 8, 2, consistency="soft"), lambda: UNet2018(12), lambda: UNet2018(12, True)])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Unrolled(2, 8, 2),
+        lambda: Unrolled(2, 8, 2, consistency="soft"),
+        lambda: UNet2018(12),
+        lambda: UNet2018(12, True),
+    ],
+)
 def test_gradients_reach_every_parameter_after_one_step(make):
     """The second gradient: the first stops at last layers that start at zero. DC is not measured here, since a
     constant added to the image changes DC alone, which hard consistency would replace."""
@@ -201,7 +222,9 @@ def test_2018_unet_has_the_papers_layers():
     for module in network.modules():
         if isinstance(module, torch.nn.Conv2d):
             assert module.kernel_size == (3, 3) and module.stride == (1, 1)
-            module.register_forward_hook(lambda m, inputs, output: rows.append((m.in_channels, m.out_channels, 64 // output.shape[-1])))
+            module.register_forward_hook(
+                lambda m, inputs, output: rows.append((m.in_channels, m.out_channels, 64 // output.shape[-1]))
+            )
     network(torch.zeros(1, 1, 64, 64))
     assert rows == [row[1:] for row in TABLE_2018]
     assert sum(p.numel() for p in network.parameters()) == sum(9 * i * o + o for _, i, o, _ in TABLE_2018) == 988_609

@@ -14,7 +14,9 @@ def complex_normal(*shape: int, seed: int, dtype: torch.dtype = torch.complex128
     return torch.randn(shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
 
 
-def random_mask(batch: int, shape: tuple[int, int], dtype: torch.dtype = torch.float64, share: float = 0.5) -> torch.Tensor:
+def random_mask(
+    batch: int, shape: tuple[int, int], dtype: torch.dtype = torch.float64, share: float = 0.5
+) -> torch.Tensor:
     return (torch.rand((batch, 1, *shape), generator=torch.Generator().manual_seed(9)) < share).to(dtype)
 
 
@@ -43,8 +45,12 @@ def test_forward_adjoint_normal_equal_the_explicit_matrix(shape, coils):
     a = explicit(mask, maps)
     image, kspace = complex_normal(1, 1, *shape, seed=2), complex_normal(1, coils or 1, *shape, seed=3)
     np.testing.assert_allclose(forward(image, mask, maps).flatten().numpy(), a @ image.flatten().numpy(), atol=1e-12)
-    np.testing.assert_allclose(adjoint(kspace, mask, maps).flatten().numpy(), a.conj().T @ kspace.flatten().numpy(), atol=1e-12)
-    np.testing.assert_allclose(normal(image, mask, maps).flatten().numpy(), a.conj().T @ (a @ image.flatten().numpy()), atol=1e-12)
+    np.testing.assert_allclose(
+        adjoint(kspace, mask, maps).flatten().numpy(), a.conj().T @ kspace.flatten().numpy(), atol=1e-12
+    )
+    np.testing.assert_allclose(
+        normal(image, mask, maps).flatten().numpy(), a.conj().T @ (a @ image.flatten().numpy()), atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("dtype, tolerance", DTYPES)
@@ -102,7 +108,10 @@ def test_conjugate_gradient_stays_finite_at_the_solution_and_for_zero():
 @pytest.mark.parametrize("dtype, tolerance", DTYPES)
 def test_hard_consistency_puts_the_samples_back_and_keeps_the_rest(shape, dtype, tolerance):
     mask = random_mask(2, shape, real_dtype(dtype))
-    image, kspace = complex_normal(2, 1, *shape, seed=1, dtype=dtype), mask * complex_normal(2, 1, *shape, seed=2, dtype=dtype)
+    image, kspace = (
+        complex_normal(2, 1, *shape, seed=1, dtype=dtype),
+        mask * complex_normal(2, 1, *shape, seed=2, dtype=dtype),
+    )
     fy, fx = (torch.from_numpy(dft_matrix(n)).to(dtype) for n in shape)
     transform = lambda value: fy @ value @ fx.T  # noqa: E731
     result = transform(data_consistency(image, kspace, mask))
@@ -136,7 +145,9 @@ def test_optimal_trust_is_the_share_of_the_error_variance():
         return (result - truth).abs().square().mean().item()
 
     best = variance_network / (variance_network + variance_noise)
-    assert error(best) == pytest.approx(variance_network * variance_noise / (variance_network + variance_noise), rel=0.03)
+    assert error(best) == pytest.approx(
+        variance_network * variance_noise / (variance_network + variance_noise), rel=0.03
+    )
     assert error(best) < min(error(best - 0.1), error(best + 0.1), error(1.0))
 
 
@@ -156,7 +167,11 @@ def test_consistency_of_several_coils_is_the_stated_minimiser(shape, trust):
 
 def test_consistency_of_several_coils_leaves_a_consistent_image_alone():
     shape = (8, 7)
-    mask, maps, image = random_mask(2, shape), complex_normal(2, 4, *shape, seed=1), complex_normal(2, 1, *shape, seed=2)
+    mask, maps, image = (
+        random_mask(2, shape),
+        complex_normal(2, 4, *shape, seed=1),
+        complex_normal(2, 1, *shape, seed=2),
+    )
     torch.testing.assert_close(data_consistency(image, forward(image, mask, maps), mask, maps), image)
 
 
@@ -168,5 +183,6 @@ def test_gradient_reaches_image_and_trust():
         image = complex_normal(1, 1, *shape, seed=2).requires_grad_()
         kspace = mask * complex_normal(1, 1 if coil_maps is None else 2, *shape, seed=3)
         assert torch.autograd.gradcheck(
-            lambda image, trust: data_consistency(image, kspace, mask, coil_maps, trust=trust, iterations=2), (image, trust)
+            lambda image, trust: data_consistency(image, kspace, mask, coil_maps, trust=trust, iterations=2),
+            (image, trust),
         )

@@ -53,7 +53,9 @@ def sample(
 
 
 def within(samples: list[float], expected: float, errors: float = 5.0) -> bool:
-    return abs(np.mean(samples) - expected) <= errors * np.std(samples, ddof=1) / math.sqrt(len(samples)) + 1e-6 * abs(expected)
+    return abs(np.mean(samples) - expected) <= errors * np.std(samples, ddof=1) / math.sqrt(len(samples)) + 1e-6 * abs(
+        expected
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -138,7 +140,9 @@ def test_loss_of_a_batch_is_the_mean_over_its_items():
     scans = [sample(full[i : i + 1], "roulette", i) for i in range(4)]
     each = [weighted_squared_error(prediction[i : i + 1], noise2noise(scans[i], scans[i])).item() for i in range(4)]
     batch = Acquisition(*(torch.cat([getattr(s, name) for s in scans]) for name in ("kspace", "mask", "probability")))
-    assert weighted_squared_error(prediction, noise2noise(batch, batch)).item() == pytest.approx(np.mean(each), rel=1e-5)
+    assert weighted_squared_error(prediction, noise2noise(batch, batch)).item() == pytest.approx(
+        np.mean(each), rel=1e-5
+    )
 
 
 @pytest.mark.parametrize("hermitian", [False, True])
@@ -151,7 +155,9 @@ def test_2018_target_is_unbiased(kind, hermitian):
     pairs = [noise2noise_2018(first, sample(full, kind, seed, hermitian=hermitian)) for seed in range(count)]
     targets = torch.stack([pair.target for pair in pairs])
     assert pairs[0].domain == "image" and pairs[0].input is first and torch.all(pairs[0].weight == 1)
-    assert targets.is_complex() and (targets.imag.abs().max() < 1e-5) == hermitian  # a real image needs a Hermitian mask
+    assert (
+        targets.is_complex() and (targets.imag.abs().max() < 1e-5) == hermitian
+    )  # a real image needs a Hermitian mask
     error = targets.real.std(dim=0) / math.sqrt(count)
     assert ((targets.real.mean(dim=0) - image).abs() <= 6 * error + 1e-5).all()
     # and its total variance is the closed form sum |s|^2 (1 - p) / p (real part: all of it when the mask is Hermitian)
@@ -230,7 +236,11 @@ def test_translation_rolls_the_image(shape, shift):
     np.testing.assert_allclose(inverse(moved.kspace).numpy(), zero_filled, atol=1e-5)
     torch.testing.assert_close(moved.kspace.abs(), scan.kspace.abs(), atol=1e-6, rtol=1e-6)  # samples stay as measured
     assert torch.equal(moved.kspace == 0, scan.kspace == 0)
-    assert torch.equal(moved.mask, scan.mask) and torch.equal(moved.probability, scan.probability) and moved.noise_variance == 0.1
+    assert (
+        torch.equal(moved.mask, scan.mask)
+        and torch.equal(moved.probability, scan.probability)
+        and moved.noise_variance == 0.1
+    )
     torch.testing.assert_close(translate(moved, (-shift[0], -shift[1])).kspace, scan.kspace, atol=1e-5, rtol=1e-5)
 
 
@@ -253,7 +263,9 @@ def test_loss_follows_the_shift_of_pair_and_prediction():
     full, prediction = complex_normal(1, 1, 9, 8, seed=0), complex_normal(1, 1, 9, 8, seed=1)
     first, second = sample(full, "roulette", 1), sample(full, "roulette", 2)
     before = weighted_squared_error(prediction, noise2noise(first, second))
-    after = weighted_squared_error(prediction.roll((2, -3), (-2, -1)), noise2noise(translate(first, (2, -3)), translate(second, (2, -3))))
+    after = weighted_squared_error(
+        prediction.roll((2, -3), (-2, -1)), noise2noise(translate(first, (2, -3)), translate(second, (2, -3)))
+    )
     torch.testing.assert_close(before, after, rtol=1e-5, atol=0)
 
 
@@ -296,7 +308,11 @@ def test_fixed_pairs_stay_the_same_and_redrawn_ones_do_not():
     draw = generator()
     redrawn = [simulated_repetitions(full, 0, "a", protocol, draw) for _ in range(2)]
     assert not torch.equal(redrawn[0][0].mask, redrawn[1][0].mask)
-    for name, index, other in [("b", 0, protocol), ("a", 1, protocol), ("a", 0, Protocol(noise=0.1, acceleration=(4.0, 4.0), seed=1))]:
+    for name, index, other in [
+        ("b", 0, protocol),
+        ("a", 1, protocol),
+        ("a", 0, Protocol(noise=0.1, acceleration=(4.0, 4.0), seed=1)),
+    ]:
         assert not torch.equal(simulated_repetitions(full, index, name, other)[0].mask, one[0].mask)
 
 
@@ -334,7 +350,11 @@ def test_batches_resume_where_they_stopped_and_touch_no_global_randomness(recipe
     for first in (1, 2, 3, 5):
         for left, right in zip(whole[first:], training_batches(sources, protocol, 4, first)):
             for a, b in zip(left, right, strict=True):
-                assert torch.equal(a.input.kspace, b.input.kspace) and torch.equal(a.target, b.target) and torch.equal(a.weight, b.weight)
+                assert (
+                    torch.equal(a.input.kspace, b.input.kspace)
+                    and torch.equal(a.target, b.target)
+                    and torch.equal(a.weight, b.weight)
+                )
     assert [sum(pair.input.kspace.shape[0] for pair in batch) for batch in whole[:3]] == [4, 4, 2]
     assert torch.equal(torch.get_rng_state(), state)
 

@@ -55,7 +55,10 @@ ELLIPSES = [
 
 @pytest.mark.parametrize("ellipse", ELLIPSES)
 def test_ellipse_equals_numerical_integration(ellipse):
-    ky, kx = np.arange(-9, 10) + 0.5, np.arange(-8, 9) * 1.25  # half-integers too: coils and phase shift the frequencies
+    ky, kx = (
+        np.arange(-9, 10) + 0.5,
+        np.arange(-8, 9) * 1.25,
+    )  # half-integers too: coils and phase shift the frequencies
     exact = ellipse_kspace(ellipse, ky[:, None], kx[None])
     area = abs(ellipse.intensity) * math.pi * ellipse.axes[0] * ellipse.axes[1]
     assert np.abs(exact - integrate(rasterise([ellipse]), ky, kx)).max() < 2e-3 * area
@@ -82,7 +85,9 @@ def test_kspace_equals_multiplication_in_the_image_at_high_resolution(shape, coi
     image, series = rasterise(random_head(draw)), random_series(coils, draw, real=real)
     wave = np.exp(2j * np.pi * np.outer([-1, 0, 1], fine_grid()) / PERIOD)
     ky, kx = (np.arange(n) - n // 2 for n in shape)
-    expected = np.stack([integrate(image * (wave.T @ c @ wave), ky, kx) for c in series]) * math.sqrt(shape[0] * shape[1])
+    expected = np.stack([integrate(image * (wave.T @ c @ wave), ky, kx) for c in series]) * math.sqrt(
+        shape[0] * shape[1]
+    )
     if real:  # a Nyquist sample of a real image stands for +k and -k: compared by its Hermitian symmetry below
         inner = (slice(None), slice(1 - shape[0] % 2, None), slice(1 - shape[1] % 2, None))
         kspace, expected = kspace[inner], expected[inner]
@@ -206,7 +211,9 @@ def test_noise_has_the_stated_variance_and_is_circular():
     from mri_n2n.simulation import measure
 
     n, v, ones = 300, 0.37, torch.ones(300, 300)
-    noise = measure(torch.zeros((1, 1, n, n), dtype=torch.complex64), Sampling(ones, ones), generator(), noise_variance=v)
+    noise = measure(
+        torch.zeros((1, 1, n, n), dtype=torch.complex64), Sampling(ones, ones), generator(), noise_variance=v
+    )
     samples, tolerance = noise.kspace.flatten(), 5 / n
     assert noise.noise_variance == v
     assert samples.abs().square().mean().item() == pytest.approx(v, rel=tolerance)

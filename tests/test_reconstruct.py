@@ -174,7 +174,9 @@ def test_a_scan_without_geometry_or_mask(scans, run, tmp_path):
     image = nibabel.load(tmp_path / "out" / "bare.nii.gz")
     assert int(image.header["qform_code"]) == int(image.header["sform_code"]) == 0
     reconstruct_files([scans["single"]], tmp_path / "with", weights=run, quiet=True)
-    np.testing.assert_array_equal(read_result(tmp_path / "out" / "bare.h5")[0], read_result(tmp_path / "with" / "scan.h5")[0])
+    np.testing.assert_array_equal(
+        read_result(tmp_path / "out" / "bare.h5")[0], read_result(tmp_path / "with" / "scan.h5")[0]
+    )
 
 
 def test_nothing_written_says_who_or_where(scans, run, tmp_path):
@@ -361,7 +363,9 @@ def test_scaled_scans_give_scaled_images(scale, scans, run):
 def test_weights_of_the_2018_recipe_use_the_stored_probability(scans, tmp_path):
     torch.manual_seed(0)
     network = build_network("unet", {"channels": 12})
-    save_tensors(tmp_path / "unet.safetensors", network.state_dict(), {"network": "unet", "network_options": {"channels": 12}})
+    save_tensors(
+        tmp_path / "unet.safetensors", network.state_dict(), {"network": "unet", "network_options": {"channels": 12}}
+    )
     kspace, mask = kspace_of(scans["single"])
     images = {}
     for name, scale in (("plain", 1.0), ("large", 1e5)):
@@ -385,7 +389,9 @@ def test_weights_of_the_2018_recipe_use_the_stored_probability(scans, tmp_path):
 bundled = pytest.mark.skipif(not BUNDLED.is_file(), reason="the weights that come with the package are not there yet")
 
 
-def gain(full: torch.Tensor, kind: str, acceleration: float, seed: int, hermitian: bool = False) -> tuple[float, np.ndarray]:
+def gain(
+    full: torch.Tensor, kind: str, acceleration: float, seed: int, hermitian: bool = False
+) -> tuple[float, np.ndarray]:
     """dB won over the zero-filled image of full k-space (y, x), and the reconstruction."""
     mask = draw_mask(kind, tuple(full.shape), acceleration, generator(seed), hermitian=hermitian).mask
     image = mri_n2n.reconstruct((full * mask).numpy(), mask=mask.numpy())

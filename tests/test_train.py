@@ -46,7 +46,9 @@ def head(y: int, x: int, seed: int) -> np.ndarray:
 def volume(path: Path, matrix: tuple[int, int], slices: int = 3, seed: int = 0) -> Path:
     """A NIfTI volume whose slices along axis 2 have `matrix` (y, x)."""
     images = np.stack([head(*matrix, seed + i) for i in range(slices)])
-    nibabel.save(nibabel.Nifti1Image(np.ascontiguousarray(images.transpose(2, 1, 0)) * 900, np.diag([2, 2, 3, 1])), path)
+    nibabel.save(
+        nibabel.Nifti1Image(np.ascontiguousarray(images.transpose(2, 1, 0)) * 900, np.diag([2, 2, 3, 1])), path
+    )
     return path
 
 
@@ -69,7 +71,9 @@ def data(tmp_path_factory) -> Path:
 
 
 def options(dataset: str = "phantom", data: Path | None = None, **changes) -> TrainOptions:
-    protocol = {name: changes.pop(name) for name in ("recipe", "targets", "pairs", "masks", "noise", "seed") if name in changes}
+    protocol = {
+        name: changes.pop(name) for name in ("recipe", "targets", "pairs", "masks", "noise", "seed") if name in changes
+    }
     chosen = {
         "dataset": dataset, "data": None if data is None else str(data / dataset),
         "matrix_size": 24 if dataset == "phantom" else None, "protocol": Protocol(acceleration=(3.0, 3.0), **protocol),
@@ -115,7 +119,9 @@ def test_a_few_steps_on_every_data_set(dataset, data, tmp_path, monkeypatch):
     assert (result.psnr is None) == (dataset == "pairs")
 
     network, header = load_network(find_weights(tmp_path / "run"))
-    assert header["step"] == 3 and TINY.items() <= header["network_options"].items() and header["precision"] == "float32"
+    assert (
+        header["step"] == 3 and TINY.items() <= header["network_options"].items() and header["precision"] == "float32"
+    )
     assert network.unets[0].last[-1].weight.any()  # which starts at zero
     if dataset != "phantom":
         assert (header["train_volumes"], header["train_slices"], header["validation_volumes"]) == (2, 6, 1)
@@ -158,7 +164,8 @@ def test_excluded_subjects_are_in_neither_part(data, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("dataset", "stop", "number"), [("nifti", 3, signal.SIGINT), ("pairs", 2, signal.SIGTERM), ("phantom", 5, signal.SIGINT)]
+    ("dataset", "stop", "number"),
+    [("nifti", 3, signal.SIGINT), ("pairs", 2, signal.SIGTERM), ("phantom", 5, signal.SIGINT)],
 )
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(dataset, stop, number, data, tmp_path, monkeypatch):
     """nifti has 6 training slices, so batches of 4 and 2: step 3 is in the middle of the second epoch."""
@@ -182,9 +189,37 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(dataset, stop, numbe
 
 def test_ctrl_c_at_the_command_line_saves_and_resumes(tmp_path):
     """The signal comes whenever it comes; what is resumed is the same run."""
-    command = [sys.executable, "-m", "mri_n2n", "train", "--dataset", "phantom", "--matrix-size", "24", "--acceleration", "3"]
-    command += ["--cascades", "1", "--channels", "8", "--batch-size", "4", "--steps", "80", "--learning-rate", "1e-3", "--precision", "float32", "--device", "cpu"]
-    process = subprocess.Popen([*command, "-o", tmp_path / "run"], stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parent.parent)
+    command = [
+        sys.executable,
+        "-m",
+        "mri_n2n",
+        "train",
+        "--dataset",
+        "phantom",
+        "--matrix-size",
+        "24",
+        "--acceleration",
+        "3",
+    ]
+    command += [
+        "--cascades",
+        "1",
+        "--channels",
+        "8",
+        "--batch-size",
+        "4",
+        "--steps",
+        "80",
+        "--learning-rate",
+        "1e-3",
+        "--precision",
+        "float32",
+        "--device",
+        "cpu",
+    ]
+    process = subprocess.Popen(
+        [*command, "-o", tmp_path / "run"], stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parent.parent
+    )
     deadline = time.monotonic() + 600
     while not (tmp_path / "run" / "log.jsonl").exists():  # made when the loop begins
         assert process.poll() is None and time.monotonic() < deadline, process.stderr.read()
@@ -221,12 +256,20 @@ def test_a_run_is_not_overwritten_and_resumes_with_the_same_options_only(data, t
     before = {path.name: path.read_bytes() for path in run.iterdir()}
     with pytest.raises(OutputError, match="--resume"):
         train(chosen, run)
-    changes = {"batch_size": 2, "learning_rate": 5e-3, "seed": 5, "network_options": {**TINY, "channels": 12}, "noise": 0.1}
+    changes = {
+        "batch_size": 2,
+        "learning_rate": 5e-3,
+        "seed": 5,
+        "network_options": {**TINY, "channels": 12},
+        "noise": 0.1,
+    }
     for name, value in changes.items():
         with pytest.raises(InputError, match="protocol" if name in ("seed", "noise") else name):
             train(options("nifti", data, **{"steps": 2, name: value}), run, resume=True)
     assert {path.name: path.read_bytes() for path in run.iterdir()} == before
-    assert train(replace(chosen, steps=3, validate_every=1.0), run, resume=True).steps == 3  # a larger budget is the same run
+    assert (
+        train(replace(chosen, steps=3, validate_every=1.0), run, resume=True).steps == 3
+    )  # a larger budget is the same run
 
 
 def test_weights_alone_are_not_overwritten_either(data, tmp_path):
@@ -311,18 +354,28 @@ def test_the_loss_of_a_mixed_batch_is_the_mean_over_its_slices():
     (batch,) = islice(training_batches(sources, Protocol(acceleration=(3.0, 3.0)), 4), 1)
     network, cpu = build_network("unrolled", TINY), torch.device("cpu")
     still = torch.optim.SGD(network.parameters(), lr=0.0)
-    alone = {pair.input.kspace.shape[0]: training.training_step(network, still, [pair], cpu, "float32") for pair in batch}
-    assert training.training_step(network, still, batch, cpu, "float32") == pytest.approx((3 * alone[3] + alone[1]) / 4, rel=1e-5)
+    alone = {
+        pair.input.kspace.shape[0]: training.training_step(network, still, [pair], cpu, "float32") for pair in batch
+    }
+    assert training.training_step(network, still, batch, cpu, "float32") == pytest.approx(
+        (3 * alone[3] + alone[1]) / 4, rel=1e-5
+    )
 
 
 def test_batches_start_anywhere():
     """What makes resuming exact: batch n is the same whether the batches before it were made or not."""
-    sources, protocol = [one_slice_source("a", slices=3), one_slice_source("b", slices=2)], Protocol(acceleration=(3.0, 3.0), noise=0.1)
+    sources, protocol = (
+        [one_slice_source("a", slices=3), one_slice_source("b", slices=2)],
+        Protocol(acceleration=(3.0, 3.0), noise=0.1),
+    )
     whole = list(islice(training_batches(sources, protocol, 2), 7))
     for start in (1, 3, 5):
         for batch, expected in zip(training_batches(sources, protocol, 2, start), whole[start:]):
             assert len(batch) == len(expected)
-            assert all(torch.equal(a.input.kspace, b.input.kspace) and torch.equal(a.target, b.target) for a, b in zip(batch, expected))
+            assert all(
+                torch.equal(a.input.kspace, b.input.kspace) and torch.equal(a.target, b.target)
+                for a, b in zip(batch, expected)
+            )
 
 
 def test_validation_masks_are_fixed_per_file():
@@ -375,7 +428,9 @@ def test_learning_rates():
     # 300 epochs: ten up, thirty down, in which beta1 falls from 0.9 to 0.5
     recipe = {"recipe": "noise2noise-2018"}
     assert at(0, **recipe) == (0, 0.9)
-    assert at(10 / 300, **recipe) == pytest.approx((1e-3, 0.9)) and at(270 / 300, **recipe) == pytest.approx((1e-3, 0.9))
+    assert at(10 / 300, **recipe) == pytest.approx((1e-3, 0.9)) and at(270 / 300, **recipe) == pytest.approx(
+        (1e-3, 0.9)
+    )
     assert at(1, **recipe) == pytest.approx((0, 0.5)) and at(285 / 300, **recipe)[1] == pytest.approx(0.7)
 
 
@@ -414,7 +469,9 @@ def test_the_header_says_how_and_nothing_of_whom_and_where(data, tmp_path):
     assert header["network"] == "unrolled" and header["torch"] == torch.__version__ and header["version"]
     assert header["training"]["dataset"] == "fastmri" and header["training"]["batch_size"] == 4
     protocol = header["training"]["protocol"]
-    assert protocol["masks"] == ["roulette", "random-lines"] and protocol["pairs"] == "fixed" and protocol["noise"] == 0.01
+    assert (
+        protocol["masks"] == ["roulette", "random-lines"] and protocol["pairs"] == "fixed" and protocol["noise"] == 0.01
+    )
     assert header["parameters"] == sum(p.numel() for p in load_network(path)[0].parameters())
 
 
@@ -470,7 +527,13 @@ def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(tmp_path):
         save_tensors(path, tensors, header)
         print(*(file.name for file in path.parent.iterdir()))
     """)
-    done = subprocess.run([sys.executable, "-c", script, tmp_path], capture_output=True, text=True, timeout=120, cwd=Path(__file__).parent.parent)
+    done = subprocess.run(
+        [sys.executable, "-c", script, tmp_path],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=Path(__file__).parent.parent,
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["checkpoint.safetensors"]  # what the kills left was removed by the next write
 
@@ -557,7 +620,9 @@ def test_missing_weights_are_not_found(tmp_path):
 
 def test_the_tests_use_what_they_say(data):
     split = find_sources("nifti", data / "nifti")
-    assert [source.subject for source in split.train] == ["ann", "bob"] and [source.subject for source in split.validation] == ["eve"]
+    assert [source.subject for source in split.train] == ["ann", "bob"] and [
+        source.subject for source in split.validation
+    ] == ["eve"]
     assert tuple(split.train[0].load().shape) == (3, 1, 24, 20) and tuple(split.train[1].load().shape) == (3, 1, 20, 24)
 
 
