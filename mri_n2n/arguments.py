@@ -112,7 +112,7 @@ def parser() -> argparse.ArgumentParser:
         help="unrolled: samples put back as measured, or trusted by a learned share (for noise); default hard, soft with --noise",
     )
     train.add_argument(
-        "--mask", default="roulette", help=f"one of {', '.join(MASKS)}, several separated by commas, or all"
+        "--mask", help=f"one of {', '.join(MASKS)}, several separated by commas, or all; default roulette"
     )
     train.add_argument(
         "--acceleration",
@@ -121,12 +121,11 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--noise",
         type=float,
-        default=0.0,
         metavar="S",
-        help="standard deviation of simulated complex noise, as a share of the volume's maximum",
+        help="standard deviation of simulated complex noise, as a share of the volume's maximum; default 0",
     )
     train.add_argument(
-        "--phase", type=float, default=0.0, metavar="P", help="share of the slices given a smooth random phase"
+        "--phase", type=float, metavar="P", help="share of the slices given a smooth random phase; default 0"
     )
     train.add_argument(
         "--matrix-size", type=int, metavar="N", help="pad slices to a square and Fourier-crop them to N x N"

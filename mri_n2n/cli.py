@@ -95,16 +95,22 @@ def train_options_from(options: argparse.Namespace):
     unrolled_only = {"--cascades": options.cascades, "--consistency": options.consistency}
     if network != "unrolled" and any(value is not None for value in unrolled_only.values()):
         raise UserError(f"{' and '.join(unrolled_only)} belong to --network unrolled")
-    masks = MASKS if options.mask == "all" else tuple(options.mask.split(","))
+    simulated_only = {
+        f"--{name}": getattr(options, name) for name in ("mask", "acceleration", "noise", "phase", "pairs")
+    }
+    given = [name for name, value in simulated_only.items() if value is not None]
+    if options.dataset == "pairs" and given:
+        raise UserError(f"{' and '.join(given)} say how to simulate acquisitions; --dataset pairs holds measured ones")
+    masks = MASKS if options.mask == "all" else tuple((options.mask or "roulette").split(","))
     unknown = [mask for mask in masks if mask not in MASKS]
     if unknown:
         raise UserError(f"unknown mask {unknown[0]!r}; choose from {', '.join(MASKS)}")
-    given = options.acceleration or ("9.54" if recipe else "10")
+    wanted = options.acceleration or ("9.54" if recipe else "10")
     try:
-        low, _, high = given.partition(":")
+        low, _, high = wanted.partition(":")
         acceleration = (float(low), float(high or low))
     except ValueError:
-        raise UserError(f"--acceleration must be a number or a range such as 4:12; got {given!r}") from None
+        raise UserError(f"--acceleration must be a number or a range such as 4:12; got {wanted!r}") from None
     if not 1 <= acceleration[0] <= acceleration[1]:
         raise UserError("--acceleration must be at least 1, and a range must rise")
     network_options = {"channels": options.channels, "cascades": options.cascades}
@@ -129,8 +135,8 @@ def train_options_from(options: argparse.Namespace):
             pairs=options.pairs or ("redrawn" if recipe else "fixed"),
             masks=masks,
             acceleration=acceleration,
-            noise=options.noise,
-            phase=options.phase,
+            noise=options.noise or 0.0,
+            phase=options.phase or 0.0,
             seed=options.seed,
         ),
         network=network,

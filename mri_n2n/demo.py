@@ -14,8 +14,9 @@ from mri_n2n.formats import open_scan, read_reference, write_scan
 from mri_n2n.fourier import ifft2c
 from mri_n2n.phantom import phantom_kspace
 from mri_n2n.reconstruction import magnitude, reconstruct_files
+from mri_n2n.runs import FILES
 from mri_n2n.simulation import acquire, root_sum_of_squares, seeded
-from mri_n2n.training import RUN_FILES, TrainOptions, train
+from mri_n2n.training import TrainOptions, train
 
 MATRIX, SLICES, MINUTES = 96, 6, 1.4
 ACCELERATION = 6.0
@@ -24,7 +25,7 @@ ACCELERATION = 6.0
 def demo(output: Path, *, force: bool = False, quiet: bool = False, minutes: float = MINUTES) -> str:
     """Run the demo into the directory `output`; returns the text to print. Errors: OutputError when it was run before."""
     scan, run, results = output / "scan.h5", output / "run", output / "reconstruction"
-    made = [scan, *(run / name for name in RUN_FILES)]
+    made = [scan, *(run / name for name in FILES)]
     if any(path.exists() for path in made) and not force:
         raise OutputError(f"{output} already holds a demo; give --force to replace it, or another -o")
     for path in made:

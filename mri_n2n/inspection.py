@@ -79,6 +79,17 @@ def _describe_weights(path: Path) -> dict[str, object]:
     _, header = load_tensors(path)
     training = header.get("training", {})
     protocol = training.get("protocol", {})
+    if training.get("dataset") == "pairs":
+        acquired = {"acquisitions": "measured pairs"}
+    else:
+        acquired = {
+            "acquisitions": "simulated",
+            "pairs": protocol.get("pairs"),
+            "masks": ", ".join(protocol.get("masks", [])),
+            "acceleration": " to ".join(f"{n:g}" for n in protocol.get("acceleration", [])),
+            "noise": protocol.get("noise"),
+            "phase": protocol.get("phase"),
+        }
     return {
         "file": path.name,
         "kind": "weights",
@@ -88,9 +99,7 @@ def _describe_weights(path: Path) -> dict[str, object]:
         "trained on": f"{training.get('dataset')}, {header.get('train_volumes')} volumes, {header.get('train_slices')} slices",
         "recipe": protocol.get("recipe"),
         "targets": protocol.get("targets"),
-        "pairs": protocol.get("pairs"),
-        "masks": ", ".join(protocol.get("masks", [])),
-        "acceleration": protocol.get("acceleration"),
+        **acquired,
         "steps": header.get("step"),
         "seconds": header.get("seconds"),
         "precision": header.get("precision"),

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 import signal
 import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -19,24 +17,18 @@ from tqdm import tqdm
 
 import mri_n2n
 from mri_n2n.batches import Protocol, steps_per_epoch, training_batches
-from mri_n2n.checkpoint import (
-    build_network,
-    find_weights,
-    load_tensors,
-    network_options,
-    optimizer_tensors,
-    restore_optimizer,
-    save_tensors,
-)
+from mri_n2n.checkpoint import build_network, find_weights, load_tensors, network_options, restore_optimizer
 from mri_n2n.datasets import find_sources
 from mri_n2n.device import autocast, choose_device, choose_precision
-from mri_n2n.errors import InputError, NotFoundError, OutputError, UserError
+from mri_n2n.errors import InputError, UserError
 from mri_n2n.files import sha256_of
 from mri_n2n.losses import weighted_squared_error
 from mri_n2n.pairs import PAIR_MAKERS, Pair
+from mri_n2n.runs import check_unused, discard_run, read_checkpoint, read_log, save_run, start_run, write_log
 from mri_n2n.validation import validate, validation_set
 
-RUN_FILES = ("weights.safetensors", "checkpoint.safetensors", "log.jsonl", "example.png", "run.json")
+# What a run saves of itself, and what it begins with.
+FRESH = {"step": 0, "seconds": 0.0, "loss": None, "quality": {}}
 
 
 @dataclass(frozen=True)
@@ -73,7 +65,7 @@ class TrainResult:
 
     weights: Path
     psnr: float | None
-    loss: float
+    loss: float | None
     steps: int
     seconds: float
     finished: bool
@@ -114,10 +106,9 @@ def train(options: TrainOptions, run: Path, *, resume: bool = False) -> TrainRes
     Errors: NotFoundError without data, OutputError when `run` holds another run, InputError for bad data or options.
     """
     check_options(options)
-    if not resume and any((run / name).exists() for name in ("checkpoint.safetensors", "weights.safetensors")):
-        raise OutputError(f"{run} already holds a run; give --resume to continue it, or another -o")
+    if not resume:
+        check_unused(run)
     device = choose_device(options.device)
-    precision = choose_precision(options.precision, device)
     sources = find_sources(
         options.dataset,
         Path(options.data) if options.data else None,
@@ -126,7 +117,14 @@ def train(options: TrainOptions, run: Path, *, resume: bool = False) -> TrainRes
         validation_subjects=options.validation_subjects,
         excluded_subjects=options.excluded_subjects,
     )
-    checkpoint, step, seconds = read_checkpoint(run, options) if resume else ({}, 0, 0.0)
+    data = {
+        "train_volumes": len(sources.train),
+        "train_slices": sum(s.slices for s in sources.train),
+        "validation_volumes": len(sources.validation),
+    }
+    checkpoint, saved = read_checkpoint(run, asdict(options), data) if resume else ({}, {})
+    step, seconds, loss, quality = (saved[key] if saved else new for key, new in FRESH.items())
+    precision = choose_precision(saved.get("precision", options.precision), device)
 
     with torch.random.fork_rng(devices=[]):  # the caller's generator stays as it was
         torch.manual_seed(options.protocol.seed)  # initial weights; every other draw has its own generator
@@ -134,8 +132,10 @@ def train(options: TrainOptions, run: Path, *, resume: bool = False) -> TrainRes
     if precision == "bfloat16":
         network = network.to(memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(network.parameters(), lr=options.learning_rate, betas=(0.9, 0.99))
+    init_sha256 = saved.get("init_sha256")
     if options.init and not checkpoint:
         network.load_state_dict(initial_weights(options))
+        init_sha256 = sha256_of(find_weights(Path(options.init)))
     if checkpoint:
         network.load_state_dict(
             {k.removeprefix("network."): v for k, v in checkpoint.items() if k.startswith("network.")}
@@ -155,63 +155,47 @@ def train(options: TrainOptions, run: Path, *, resume: bool = False) -> TrainRes
         "note": "research use only",
         "threads": torch.get_num_threads(),
         "parameters": sum(p.numel() for p in network.parameters()),
-        "train_volumes": len(sources.train),
-        "train_slices": sum(s.slices for s in sources.train),
-        "validation_volumes": len(sources.validation),
-        "init_sha256": None if options.init is None else sha256_of(find_weights(Path(options.init))),
+        **data,
+        "init_sha256": init_sha256,
+        "training": asdict(options),
     }
 
     def save() -> None:
-        header.update(step=step, seconds=seconds)
-        tensors = {f"network.{name}": value for name, value in network.state_dict().items()}
-        every = {**header, "training": asdict(options)}
-        # The checkpoint last: a run that it calls finished has its weights.
-        save_tensors(run / "weights.safetensors", network.state_dict(), {**header, "training": publishable(options)})
-        save_tensors(run / "checkpoint.safetensors", {**tensors, **optimizer_tensors(optimizer)}, every)
+        header.update(step=step, seconds=seconds, loss=loss, quality=quality)
+        save_run(run, network, optimizer, header)
 
-    if not resume:
-        start_run(run, options)
+    start_run(run, asdict(options), step)
     stopped = Stopped()
     previous = {number: signal.signal(number, stopped) for number in catchable_signals()}
     upcoming = Prefetch(batches) if device.type == "cuda" else batches  # on the CPU the network needs every core itself
-    quality, loss, validated = {}, math.nan, seconds
+    validated = seconds
     bar = tqdm(
         total=total, initial=step, unit="step", disable=options.quiet or not sys.stderr.isatty(), dynamic_ncols=True
     )
     started = time.monotonic() - seconds
     try:
-        with (run / "log.jsonl").open("a" if resume else "w") as log:
-            while not stopped:
-                progress = step / total if total else seconds / 60 / options.minutes
-                if progress >= 1:
-                    break
-                set_schedule(optimizer, options, progress)
-                loss = training_step(network, optimizer, next(upcoming), device, precision)
-                if not math.isfinite(loss):
-                    raise InputError(
-                        f"the loss became {loss} at step {step}; the last checkpoint is kept. Lower --learning-rate or check the data"
-                    )
-                step, seconds = step + 1, time.monotonic() - started
-                bar.update()
-                bar.set_postfix(loss=f"{loss:.3e}", **{k: f"{v:.4g}" for k, v in quality.items()}, refresh=False)
-                last = step == total or (options.minutes and seconds / 60 >= options.minutes)
-                if last or seconds - validated > options.validate_every:
-                    quality = validate(network, validation, device, precision, run / "example.png")
-                    save()
-                    validated = seconds
-                    log.write(
-                        json.dumps(
-                            {
-                                "step": step,
-                                "epoch": step / per_epoch,
-                                "seconds": round(seconds, 2),
-                                "loss": loss,
-                                **quality,
-                            }
-                        )
-                        + "\n"
-                    )
-                    log.flush()
+        while not stopped:
+            progress = step / total if total else seconds / 60 / options.minutes
+            if progress >= 1:
+                break
+            set_schedule(optimizer, options, progress)
+            loss = training_step(network, optimizer, next(upcoming), device, precision)
+            if not math.isfinite(loss):
+                raise InputError(
+                    f"the loss became {loss} at step {step}; the last checkpoint is kept. Lower --learning-rate or check the data"
+                )
+            step, seconds = step + 1, time.monotonic() - started
+            bar.update()
+            left = {} if total else {"minutes_left": f"{max(0.0, options.minutes - seconds / 60):.1f}"}
+            shown = {"loss": f"{loss:.3e}", **{name: f"{value:.4g}" for name, value in quality.items()}, **left}
+            bar.set_postfix(shown, refresh=False)
+            last = step == total or (options.minutes and seconds / 60 >= options.minutes)
+            if last or seconds - validated > options.validate_every:
+                quality = validate(network, validation, device, precision, run / "example.png")
+                save()
+                validated = seconds
+                entry = {"step": step, "epoch": step / per_epoch, "seconds": round(seconds, 2), "loss": loss, **quality}
+                write_log(run, [*read_log(run), entry])
         finished = not stopped
         if stopped:
             save()
@@ -224,12 +208,6 @@ def train(options: TrainOptions, run: Path, *, resume: bool = False) -> TrainRes
             signal.signal(number, handler)
         bar.close()
     return TrainResult(run / "weights.safetensors", quality.get("psnr"), loss, step, seconds, finished)
-
-
-def publishable(options: TrainOptions) -> dict:
-    """The options without paths and subject names: weights travel further than the data they come from."""
-    private = {"data", "init", "validation_subjects", "excluded_subjects"}
-    return {name: value for name, value in asdict(options).items() if name not in private}
 
 
 def check_options(options: TrainOptions) -> None:
@@ -255,41 +233,6 @@ def check_options(options: TrainOptions) -> None:
     for message, fits in wrong.items():
         if not fits:
             raise UserError(message)
-
-
-def read_checkpoint(run: Path, options: TrainOptions) -> tuple[dict[str, Tensor], int, float]:
-    """Tensors, steps done and seconds spent of an interrupted run. InputError when it had other options."""
-    if not (run / "checkpoint.safetensors").exists():
-        raise NotFoundError(f"{run} holds no run to resume; leave out --resume to start one")
-    tensors, header = load_tensors(run / "checkpoint.safetensors")
-    if not {"training", "step", "seconds"} <= set(header):
-        raise InputError(f"{run / 'checkpoint.safetensors'} is no checkpoint of mri-n2n train")
-    before, now = header["training"], json.loads(json.dumps(asdict(options)))
-    may_change = {"epochs", "steps", "minutes", "quiet", "device", "data", "init", "validate_every"}
-    changed = sorted(key for key in now if key not in may_change and before.get(key) != now[key])
-    if changed:
-        raise InputError(
-            f"{run} was trained with other options ({', '.join(changed)}); "
-            f"resume with the same ones (see {run / 'run.json'})"
-        )
-    return tensors, header["step"], header["seconds"]
-
-
-def start_run(run: Path, options: TrainOptions) -> None:
-    """Make the run directory. OutputError when it cannot be written."""
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-        (run / "run.json").write_text(json.dumps(asdict(options), indent=2) + "\n")
-    except OSError as error:
-        raise OutputError(f"cannot write the run directory {run}: {error.strerror}") from None
-
-
-def discard_run(run: Path) -> None:
-    """Remove what a run wrote that ended before its first checkpoint."""
-    for name in RUN_FILES:
-        (run / name).unlink(missing_ok=True)
-    with suppress(OSError):  # the directory stays when it holds something else
-        run.rmdir()
 
 
 def catchable_signals() -> tuple[int, ...]:

@@ -12,6 +12,7 @@ from mri_n2n.acquisition import Acquisition
 from mri_n2n.batches import Protocol, one_slice, simulated_repetitions
 from mri_n2n.datasets import Source
 from mri_n2n.device import autocast
+from mri_n2n.files import atomic_output
 from mri_n2n.fourier import ifft2c
 from mri_n2n.losses import weighted_squared_error
 from mri_n2n.pairs import noise2noise
@@ -70,7 +71,9 @@ def validate(
             values.append(weighted_squared_error(image, noise2noise(item.first, item.second)).item())
         if number == len(validation) // 2:
             reference = None if item.reference is None else item.reference[0, 0].numpy()
-            comparison_figure(reference, ifft2c(item.first.kspace).abs()[0, 0].numpy(), magnitude[0, 0].numpy(), figure)
+            zero_filled = ifft2c(item.first.kspace).abs()[0, 0].numpy()
+            with atomic_output(figure, force=True) as temporary:
+                comparison_figure(reference, zero_filled, magnitude[0, 0].numpy(), temporary)
     if not values:
         return {}
     return {"validation_loss" if validation[0].reference is None else "psnr": sum(values) / len(values)}

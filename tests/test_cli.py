@@ -23,6 +23,7 @@ from mri_n2n import cli
 from mri_n2n.arguments import MASKS, parser
 from mri_n2n.checkpoint import build_network, save_tensors
 from mri_n2n.errors import InputError, NotFoundError, OutputError, UserError
+from mri_n2n.masks import draw_mask
 
 ROOT = Path(__file__).parent.parent
 COMMANDS = ("demo", "simulate", "train", "reconstruct", "evaluate", "info", "benchmark")
@@ -590,9 +591,12 @@ def test_defaults_of_training_and_of_the_recipe():
     assert (recipe.network, recipe.protocol.pairs, recipe.batch_size, recipe.epochs) == ("unet", "redrawn", 16, 300)
     assert (
         (default.learning_rate, recipe.learning_rate) == (2e-3, 1e-3)
-        and recipe.protocol.acceleration == (10.0, 10.0)
+        and default.protocol.acceleration == (10.0, 10.0)
         and recipe.protocol.masks == ("roulette",)
     )
+    generator = torch.Generator().manual_seed(0)
+    edge = draw_mask("roulette", (255, 255), recipe.protocol.acceleration[0], generator).probability[0, 127].item()
+    assert abs(edge - 0.025) < 1e-4  # the paper's p_edge
     assert default.network_options == {"consistency": "hard"} and options_of("--noise", "0.05").network_options == {
         "consistency": "soft"
     }
@@ -601,6 +605,18 @@ def test_defaults_of_training_and_of_the_recipe():
     ).protocol.acceleration == (4.0, 12.0)
     assert options_of("--minutes", "3").epochs is None and options_of("--pairs", "redrawn").protocol.pairs == "redrawn"
     assert options_of("--exclude-subjects", "a,b").excluded_subjects == ("a", "b")
+
+
+def test_measured_pairs_take_no_simulation_options():
+    for option, value in (
+        ("--mask", "roulette"),
+        ("--acceleration", "4"),
+        ("--noise", "0"),
+        ("--phase", "0.5"),
+        ("--pairs", "fixed"),
+    ):
+        with pytest.raises(UserError, match=option):
+            cli.train_options_from(parser().parse_args(["train", "--dataset", "pairs", "-o", "run", option, value]))
 
 
 def test_the_demo_does_the_whole_job(tmp_path, capsys):
@@ -614,3 +630,4 @@ def test_the_demo_does_the_whole_job(tmp_path, capsys):
         path.is_file() for path in named
     )
     refused(["demo", "-o", tmp_path / "demo"], 4, tmp_path, capsys, "--force")
+    assert demo(tmp_path / "demo", quiet=True, minutes=1e-4, force=True).splitlines()[1] == text.splitlines()[1]

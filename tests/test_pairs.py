@@ -290,6 +290,16 @@ def test_hermitian_kspace_is_recognised():
         assert not is_hermitian(full * 1j) and not is_hermitian(full + 1e-3 * complex_normal(1, 1, *shape, seed=3))
 
 
+def test_recipe_rounds_its_images_to_256_grey_levels():
+    from mri_n2n.fourier import fft2c, ifft2c
+    from mri_n2n.simulation import eight_bit
+
+    images = torch.rand(2, 1, 9, 12, generator=torch.Generator().manual_seed(1)) * 1.2 - 0.1
+    rounded = ifft2c(eight_bit(fft2c(images.to(torch.complex64))))
+    assert rounded.imag.abs().max() < 1e-6
+    assert torch.allclose(rounded.real, torch.round(images.clamp(0, 1) * 255) / 255, atol=1e-6)
+
+
 def test_fixed_pairs_stay_the_same_and_redrawn_ones_do_not():
     from mri_n2n.batches import Protocol, simulated_repetitions
 

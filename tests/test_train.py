@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -270,6 +271,63 @@ def test_a_run_is_not_overwritten_and_resumes_with_the_same_options_only(data, t
     assert (
         train(replace(chosen, steps=3, validate_every=1.0), run, resume=True).steps == 3
     )  # a larger budget is the same run
+
+
+def test_a_finished_run_resumed_says_what_it_reached(data, tmp_path):
+    first = train(options("nifti", data, steps=2), tmp_path)
+    again = train(options("nifti", data, steps=2), tmp_path, resume=True)
+    assert again.finished and (again.psnr, again.loss, again.steps) == (first.psnr, first.loss, 2)
+    assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 1
+
+
+def test_a_resumed_log_forgets_what_its_checkpoint_does_not_know(data, tmp_path):
+    train(options("nifti", data, steps=2), tmp_path)
+    log = tmp_path / "log.jsonl"
+    log.write_text(log.read_text() + json.dumps({"step": 9, "loss": 1.0}) + "\n")
+    train(options("nifti", data, steps=3), tmp_path, resume=True)
+    assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == [2, 3]
+
+
+def test_data_that_changed_are_another_run(data, tmp_path):
+    train(options("nifti", data, steps=1), tmp_path / "run")
+    folder = tmp_path / "fewer"
+    folder.mkdir()
+    for subject in SUBJECTS[:2]:
+        shutil.copy(data / "nifti" / f"{subject}_T1.nii.gz", folder)
+    with pytest.raises(InputError, match="train_volumes 2 then, 1 now"):
+        train(replace(options("nifti", data, steps=2), data=str(folder)), tmp_path / "run", resume=True)
+
+
+def test_a_resumed_run_no_longer_needs_the_weights_it_began_with(data, tmp_path):
+    train(options("nifti", data, steps=1), tmp_path / "first")
+    started = options("nifti", data, steps=1, init=str(tmp_path / "first"))
+    train(started, tmp_path / "second")
+    before = load_tensors(tmp_path / "second" / "weights.safetensors")[1]["init_sha256"]
+    shutil.rmtree(tmp_path / "first")
+    train(replace(started, steps=2), tmp_path / "second", resume=True)
+    assert before and load_tensors(tmp_path / "second" / "weights.safetensors")[1]["init_sha256"] == before
+
+
+def test_a_full_disk_ends_in_one_line(data, tmp_path):
+    """Files may grow to 20 kB: the checkpoint does not fit."""
+    run = tmp_path / "run"
+    code = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000));"
+        "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "from mri_n2n.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    command = ["train", "--dataset", "nifti", "--data", data / "nifti", "--steps", "1", "--channels", "8", "-o", run]
+    ended = subprocess.run([sys.executable, "-c", code, *map(str, command)], capture_output=True, text=True)
+    assert ended.returncode == 4 and ended.stderr.count("\n") == 1 and "File too large" in ended.stderr, ended.stderr
+    assert not run.exists()
+
+
+def test_training_leaves_the_callers_random_numbers_alone(data, tmp_path):
+    torch.manual_seed(5)
+    wanted = torch.rand(3)
+    torch.manual_seed(5)
+    train(options("nifti", data, steps=1), tmp_path)
+    assert torch.equal(torch.rand(3), wanted)
 
 
 def test_weights_alone_are_not_overwritten_either(data, tmp_path):

@@ -1,0 +1,86 @@
+"""The run directory: what a training keeps on disk, and how it is taken up again. Every file is complete or absent."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from mri_n2n.checkpoint import load_tensors, optimizer_tensors, save_tensors
+from mri_n2n.errors import InputError, NotFoundError, OutputError
+from mri_n2n.files import atomic_output
+
+FILES = ("weights.safetensors", "checkpoint.safetensors", "log.jsonl", "example.png", "run.json")
+# Options that a resumed run may change: where and how long, not what.
+MAY_CHANGE = {"epochs", "steps", "minutes", "quiet", "device", "data", "init", "validate_every"}
+# Options that stay out of the weights, which travel further than the data they come from: paths and subject names.
+PRIVATE = {"data", "init", "validation_subjects", "excluded_subjects"}
+
+
+def check_unused(run: Path) -> None:
+    """OutputError when `run` holds a run already."""
+    if any((run / name).exists() for name in ("checkpoint.safetensors", "weights.safetensors")):
+        raise OutputError(f"{run} already holds a run; give --resume to continue it, or another -o")
+
+
+def read_checkpoint(run: Path, options: dict, data: dict) -> tuple[dict[str, Tensor], dict]:
+    """Tensors and header of an interrupted run. Errors: NotFoundError; InputError when it had other options or data."""
+    if not (run / "checkpoint.safetensors").exists():
+        raise NotFoundError(f"{run} holds no run to resume; leave out --resume to start one")
+    tensors, header = load_tensors(run / "checkpoint.safetensors")
+    if not {"training", "step", "seconds", "loss", "quality", *data} <= set(header):
+        raise InputError(f"{run / 'checkpoint.safetensors'} is no checkpoint of this version of mri-n2n train")
+    before, now = header["training"], json.loads(json.dumps(options))
+    changed = sorted(key for key in now if key not in MAY_CHANGE and before.get(key) != now[key])
+    if changed:
+        raise InputError(
+            f"{run} was trained with other options ({', '.join(changed)}); "
+            f"resume with the same ones (see {run / 'run.json'})"
+        )
+    other = [f"{name} {header[name]} then, {data[name]} now" for name in data if header[name] != data[name]]
+    if other:
+        raise InputError(f"the data of {run} changed since ({'; '.join(other)}); start a new run")
+    return tensors, header
+
+
+def start_run(run: Path, options: dict, step: int) -> None:
+    """Make the run directory, with its options and a log that ends at `step`. OutputError when it cannot be written."""
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot write the run directory {run}: {error.strerror}") from None
+    with atomic_output(run / "run.json", force=True) as temporary:
+        temporary.write_text(json.dumps(options, indent=2) + "\n")
+    kept = [entry for entry in read_log(run) if entry["step"] <= step] if step else []
+    write_log(run, kept)
+
+
+def save_run(run: Path, network: nn.Module, optimizer: torch.optim.Optimizer, header: dict) -> None:
+    """Write weights.safetensors and checkpoint.safetensors, the checkpoint last: a run that it calls finished has its weights."""
+    public = {name: value for name, value in header["training"].items() if name not in PRIVATE}
+    save_tensors(run / "weights.safetensors", network.state_dict(), {**header, "training": public})
+    tensors = {f"network.{name}": value for name, value in network.state_dict().items()}
+    save_tensors(run / "checkpoint.safetensors", {**tensors, **optimizer_tensors(optimizer)}, header)
+
+
+def read_log(run: Path) -> list[dict]:
+    """The entries of log.jsonl, oldest first."""
+    path = run / "log.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def write_log(run: Path, entries: list[dict]) -> None:
+    """Write log.jsonl, one JSON object a line."""
+    with atomic_output(run / "log.jsonl", force=True) as temporary:
+        temporary.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+
+
+def discard_run(run: Path) -> None:
+    """Remove what a run wrote that ended before its first checkpoint."""
+    for name in FILES:
+        (run / name).unlink(missing_ok=True)
+    with suppress(OSError):  # the directory stays when it holds something else
+        run.rmdir()
