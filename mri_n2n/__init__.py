@@ -1,7 +1,7 @@
 """mri-n2n: MRI reconstruction that learns from scans nobody ever sampled fully. Research use only.
 
-The verbs of the command line: `simulate`, `train`, `reconstruct`, `evaluate`, `info`. `reconstruct` takes arrays or
-paths; the others take paths (`evaluation.evaluate_arrays` and `simulation.acquire` are their parts on arrays).
+The verbs of the command line: `simulate`, `train`, `reconstruct`, `evaluate`, `info`. `simulate`, `reconstruct`
+and `evaluate` take arrays or paths.
 Importing this package changes no process-wide setting and imports torch only when a verb is used.
 """
 
@@ -13,13 +13,13 @@ except PackageNotFoundError:  # run from a source tree that was never installed
     __version__ = "unknown"
 
 _VERBS = {
-    "simulate": ("mri_n2n.simulation", "simulate_file"),
+    "simulate": ("mri_n2n.simulation", "simulate"),
     "SimulationOptions": ("mri_n2n.simulation", "SimulationOptions"),
     "train": ("mri_n2n.training", "train"),
     "TrainOptions": ("mri_n2n.training", "TrainOptions"),
     "Protocol": ("mri_n2n.batches", "Protocol"),
     "reconstruct": ("mri_n2n.reconstruction", "reconstruct"),
-    "evaluate": ("mri_n2n.evaluation", "evaluate_files"),
+    "evaluate": ("mri_n2n.evaluation", "evaluate"),
     "info": ("mri_n2n.inspection", "describe"),
     "Acquisition": ("mri_n2n.acquisition", "Acquisition"),
 }

@@ -94,21 +94,19 @@ class SimulationOptions:
     reference: bool = True
 
 
-def simulate_file(volume: Path, output: Path, options: SimulationOptions, *, force: bool = False) -> list[Path]:
+def simulate_file(
+    volume: Path | str, output: Path | str, options: SimulationOptions | None = None, *, force: bool = False
+) -> list[Path]:
     """Acquire a NIfTI magnitude volume: writes `output`, or NAME_rep1.h5, NAME_rep2.h5 ... for several repetitions.
 
     One mask per file, for all its slices; draws depend on the seed and the volume's file name. With one coil and no phase the image is real, and the mask Hermitian-symmetric.
     Returns the files written. Errors: InputError, NotFoundError, OutputError, UserError for options that cannot be met.
     """
-    if options.coils < 1 or options.repetitions < 1 or not 0 <= options.noise < math.inf:
-        raise UserError("--coils and --repetitions must be at least 1, --noise at least 0")
+    volume, output, options = Path(volume), Path(output), options or SimulationOptions()
+    _check(options)
     images, geometry = read_volume(volume, axis=options.axis)
-    peak = float(images.max())
-    if not peak > 0:
-        raise InputError(f"{volume} has no positive intensity; a magnitude volume is expected")
+    peak = _peak(images, str(volume))
     slices, *matrix = images.shape
-    shape = (slices, options.coils, *matrix)
-    real = options.coils == 1 and not options.phase
     names = (
         [output]
         if options.repetitions == 1
@@ -119,23 +117,17 @@ def simulate_file(volume: Path, output: Path, options: SimulationOptions, *, for
     taken = [path for path in names if path.exists()]
     if taken and not force:
         raise OutputError(f"{taken[0]} exists; give --force to replace it, or another -o")
+
+    def full(index: int) -> Tensor:
+        return _full(torch.from_numpy(images[index : index + 1]), options, volume.name)
+
     for repetition, path in enumerate(names, start=1):
-        draw = seeded(options.seed, volume.name, "repetition", repetition)
-        sampling = draw_mask(options.mask, tuple(matrix), options.acceleration, draw, hermitian=real)
-
-        def full(index: int) -> Tensor:
-            image = torch.from_numpy(images[index : index + 1])
-            return full_kspace(
-                image, coils=options.coils, phase=options.phase, generator=seeded(options.seed, volume.name, "object")
-            )
-
+        sampling, draw = _sampling(options, volume.name, repetition, tuple(matrix))
+        noise_variance = (options.noise * peak) ** 2
         write_scan(
             path,
-            (
-                measure(full(i), sampling, draw, noise_variance=(options.noise * peak) ** 2).kspace[0].numpy()
-                for i in range(slices)
-            ),
-            shape,
+            (measure(full(i), sampling, draw, noise_variance=noise_variance).kspace[0].numpy() for i in range(slices)),
+            (slices, options.coils, *matrix),
             mask=sampling.mask.numpy(),
             probability=sampling.probability.numpy(),
             reference=np.concatenate([root_sum_of_squares(full(i)).numpy() for i in range(slices)])
@@ -144,7 +136,7 @@ def simulate_file(volume: Path, output: Path, options: SimulationOptions, *, for
             geometry=geometry,
             attributes={
                 "simulated": True,
-                "noise_variance": (options.noise * peak) ** 2,
+                "noise_variance": noise_variance,
                 "mask_kind": options.mask,
                 "acceleration": options.acceleration,
                 "seed": options.seed,
@@ -154,6 +146,66 @@ def simulate_file(volume: Path, output: Path, options: SimulationOptions, *, for
             force=force,
         )
     return names
+
+
+def simulate_array(images, options: SimulationOptions | None = None) -> list[Acquisition]:
+    """Acquire magnitude images (slices, y, x) or (y, x) of real numbers, once per repetition, as `simulate_file` does.
+
+    `axis` and `reference` of the options say nothing here. Errors: InputError, UserError.
+    """
+    options = options or SimulationOptions()
+    _check(options)
+    images = np.asarray(images)
+    if images.ndim == 2:
+        images = images[None]
+    if images.ndim != 3 or images.dtype.kind not in "fiu" or not np.isfinite(images).all():
+        raise InputError(f"expected finite real images (slices, y, x) or (y, x); got {images.dtype} {images.shape}")
+    peak = _peak(images, "the array")
+    full = _full(torch.from_numpy(images.astype(np.float32)), options, "array")
+    acquisitions = []
+    for repetition in range(1, options.repetitions + 1):
+        sampling, draw = _sampling(options, "array", repetition, tuple(images.shape[1:]))
+        acquisitions.append(measure(full, sampling, draw, noise_variance=(options.noise * peak) ** 2))
+    return acquisitions
+
+
+def simulate(
+    source, output: Path | str | None = None, options: SimulationOptions | None = None, *, force: bool = False
+):
+    """`simulate(path, output, options)` on a NIfTI volume (see `simulate_file`), `simulate(images, options=options)` on
+    an array (see `simulate_array`)."""
+    if not isinstance(source, (str, Path)):
+        return simulate_array(source, options)
+    if output is None:
+        raise OutputError("simulating a scan of a file needs the file to write: simulate(path, output)")
+    return simulate_file(source, output, options, force=force)
+
+
+def _check(options: SimulationOptions) -> None:
+    if options.coils < 1 or options.repetitions < 1 or not 0 <= options.noise < math.inf:
+        raise UserError("--coils and --repetitions must be at least 1, --noise at least 0")
+
+
+def _peak(images: np.ndarray, name: str) -> float:
+    peak = float(images.max(initial=0))
+    if not peak > 0:
+        raise InputError(f"{name} has no positive intensity; a magnitude volume is expected")
+    return peak
+
+
+def _full(images: Tensor, options: SimulationOptions, name: str) -> Tensor:
+    """Full k-space; coils and phase depend on seed and name, so that every slice and repetition has the same."""
+    generator = seeded(options.seed, name, "object")
+    return full_kspace(images, coils=options.coils, phase=options.phase, generator=generator)
+
+
+def _sampling(
+    options: SimulationOptions, name: str, repetition: int, matrix: tuple[int, int]
+) -> tuple[Sampling, Generator]:
+    """The mask of a repetition, and the generator its noise comes from. A real image is given a Hermitian mask."""
+    draw = seeded(options.seed, name, "repetition", repetition)
+    real = options.coils == 1 and not options.phase
+    return draw_mask(options.mask, matrix, options.acceleration, draw, hermitian=real), draw
 
 
 def eight_bit(kspace: Tensor) -> Tensor:
