@@ -16,7 +16,7 @@ from mri_n2n.acquisition import Acquisition
 from mri_n2n.datasets import Source, Volume
 from mri_n2n.fourier import fft2c, ifft2c
 from mri_n2n.masks import draw_mask
-from mri_n2n.pairs import PAIR_MAKERS, Pair, translate
+from mri_n2n.pairs import PAIR_MAKERS, Pair, flip, translate
 from mri_n2n.simulation import eight_bit, measure, seeded, smooth_phase
 
 # Slices are shuffled within groups of files; groups and their order change every epoch.
@@ -33,6 +33,7 @@ class Protocol:
     pairs: "fixed", each slice is acquired exactly twice, for ever; "redrawn", anew at every step: over time that shows
     the network the full k-space, which no study has. noise: standard deviation of the complex noise, of the volume
     maximum. phase: share of the slices given a smooth phase. translation: largest shift, as a share of the matrix.
+    flips: mirror half of the examples along each axis.
     """
 
     recipe: str = "default"
@@ -43,6 +44,7 @@ class Protocol:
     noise: float = 0.0
     phase: float = 0.0
     translation: float = 0.25
+    flips: bool = True
     seed: int = 0
 
 
@@ -119,7 +121,9 @@ def _example(
         first, target = (one_slice(data[i], index, coil) for i in chosen)
     *_, y, x = first.kspace.shape
     shift = [round((2 * torch.rand((), generator=draw).item() - 1) * protocol.translation * n) for n in (y, x)]
-    return translate(first, tuple(shift)), translate(target, tuple(shift))
+    axes = tuple(axis for axis in (-2, -1) if protocol.flips and torch.rand((), generator=draw) < 0.5)
+    first, target = (flip(translate(side, tuple(shift)), axes) for side in (first, target))
+    return first, target
 
 
 def simulated_repetitions(

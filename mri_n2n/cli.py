@@ -137,6 +137,7 @@ def train_options_from(options: argparse.Namespace):
             acceleration=acceleration,
             noise=options.noise or 0.0,
             phase=options.phase or 0.0,
+            flips=not recipe,
             seed=options.seed,
         ),
         network=network,

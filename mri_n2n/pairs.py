@@ -71,6 +71,28 @@ def translate(acquisition: Acquisition, shift: tuple[int, int]) -> Acquisition:
     )
 
 
+def flip(acquisition: Acquisition, axes: tuple[int, ...]) -> Acquisition:
+    """Mirror the imaged object about the centre pixel of `axes` (-2: y, -1: x): k-space is mirrored with it, every sample
+    as it was measured."""
+    if acquisition.sensitivity_maps is not None:
+        raise ValueError("a flip moves the object under the coils; it needs acquisitions without sensitivity maps")
+
+    def mirrored(value: Tensor | None) -> Tensor | None:
+        for axis in axes if value is not None else ():
+            n = value.shape[axis]
+            # On even sizes the first index, the Nyquist frequency, is its own mirror image.
+            value = value.index_select(axis, (2 * (n // 2) - torch.arange(n)) % n)
+        return value
+
+    return Acquisition(
+        mirrored(acquisition.kspace),
+        mirrored(acquisition.mask),
+        mirrored(acquisition.probability),
+        None,
+        acquisition.noise_variance,
+    )
+
+
 def _ramp(size: int, shift: int) -> Tensor:
     k = torch.arange(size, dtype=torch.float64) - size // 2
     angle = torch.remainder(k * shift, size) * (-2 * torch.pi / size)
