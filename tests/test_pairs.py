@@ -12,7 +12,7 @@ import torch
 from mri_n2n.acquisition import Acquisition
 from mri_n2n.losses import weighted_squared_error
 from mri_n2n.masks import MASKS, draw_mask
-from mri_n2n.pairs import PAIR_MAKERS, Pair, noise2noise, noise2noise_2018, supervised, supervised_2018, translate
+from mri_n2n.pairs import PAIR_MAKERS, Pair, flip, noise2noise, noise2noise_2018, supervised, supervised_2018, translate
 
 KINDS = sorted(MASKS)
 
@@ -252,10 +252,29 @@ def test_translation_keeps_a_real_image_real_at_even_sizes():
         assert image.imag.abs().max() < 1e-5
 
 
-def test_translation_refuses_sensitivity_maps():
+@pytest.mark.parametrize("shape", [(8, 6), (7, 9), (8, 9)])
+@pytest.mark.parametrize("axes", [(), (-1,), (-2,), (-2, -1)])
+def test_flip_mirrors_the_image_about_its_centre_pixel(shape, axes):
+    image = complex_normal(2, 1, *shape, seed=1)
+    mask = (torch.rand((2, 1, *shape), generator=generator()) < 0.4).float()
+    scan = Acquisition(transform(image).to(torch.complex64) * mask, mask, 0.1 + mask / 2, None, 0.1)
+    flipped = flip(scan, axes)
+    wanted = inverse(scan.kspace).numpy()
+    for axis in axes:  # pixel i goes to 2 (n // 2) - i: a reversal, and one step on where n is even
+        wanted = np.roll(np.flip(wanted, axis), 1 - wanted.shape[axis] % 2, axis)
+    np.testing.assert_allclose(inverse(flipped.kspace).numpy(), wanted, atol=1e-5)
+    samples = [a.kspace[0].abs().flatten().sort().values for a in (scan, flipped)]
+    assert torch.equal(*samples)  # as they were measured
+    assert torch.equal(flipped.mask > 0, flipped.kspace != 0)
+    assert torch.equal(flipped.probability, 0.1 + flipped.mask / 2) and flipped.noise_variance == 0.1
+    assert torch.equal(flip(flipped, axes).kspace, scan.kspace)
+
+
+def test_translation_and_flip_refuse_sensitivity_maps():
     full = complex_normal(1, 2, 4, 4, seed=0)
-    with pytest.raises(ValueError, match="sensitivity maps"):
-        translate(Acquisition(full, torch.ones(1, 1, 4, 4), None, full), (1, 1))
+    for move, how in ((translate, (1, 1)), (flip, (-1,))):
+        with pytest.raises(ValueError, match="coils"):
+            move(Acquisition(full, torch.ones(1, 1, 4, 4), None, full), how)
 
 
 def test_loss_follows_the_shift_of_pair_and_prediction():
@@ -336,7 +355,9 @@ def test_two_fixed_acquisitions_are_all_that_training_ever_sees_of_a_slice():
     for pairs in ("fixed", "redrawn"):
         union = torch.zeros(16, 18)
         roles = set()
-        for (pair,) in islice(training_batches(sources, Protocol(pairs=pairs, acceleration=(4.0, 4.0)), 1), 12):
+        for (pair,) in islice(
+            training_batches(sources, Protocol(pairs=pairs, flips=False, acceleration=(4.0, 4.0)), 1), 12
+        ):
             union += pair.input.mask[0, 0] + (pair.weight[0, 0] > 0)
             roles.add(tuple(pair.input.mask.flatten().tolist()))
         seen[pairs] = (union > 0).float().mean().item(), len(roles)

@@ -40,9 +40,7 @@ def test_coils_share_one_object_and_noise_has_the_stated_variance():
         sampled = with_noise.mask.bool().expand(3, 4, 45, 62)
         noise = (with_noise.kspace - without.kspace)[sampled]
         # |n|^2 is exponential: its mean over n samples has relative standard deviation n^-1/2.
-        assert noise.abs().square().mean().item() == pytest.approx(
-            with_noise.noise_variance, rel=4 / len(noise) ** 0.5
-        )
+        assert noise.abs().square().mean().item() == pytest.approx(with_noise.noise_variance, rel=4 / len(noise) ** 0.5)
         noises.append(with_noise.kspace - without.kspace)
     both = (noisy[0].mask * noisy[1].mask).bool().expand(3, 4, 45, 62)
     product = (noises[0] * noises[1].conj())[both].mean().abs().item()
