@@ -128,6 +128,12 @@ def parser() -> argparse.ArgumentParser:
         "--phase", type=float, metavar="P", help="share of the slices given a smooth random phase; default 0"
     )
     train.add_argument(
+        "--coils",
+        type=int,
+        metavar="N",
+        help="phantoms with coil sensitivities and phase, each coil an image of its own",
+    )
+    train.add_argument(
         "--matrix-size", type=int, metavar="N", help="pad slices to a square and Fourier-crop them to N x N"
     )
     train.add_argument("--axis", type=int, choices=(0, 1, 2), default=2, help="array axis along which slices are taken")

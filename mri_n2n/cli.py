@@ -118,7 +118,7 @@ def train_options_from(options: argparse.Namespace):
     noisy = options.noise or options.dataset in ("fastmri", "pairs")
     if network == "unrolled":
         network_options["consistency"] = options.consistency or ("soft" if noisy else "hard")
-    elif options.phase or options.dataset in ("fastmri", "pairs"):  # images of these are not real
+    elif options.phase or options.coils or options.dataset in ("fastmri", "pairs"):  # images of these are not real
         network_options["complex_images"] = True
     if options.epochs is options.steps is options.minutes is None:
         options.epochs = 300 if recipe else 50
@@ -129,6 +129,7 @@ def train_options_from(options: argparse.Namespace):
         axis=options.axis,
         validation_subjects=tuple(options.validation_subjects.split(",")) if options.validation_subjects else None,
         excluded_subjects=tuple(options.exclude_subjects.split(",")) if options.exclude_subjects else (),
+        coils=options.coils,
         protocol=Protocol(
             recipe=options.recipe,
             targets=options.targets,

@@ -74,6 +74,7 @@ def find_sources(
     slices: tuple[int, int] | None = None,
     validation_subjects: Sequence[str] | None = None,
     excluded_subjects: Sequence[str] = (),
+    coils: int | None = None,
 ) -> Split:
     """The training and validation volumes of a data set; only headers are read.
 
@@ -87,6 +88,7 @@ def find_sources(
     validation_subjects: these for validation and all others for training, whatever the folders say; ("none",): all
         for training.
     excluded_subjects: in neither part: those kept for a test.
+    coils: of phantoms alone; with them their k-space has coil sensitivities and phase.
     Errors: NotFoundError when there is nothing (it says how to get it), InputError for files that cannot be read,
         UserError for options that make no sense.
     """
@@ -96,6 +98,8 @@ def find_sources(
         raise UserError(f"the matrix size must be at least 8; got {matrix_size}")
     if axis not in (0, 1, 2):
         raise UserError(f"the slice axis must be 0, 1 or 2; got {axis}")
+    if coils is not None and not 1 <= coils <= 128:
+        raise UserError(f"phantoms have 1 to 128 coils; got {coils}")
     if slices is not None and not 0 <= slices[0] < slices[1]:
         raise UserError(f"slices must be (first, one past the last) with first < last; got {slices}")
     options = _Options(
@@ -104,7 +108,9 @@ def find_sources(
     if dataset == "phantom":
         if validation_subjects or excluded_subjects:
             raise UserError("phantoms have a split of their own; leave out the validation subjects")
-        return phantom_sources(matrix_size or PHANTOM_MATRIX)
+        return phantom_sources(matrix_size or PHANTOM_MATRIX, coils=coils)
+    if coils is not None:
+        raise UserError("--coils belongs to --dataset phantom: other data have the coils they have")
     folder = default_folder(dataset) if data is None else Path(data)
     return _FINDERS[dataset](folder, options)
 
@@ -118,12 +124,20 @@ def default_folder(dataset: str) -> Path:
 
 
 def phantom_sources(
-    matrix_size: int = PHANTOM_MATRIX, *, train: int = 40, validation: int = 4, slices: int = 8
+    matrix_size: int = PHANTOM_MATRIX,
+    *,
+    coils: int | None = None,
+    train: int = 40,
+    validation: int = 4,
+    slices: int = 8,
 ) -> Split:
-    """Random real single-coil phantoms; each follows from its name alone, so that every machine has the same ones."""
+    """Random phantoms; each follows from its name alone, so that every machine has the same ones.
+
+    coils: with coil sensitivities and phase; None: one coil, real images.
+    """
 
     def source(name: str) -> Source:
-        return Source(name, name, slices, partial(load_phantom, name, slices, matrix_size))
+        return Source(name, name, slices, partial(load_phantom, name, slices, matrix_size, coils))
 
     return Split(
         [source(f"phantom-train-{i:03}") for i in range(train)],

@@ -35,7 +35,8 @@ FRESH = {"step": 0, "seconds": 0.0, "loss": None, "quality": {}}
 class TrainOptions:
     """Everything a run depends on; stored with its weights. Give exactly one of epochs, steps, minutes.
 
-    init: weights file or run of the same network to start from. validate_every: seconds between validations, which save too.
+    coils: of phantoms, with sensitivities and phase. init: weights file or run of the same network to start from.
+    validate_every: seconds between validations, which save too.
     """
 
     dataset: str
@@ -44,6 +45,7 @@ class TrainOptions:
     axis: int = 2
     validation_subjects: tuple[str, ...] | None = None
     excluded_subjects: tuple[str, ...] = ()
+    coils: int | None = None
     protocol: Protocol = field(default_factory=Protocol)
     network: str = "unrolled"
     network_options: dict = field(default_factory=dict)
@@ -116,6 +118,7 @@ def train(options: TrainOptions, run: Path, *, resume: bool = False) -> TrainRes
         axis=options.axis,
         validation_subjects=options.validation_subjects,
         excluded_subjects=options.excluded_subjects,
+        coils=options.coils,
     )
     data = {
         "train_volumes": len(sources.train),

@@ -26,9 +26,10 @@ from mri_n2n.simulation import full_kspace, root_sum_of_squares, seeded
 Volume = Tensor | tuple[Acquisition, ...]
 
 
-def load_phantom(name: str, slices: int, matrix_size: int) -> Tensor:
-    shape = (matrix_size, matrix_size)
-    drawn = (phantom_kspace(shape=shape, coils=1, generator=seeded(0, name, i), real=True) for i in range(slices))
+def load_phantom(name: str, slices: int, matrix_size: int, coils: int | None) -> Tensor:
+    """Closed-form k-space of random heads. coils: with sensitivities and phase; None: one coil, real images."""
+    shape, count, real = (matrix_size, matrix_size), coils or 1, coils is None
+    drawn = (phantom_kspace(shape, count, seeded(0, name, i), real=real) for i in range(slices))
     return _scaled(_stacked(drawn, slices), name)
 
 

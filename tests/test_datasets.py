@@ -71,6 +71,19 @@ def test_phantoms_follow_from_their_names_and_are_scaled():
     assert split.train[0].slices == 3
 
 
+def test_phantoms_with_coils_are_complex_and_each_coil_sees_the_same_head():
+    volume = find_sources("phantom", matrix_size=33, coils=4).train[0].load()
+    assert volume.shape == (8, 4, 33, 33) and ifft2c(volume).imag.abs().max() > 0.05
+    coil_images = ifft2c(volume).abs()
+    inside = root_sum_of_squares(volume) > 0.2
+    brightness = [coil_images[:, coil][inside].mean().item() for coil in range(4)]
+    assert min(brightness) > 0.2 * max(brightness)  # all see it, each from its side
+    with pytest.raises(UserError, match="--dataset phantom"):
+        find_sources("nifti", coils=2)
+    with pytest.raises(UserError, match="1 to 128"):
+        find_sources("phantom", coils=0)
+
+
 def test_phantom_defaults():
     split = find_sources("phantom")
     assert (len(split.train), len(split.validation)) == (40, 4)

@@ -128,6 +128,11 @@ def test_a_few_steps_on_every_data_set(dataset, data, tmp_path, monkeypatch):
         assert (header["train_volumes"], header["train_slices"], header["validation_volumes"]) == (2, 6, 1)
 
 
+def test_phantoms_with_coils_and_noise(tmp_path):
+    result = train(options(coils=2, noise=0.02, network_options={**TINY, "consistency": "soft"}), tmp_path)
+    assert result.finished and np.isfinite(result.loss)
+
+
 @pytest.mark.parametrize("targets", ["undersampled", "clean"])
 def test_the_2018_recipe(targets, data, tmp_path):
     recipe = options(
