@@ -6,6 +6,7 @@ import errno
 import hashlib
 import os
 import secrets
+import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -47,6 +48,38 @@ def atomic_output(path: Path | str, force: bool) -> Iterator[Path]:
         raise OutputError(f"cannot write {one_line(path)}: {reason}; nothing was kept") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_outputs(directory: Path, name: str) -> Iterator[Path]:
+    """Yields a hidden folder in `directory` (made when missing), whose files move there when the block ends well.
+
+    Files of the same names are replaced, the .json last: where it is, the rest is. Any exception removes the folder, and
+    the directories that were made. A killed process can leave the hidden folder; the next outputs of `name` remove it.
+    OutputError: the directory cannot be made or written; the disk is full.
+    """
+    made = [folder for folder in (directory, *directory.parents) if not folder.exists()]
+    folder = directory / f"{_prefix(directory / name)}{os.getpid()}-{secrets.token_hex(4)}.partial"
+    try:
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            _remove_leftovers(directory / name)
+            folder.mkdir()
+        except OSError as error:
+            raise OutputError(f"cannot write into {one_line(directory)}: {error.strerror}") from None
+        yield folder
+        for file in sorted(folder.iterdir(), key=lambda file: file.suffix == ".json"):
+            os.replace(file, directory / file.name)
+    except Exception as error:
+        reason = _write_failure(error)
+        if reason is None or isinstance(error, UserError):
+            raise
+        raise OutputError(f"cannot write into {one_line(directory)}: {reason}; nothing was kept") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):  # a directory that holds something stays
+            for empty in made:
+                empty.rmdir()
 
 
 def check_readable(path: Path | str) -> Path:
@@ -101,7 +134,7 @@ def _remove_leftovers(path: Path) -> None:
             process = file.name[len(prefix) :].partition("-")[0]
             with suppress(OSError):
                 if process.isdecimal() and not _alive(int(process)):
-                    file.unlink()
+                    shutil.rmtree(file) if file.is_dir() else file.unlink()
 
 
 def _alive(process: int) -> bool:

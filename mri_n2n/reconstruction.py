@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
-import shutil
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +21,7 @@ from mri_n2n.acquisition import Acquisition, Scan
 from mri_n2n.checkpoint import BUNDLED, find_weights, load_network
 from mri_n2n.device import choose_device
 from mri_n2n.errors import InputError, OutputError
-from mri_n2n.files import check_readable, sha256_of
+from mri_n2n.files import atomic_outputs, check_readable, sha256_of
 from mri_n2n.formats import open_scan, read_reference, write_nifti, write_result
 from mri_n2n.fourier import ifft2c
 from mri_n2n.report import comparison_figure
@@ -195,7 +191,7 @@ def reconstruct_file(path: Path, output: Path, name: str, loaded: LoadedNetwork,
                 middle = zero_filled, reconstruction[slices // 2]
             yield from (complex_images[:, 0] if coils == 1 else complex_images).numpy()
 
-    with all_or_nothing(output, name) as folder:
+    with atomic_outputs(output, name) as folder:
         h5, nii, png, sidecar_path = result_paths(folder, name)
         attributes = {"software": f"mri-n2n {mri_n2n.__version__}"} | (
             {} if scan.simulated is None else {"simulated": scan.simulated}
@@ -271,27 +267,6 @@ def stem(path: Path) -> str:
 def result_paths(directory: Path, name: str) -> tuple[Path, Path, Path, Path]:
     h5, nii, png, sidecar = (directory / f"{name}{suffix}" for suffix in (".h5", ".nii.gz", ".png", ".json"))
     return h5, nii, png, sidecar
-
-
-@contextmanager
-def all_or_nothing(output: Path, name: str) -> Iterator[Path]:
-    """A hidden folder inside `output` whose files move into `output` when the block ends well, and vanish otherwise."""
-    made = not output.exists()
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=output))
-    except OSError as error:
-        raise OutputError(f"cannot write into {output}: {error.strerror}") from None
-    try:
-        yield folder
-        for file in sorted(folder.iterdir(), key=lambda file: file.suffix == ".json"):
-            os.replace(file, output / file.name)  # the sidecar last: where it is, the rest is
-    except OSError as error:
-        raise OutputError(f"cannot write into {output}: {error.strerror or error}") from None
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        if made and not any(output.iterdir()):
-            output.rmdir()
 
 
 def reconstruct(source, output: Path | str | None = None, **options):

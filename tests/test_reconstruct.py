@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from importlib import import_module
 from pathlib import Path
 
@@ -259,6 +261,27 @@ def test_a_failure_in_the_middle_leaves_nothing_half_written(existing, scans, ru
     with pytest.raises(InputError, match="scan.h5.*NaN"):
         reconstruct_files([path], output, weights=run, force=existing, quiet=True)
     assert tree(tmp_path) == before and output.exists() == existing
+
+
+def test_directories_made_for_a_failure_go_and_leftovers_of_the_dead_too(scans, run, tmp_path):
+    from mri_n2n.files import _prefix
+
+    bad = copy(scans["single"], tmp_path / "scan.h5")
+    with h5py.File(bad, "r+") as file:
+        file["kspace"][0] = np.nan
+    with pytest.raises(InputError):
+        reconstruct_files([bad], tmp_path / "a" / "b" / "c", weights=run, quiet=True)
+    assert not (tmp_path / "a").exists()
+
+    output = tmp_path / "out"
+    dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    left = output / f"{_prefix(output / 'scan')}{dead.stdout.strip()}-0123abcd.partial"
+    other = output / f"{_prefix(output / 'scan')}{os.getpid()}-0123abcd.partial"  # at work: this process is alive
+    for folder in (left, other):
+        folder.mkdir(parents=True)
+        (folder / "scan.h5").write_text("half")
+    reconstruct_files([scans["single"]], output, weights=run, quiet=True)
+    assert not left.exists() and other.exists()
 
 
 def test_of_several_scans_the_good_ones_are_whole(scans, run, tmp_path):
