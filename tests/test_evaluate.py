@@ -11,19 +11,9 @@ import pytest
 
 from mri_n2n.acquisition import Geometry
 from mri_n2n.errors import InputError, NotFoundError
-from mri_n2n.evaluation import (
-    crop_as_fastmri,
-    evaluate_arrays,
-    evaluate_files,
-    format_table,
-    match_files,
-    nmse,
-    psnr,
-    ssim,
-    summarise,
-    to_json,
-)
+from mri_n2n.evaluation import evaluate_files, format_table, match_files, summarise, to_json
 from mri_n2n.formats import write_nifti, write_result, write_scan
+from mri_n2n.metrics import crop_as_fastmri, evaluate_arrays, nmse, psnr, ssim
 
 OPEN_MS = Path(__file__).resolve().parents[2] / "shared" / "data" / "open_ms"
 

@@ -18,11 +18,11 @@ import mri_n2n
 from mri_n2n.batches import Protocol
 from mri_n2n.checkpoint import BUNDLED, build_network, save_tensors
 from mri_n2n.errors import InputError, NotFoundError, OutputError
-from mri_n2n.evaluation import psnr
 from mri_n2n.files import sha256_of
 from mri_n2n.formats import open_scan, read_reference, read_result, write_scan
 from mri_n2n.fourier import fft2c, ifft2c
 from mri_n2n.masks import draw_mask
+from mri_n2n.metrics import psnr
 from mri_n2n.phantom import phantom_kspace
 from mri_n2n.reconstruction import reconstruct_files
 from mri_n2n.simulation import SimulationOptions, simulate_file, smooth_phase

@@ -19,9 +19,9 @@ from mri_n2n.batches import Protocol
 from mri_n2n.checkpoint import load_network, load_tensors
 from mri_n2n.datasets import find_sources
 from mri_n2n.errors import InputError, NotFoundError
-from mri_n2n.evaluation import evaluate_arrays
 from mri_n2n.files import atomic_output
 from mri_n2n.fourier import ifft2c
+from mri_n2n.metrics import evaluate_arrays
 from mri_n2n.reconstruction import magnitude, reconstruct_acquisition
 from mri_n2n.simulation import acquire, seeded
 from mri_n2n.training import TrainOptions, train
