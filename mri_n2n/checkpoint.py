@@ -31,7 +31,7 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], header: dict) -> None:
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:
     """Read what `save_tensors` wrote. Errors: NotFoundError, InputError."""
     if not path.is_file():
-        raise NotFoundError(f"no weights at {path}; give --weights a run directory or a .safetensors file")
+        raise NotFoundError(f"no weights at {path}; expected a run directory or a .safetensors file")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}

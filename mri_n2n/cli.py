@@ -23,11 +23,17 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"mri-n2n: error: {' '.join(str(error).split())}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("mri-n2n: interrupted; nothing half-written was kept", file=sys.stderr)
+        print("mri-n2n: interrupted; no file is half-written", file=sys.stderr)
         return 130
     except BrokenPipeError:
         sys.stderr.close()
         return 0
+    except OSError as error:  # names too long, a full disk behind stdout, a file where a directory should be
+        if options.debug:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"mri-n2n: error: {where}{error.strerror or error}", file=sys.stderr)
+        return 4
     except Exception as error:  # a bug: say so in one line, and how to see more
         if options.debug:
             raise

@@ -106,9 +106,11 @@ def find_sources(
         matrix_size, axis, slices, tuple(validation_subjects) if validation_subjects else None, tuple(excluded_subjects)
     )
     if dataset == "phantom":
-        if validation_subjects or excluded_subjects:
-            raise UserError("phantoms have a split of their own; leave out the validation subjects")
+        if validation_subjects or excluded_subjects or data is not None:
+            raise UserError("phantoms come from the package with a split of their own; leave out --data and subjects")
         return phantom_sources(matrix_size or PHANTOM_MATRIX, coils=coils)
+    if axis != 2 and dataset in ("fastmri", "pairs"):
+        raise UserError(f"--axis is the slice axis of NIfTI volumes; --dataset {dataset} holds slices already")
     if coils is not None:
         raise UserError("--coils belongs to --dataset phantom: other data have the coils they have")
     folder = default_folder(dataset) if data is None else Path(data)

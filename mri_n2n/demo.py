@@ -24,6 +24,8 @@ ACCELERATION = 6.0
 
 def demo(output: Path, *, force: bool = False, quiet: bool = False, minutes: float = MINUTES) -> str:
     """Run the demo into the directory `output`; returns the text to print. Errors: OutputError when it was run before."""
+    if output.exists() and not output.is_dir():
+        raise OutputError(f"{output} is a file; the demo needs a directory")
     scan, run, results = output / "scan.h5", output / "run", output / "reconstruction"
     made = [scan, *(run / name for name in FILES)]
     if any(path.exists() for path in made) and not force:

@@ -17,8 +17,12 @@ def describe(path: Path | str) -> dict[str, object]:
     path = Path(path)
     if not path.exists():
         raise NotFoundError(f"no file {path}")
-    if path.is_dir() or path.suffix == ".safetensors":
-        return _describe_weights(path / "weights.safetensors" if path.is_dir() else path)
+    if path.is_dir():
+        if not (path / "weights.safetensors").exists():
+            raise NotFoundError(f"{path} is a directory without weights.safetensors; give a file or a run directory")
+        return _describe_weights(path / "weights.safetensors")
+    if path.suffix == ".safetensors":
+        return _describe_weights(path)
     kind = detect(path)
     if kind == "fastmri-hdf5":
         return _describe_scan(path)
@@ -76,7 +80,8 @@ def _describe_scan(path: Path) -> dict[str, object]:
 
 
 def _describe_weights(path: Path) -> dict[str, object]:
-    _, header = load_tensors(path)
+    tensors, header = load_tensors(path)
+    checkpoint = any(name.startswith("optimizer.") for name in tensors)
     training = header.get("training", {})
     protocol = training.get("protocol", {})
     if training.get("dataset") == "pairs":
@@ -92,17 +97,17 @@ def _describe_weights(path: Path) -> dict[str, object]:
         }
     return {
         "file": path.name,
-        "kind": "weights",
+        "kind": "checkpoint of a run" if checkpoint else "weights",
         "network": header.get("network"),
-        "options": header.get("network_options"),
+        "options": ", ".join(f"{name} {value}" for name, value in header.get("network_options", {}).items()),
         "parameters": header.get("parameters"),
         "trained on": f"{training.get('dataset')}, {header.get('train_volumes')} volumes, {header.get('train_slices')} slices",
         "recipe": protocol.get("recipe"),
         "targets": protocol.get("targets"),
         **acquired,
         "steps": header.get("step"),
-        "seconds": header.get("seconds"),
+        "minutes": round(header.get("seconds", 0) / 60, 1),
         "precision": header.get("precision"),
         "note": header.get("note"),
-        "commands": "reconstruct --weights",
+        "commands": "train --resume" if checkpoint else "reconstruct --weights",
     }

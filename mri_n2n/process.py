@@ -1,7 +1,12 @@
-"""Settings of the whole process, made by the command line only, never on import."""
+"""The process: its settings, made by the command line only, never on import; and whether somebody watches."""
 
 import ctypes
 import sys
+
+
+def progress_shown(quiet: bool) -> bool:
+    """Whether progress goes to stderr: a terminal, and not told to be quiet."""
+    return not quiet and sys.stderr is not None and sys.stderr.isatty()
 
 
 def tune_process() -> None:

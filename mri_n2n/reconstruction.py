@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import platform
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -20,10 +19,11 @@ import mri_n2n
 from mri_n2n.acquisition import Acquisition, Scan
 from mri_n2n.checkpoint import BUNDLED, find_weights, load_network
 from mri_n2n.device import choose_device
-from mri_n2n.errors import InputError, OutputError
+from mri_n2n.errors import InputError, OptionError, OutputError
 from mri_n2n.files import atomic_outputs, check_readable, sha256_of
 from mri_n2n.formats import open_scan, read_reference, write_nifti, write_result
 from mri_n2n.fourier import ifft2c
+from mri_n2n.process import progress_shown
 from mri_n2n.report import comparison_figure
 from mri_n2n.resample import crop_or_pad
 
@@ -51,12 +51,17 @@ def reconstruct_acquisition(
             flat[part], mask[part], None if probability is None else probability[part], None, acquisition.noise_variance
         )
         images[part] = network(batch.to(device)).cpu()
+    images[~flat.any(dim=(1, 2, 3))] = 0  # a slice or coil without signal stays empty
     return images.reshape(slices, coils, y, x)
 
 
 def magnitude(images: Tensor) -> Tensor:
     """Root-sum-of-squares over coils: (slices, coils, y, x) complex -> (slices, y, x) float32."""
-    return images.abs().square().sum(dim=1).sqrt()
+    if images.shape[1] == 1:
+        return images[:, 0].abs()
+    return (
+        images.abs().double().square().sum(dim=1).sqrt().float()
+    )  # squares of raw scanner units leave float32's range
 
 
 def reconstruct_array(
@@ -74,6 +79,8 @@ def reconstruct_array(
     Errors: InputError for shapes that do not fit, and for non-finite or all-zero data.
     """
     kspace = np.asarray(kspace)
+    if kspace.dtype.kind != "c":
+        raise InputError(f"k-space must be complex with axes (slices, coils, y, x); got {kspace.dtype} {kspace.shape}")
     kspace = torch.from_numpy(np.ascontiguousarray(kspace, dtype=kspace.dtype.newbyteorder("=")))
     if kspace.ndim not in (2, 3, 4) or not kspace.is_complex():
         raise InputError(
@@ -90,7 +97,10 @@ def reconstruct_array(
     if mask is None:
         sampled = (full != 0).any(dim=1, keepdim=True).float()
     else:
-        sampled = torch.from_numpy(np.asarray(mask).astype(np.float32))
+        mask = np.asarray(mask)
+        if mask.dtype.kind not in "fiub":
+            raise InputError(f"mask must hold zeros and ones only; got {mask.dtype}")
+        sampled = torch.from_numpy(mask.astype(np.float32))
         fits = {
             1: sampled.shape[-1:] == shape[-1:],
             2: sampled.shape == shape[-2:],
@@ -179,9 +189,13 @@ def reconstruct_file(path: Path, output: Path, name: str, loaded: LoadedNetwork,
 
     def images() -> Iterator[np.ndarray]:
         nonlocal measured, middle
-        for start in tqdm(range(0, slices, at_once), desc=name, unit="batch", disable=quiet or not sys.stderr.isatty()):
+        for start in tqdm(range(0, slices, at_once), desc=name, unit="batch", disable=not progress_shown(quiet)):
             acquisition = scan.read(start, min(start + at_once, slices))
             complex_images = scale * reconstruct_acquisition(loaded.network, acquisition, loaded.device, scale)
+            if not torch.isfinite(torch.view_as_real(complex_images)).all():
+                raise InputError(
+                    f"{path}: the image is not finite; its k-space is too large for float32, scale it down"
+                )
             count = complex_images.shape[0]
             reconstruction[start : start + count] = magnitude(complex_images).numpy()
             measured += acquisition.mask.expand(count, 1, y, x).mean().item() * count
@@ -197,7 +211,7 @@ def reconstruct_file(path: Path, output: Path, name: str, loaded: LoadedNetwork,
             {} if scan.simulated is None else {"simulated": scan.simulated}
         )
         write_result(h5, reconstruction, images(), image_shape, attributes, scan.geometry)
-        write_nifti(nii, reconstruction, scan.geometry)
+        write_nifti(nii, reconstruction, scan.geometry, simulated=bool(scan.simulated))
         reference = read_reference(path)[slices // 2] if scan.has_reference else None
         note = "simulated k-space" if scan.simulated else ""
         if reference is not None and reference.shape != (y, x):  # fastMRI's references lack the readout oversampling
@@ -272,11 +286,15 @@ def result_paths(directory: Path, name: str) -> tuple[Path, Path, Path, Path]:
 def reconstruct(source, output: Path | str | None = None, **options):
     """`reconstruct(kspace, mask=...)` on arrays (see `reconstruct_array`), `reconstruct(path, output)` on a scan file
     or a list of them (see `reconstruct_files`)."""
-    if isinstance(source, (str, Path, list, tuple)):
+    paths = list(source) if isinstance(source, (list, tuple)) else [source]
+    if paths and all(isinstance(path, (str, Path)) for path in paths):
         if output is None:
             raise OutputError("reconstructing a file needs the directory to write into: reconstruct(path, output)")
-        paths = [Path(p) for p in (source if isinstance(source, (list, tuple)) else [source])]
+        if "mask" in options:
+            raise OptionError("a scan file brings its own mask; mask= goes with arrays")
         if options.get("weights") is not None:
             options["weights"] = Path(options["weights"])
-        return reconstruct_files(paths, Path(output), quiet=options.pop("quiet", True), **options)
+        return reconstruct_files([Path(p) for p in paths], Path(output), quiet=options.pop("quiet", True), **options)
+    if output is not None:
+        raise OptionError("an array is reconstructed to an array; reconstruct(path, output) writes files")
     return reconstruct_array(source, **options)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -121,30 +120,45 @@ def simulate_file(
     def full(index: int) -> Tensor:
         return _full(torch.from_numpy(images[index : index + 1]), options, volume.name)
 
-    for repetition, path in enumerate(names, start=1):
-        sampling, draw = _sampling(options, volume.name, repetition, tuple(matrix))
-        noise_variance = (options.noise * peak) ** 2
-        write_scan(
-            path,
-            (measure(full(i), sampling, draw, noise_variance=noise_variance).kspace[0].numpy() for i in range(slices)),
-            (slices, options.coils, *matrix),
-            mask=sampling.mask.numpy(),
-            probability=sampling.probability.numpy(),
-            reference=np.concatenate([root_sum_of_squares(full(i)).numpy() for i in range(slices)])
-            if options.reference
-            else None,
-            geometry=geometry,
-            attributes={
-                "simulated": True,
-                "noise_variance": noise_variance,
-                "mask_kind": options.mask,
-                "acceleration": options.acceleration,
-                "seed": options.seed,
-                "phase": options.phase,
-                "repetition": repetition,
-            },
-            force=force,
-        )
+    def acquired(index: int, sampling: Sampling, draw: Generator, noise_variance: float) -> np.ndarray:
+        kspace = measure(full(index), sampling, draw, noise_variance=noise_variance).kspace[0].numpy()
+        if not np.isfinite(kspace).all():
+            raise InputError(
+                f"{volume}: intensities up to {peak:g} are too large for k-space in float32; scale them down"
+            )
+        return kspace
+
+    made: list[Path] = []
+    try:
+        for repetition, path in enumerate(names, start=1):
+            sampling, draw = _sampling(options, volume.name, repetition, tuple(matrix))
+            noise_variance = (options.noise * peak) ** 2
+            write_scan(
+                path,
+                (acquired(i, sampling, draw, noise_variance) for i in range(slices)),
+                (slices, options.coils, *matrix),
+                mask=sampling.mask.numpy(),
+                probability=sampling.probability.numpy(),
+                reference=np.concatenate([root_sum_of_squares(full(i)).numpy() for i in range(slices)])
+                if options.reference
+                else None,
+                geometry=geometry,
+                attributes={
+                    "simulated": True,
+                    "noise_variance": noise_variance,
+                    "mask_kind": options.mask,
+                    "acceleration": options.acceleration,
+                    "seed": options.seed,
+                    "phase": options.phase,
+                    "repetition": repetition,
+                },
+                force=force,
+            )
+            made += [] if path in taken else [path]
+    except BaseException:  # all repetitions or none
+        for path in made:
+            path.unlink(missing_ok=True)
+        raise
     return names
 
 
@@ -182,8 +196,11 @@ def simulate(
 
 
 def _check(options: SimulationOptions) -> None:
-    if options.coils < 1 or options.repetitions < 1 or not 0 <= options.noise < math.inf:
-        raise UserError("--coils and --repetitions must be at least 1, --noise at least 0")
+    limits = {"--coils": (options.coils, 1, 128), "--repetitions": (options.repetitions, 1, 1000)}
+    limits |= {"--noise": (options.noise, 0, 1000), "--seed": (options.seed, 0, 2**63 - 1)}
+    for name, (value, low, high) in limits.items():
+        if not low <= value <= high:
+            raise UserError(f"{name} must be between {low} and {high}; got {value}")
 
 
 def _peak(images: np.ndarray, name: str) -> float:
@@ -216,4 +233,4 @@ def eight_bit(kspace: Tensor) -> Tensor:
 
 def root_sum_of_squares(kspace: Tensor) -> Tensor:
     """Magnitude image (slices, y, x) of k-space (slices, coils, y, x): the reference a full acquisition would give."""
-    return ifft2c(kspace).abs().square().sum(dim=1).sqrt()
+    return ifft2c(kspace).abs().double().square().sum(dim=1).sqrt().float()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import signal
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +23,7 @@ from mri_n2n.errors import InputError, UserError
 from mri_n2n.files import sha256_of
 from mri_n2n.losses import weighted_squared_error
 from mri_n2n.pairs import PAIR_MAKERS, Pair
+from mri_n2n.process import progress_shown
 from mri_n2n.runs import check_unused, discard_run, read_checkpoint, read_log, save_run, start_run, write_log
 from mri_n2n.validation import validate, validation_set
 
@@ -100,13 +100,14 @@ class Stopped:
         return self.signal is not None
 
 
-def train(options: TrainOptions, run: Path, *, resume: bool = False) -> TrainResult:
+def train(options: TrainOptions, run: Path | str, *, resume: bool = False) -> TrainResult:
     """Train a network and write `run`/weights.safetensors (and checkpoint, log.jsonl, example.png, run.json).
 
     With `resume` an interrupted run goes on from its checkpoint: on the CPU in float32, with a budget in steps or
     epochs, to bit for bit the result of an uninterrupted one.
     Errors: NotFoundError without data, OutputError when `run` holds another run, InputError for bad data or options.
     """
+    run = Path(run)
     check_options(options)
     if not resume:
         check_unused(run)
@@ -172,9 +173,7 @@ def train(options: TrainOptions, run: Path, *, resume: bool = False) -> TrainRes
     previous = {number: signal.signal(number, stopped) for number in catchable_signals()}
     upcoming = Prefetch(batches) if device.type == "cuda" else batches  # on the CPU the network needs every core itself
     validated = seconds
-    bar = tqdm(
-        total=total, initial=step, unit="step", disable=options.quiet or not sys.stderr.isatty(), dynamic_ncols=True
-    )
+    bar = tqdm(total=total, initial=step, unit="step", disable=not progress_shown(options.quiet), dynamic_ncols=True)
     started = time.monotonic() - seconds
     try:
         while not stopped:
@@ -224,7 +223,8 @@ def check_options(options: TrainOptions) -> None:
         f"--batch-size must be at least 1; got {options.batch_size}": options.batch_size >= 1,
         f"--learning-rate must be between 0 and 1; got {options.learning_rate}": 0 < options.learning_rate < 1,
         f"--acceleration must be 1 or more, a range rising; got {low}:{high}": 1 <= low <= high < math.inf,
-        f"--noise must be 0 or more; got {protocol.noise}": 0 <= protocol.noise < math.inf,
+        f"--noise must be between 0 and 1000; got {protocol.noise}": 0 <= protocol.noise <= 1000,
+        f"--seed must be between 0 and 2^63 - 1; got {protocol.seed}": 0 <= protocol.seed < 2**63,
         f"--phase must be in 0..1; got {protocol.phase}": 0 <= protocol.phase <= 1,
         "measured pairs have no clean targets; leave out --targets clean": (
             options.dataset != "pairs" or protocol.targets != "clean"

@@ -581,6 +581,48 @@ def test_repetitions_are_written_and_named(tmp_path, capsys):
     )
 
 
+def test_odd_places_and_numbers_end_in_one_line(tmp_path, capsys):
+    volume, scan = good_volume(tmp_path / "v.nii.gz"), tmp_path / "s.h5"
+    run(["simulate", volume, "-o", scan, "--acceleration", "3"], capsys)
+    huge, train = "9" * 25, ["train", "--dataset", "phantom", "--steps", "1", "-o", tmp_path / "run"]
+    refused(["demo", "-o", volume], 4, tmp_path, capsys, "is a file")
+    refused(["simulate", volume, "-o", tmp_path / ("x" * 300 + ".h5")], 4, tmp_path, capsys, "too long")
+    refused(["simulate", volume, "-o", tmp_path / "t.h5", "--seed", huge], 2, tmp_path, capsys, "--seed")
+    refused(["simulate", volume, "-o", tmp_path / "t.h5", "--noise", "1e300"], 2, tmp_path, capsys, "--noise")
+    refused(["simulate", volume, "-o", tmp_path / "t.h5", "--coils", "100000"], 2, tmp_path, capsys, "--coils")
+    refused([*train, "--seed", huge], 2, tmp_path, capsys, "--seed")
+    refused([*train, "--data", tmp_path], 2, tmp_path, capsys, "--data")
+    refused(["reconstruct", scan, "-o", tmp_path / "r", "--device", "meta"], 2, tmp_path, capsys, "meta")
+    refused(["info", tmp_path], 5, tmp_path, capsys, "without weights")
+
+
+def test_info_tells_a_checkpoint_from_weights(tmp_path, capsys):
+    run(
+        [
+            "train",
+            "--dataset",
+            "phantom",
+            "--matrix-size",
+            "24",
+            "--acceleration",
+            "3",
+            "--steps",
+            "1",
+            "--channels",
+            "8",
+            "-o",
+            tmp_path / "run",
+        ],
+        capsys,
+    )
+    told = {
+        name: json.loads(run(["info", tmp_path / "run" / f"{name}.safetensors", "--json"], capsys))
+        for name in ("weights", "checkpoint")
+    }
+    assert told["weights"]["commands"] == "reconstruct --weights" and told["checkpoint"]["commands"] == "train --resume"
+    assert told["weights"]["acquisitions"] == "simulated" and told["weights"]["acceleration"] == "3 to 3"
+
+
 def options_of(*arguments: str):
     return cli.train_options_from(parser().parse_args(["train", "--dataset", "phantom", "-o", "run", *arguments]))
 

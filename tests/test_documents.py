@@ -226,7 +226,7 @@ def test_every_command_of_the_readme_runs(desk, capsys):
 def test_the_python_of_the_readme_runs(desk, capsys):
     (block,) = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
     with h5py.File(desk / "scan.h5") as file:
-        names = {"kspace": file["kspace"][()], "mask": file["mask"][()]}
+        names = {"kspace": file["kspace"][()], "mask": file["mask"][()], "images": file["reconstruction_esc"][()]}
     exec(compile(block, "README.md", "exec"), names)
     assert names["image"].shape == names["kspace"].shape and (desk / "results" / "scan.h5").is_file()
     found = fft2c(torch.from_numpy(names["image"])).numpy()

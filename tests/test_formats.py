@@ -158,8 +158,35 @@ def test_fully_sampled_and_zero_padded_scans(tmp_path):
 
 def test_samples_outside_a_stored_mask_are_dropped(tmp_path):
     kspace, mask = noise(2, 1, 4, 6), np.array([0, 1, 0, 1, 1, 0], dtype=np.uint8)
-    part = open_scan(write_plain(tmp_path / "scan.h5", kspace, mask=mask)).read(0, 2)
+    scan = open_scan(write_plain(tmp_path / "scan.h5", kspace, mask=mask))
+    with pytest.warns(UserWarning, match="left out"):
+        part = scan.read(0, 2)
     assert np.array_equal(part.kspace, kspace * mask)
+
+
+def test_references_of_another_scan_are_refused(tmp_path):
+    for shape in ((1, 12, 14), (2, 3, 14), (2, 12, 43)):
+        wrong = write_plain(tmp_path / "scan.h5", noise(2, 12, 14), reconstruction_esc=np.ones(shape, np.float32))
+        with pytest.raises(InputError, match="does not fit"):
+            open_scan(wrong)
+
+
+def test_damage_in_the_middle_of_a_compressed_volume_is_found(tmp_path):
+    """Every byte of the compressed data in turn, a bit flipped: gzip's own checksum is the witness."""
+    path = tmp_path / "volume.nii.gz"
+    write_nifti(path, np.random.default_rng(0).random((3, 9, 11)).astype(np.float32), None)
+    good = path.read_bytes()
+    for position in range(40, len(good), 37):
+        path.write_bytes(good[:position] + bytes([good[position] ^ 4]) + good[position + 1 :])
+        with pytest.raises(InputError):
+            read_volume(path)
+
+
+def test_nifti_says_when_its_kspace_was_simulated(tmp_path):
+    for simulated in (False, True):
+        write_nifti(tmp_path / "v.nii", np.ones((2, 3, 4)), None, force=True, simulated=simulated)
+        described = bytes(nibabel.load(tmp_path / "v.nii").header["descrip"]).decode()
+        assert "research use only" in described and ("simulated" in described) == simulated
 
 
 def test_which_reference_is_read(tmp_path):

@@ -431,6 +431,27 @@ def test_bundled_weights_gain_two_decibels_on_a_head_they_never_saw():
 
 
 @bundled
+@pytest.mark.parametrize("scale", [1e-5, 1.0, 1e20, 1e-30])
+def test_empty_slices_and_coils_stay_empty_and_any_unit_is_kept(scale, scans, run, tmp_path):
+    """Of a scan in the scanner's own unit: a dead coil adds nothing, an empty slice is zero."""
+    path = copy(scans["coils"], tmp_path / "scan.h5")
+    with h5py.File(path, "r+") as file:
+        file["kspace"][...] = file["kspace"][()] * scale
+        file["kspace"][1] = 0
+        file["kspace"][:, 2] = 0
+        file.attrs["noise_variance"] = 0.0
+    reconstruct_files([path], tmp_path / "out", weights=run, quiet=True)
+    with h5py.File(tmp_path / "out" / "scan.h5") as file:
+        coils, combined = file["image"][()] / scale, file["reconstruction"][()] / scale
+    assert not combined[1].any() and not coils[:, 2].any()
+    plain = copy(scans["coils"], tmp_path / "plain.h5")
+    reconstruct_files([plain], tmp_path / "out", weights=run, quiet=True)
+    with h5py.File(tmp_path / "out" / "plain.h5") as file:
+        np.testing.assert_allclose(coils[::2, :2], file["image"][::2, :2], rtol=1e-3, atol=1e-3 * np.abs(coils).max())
+    wanted = np.sqrt(np.square(np.abs(coils[::2]).astype(np.float64)).sum(axis=1))
+    np.testing.assert_allclose(combined[::2], wanted, rtol=1e-4, atol=1e-6 * wanted.max())
+
+
 @pytest.mark.parametrize("kind", ["random-lines", "equispaced-lines", "gaussian-lines", "gaussian-points"])
 def test_bundled_weights_on_every_mask(kind):
     assert gain(phantom_kspace((96, 96), generator=generator(6))[0], kind, 4.0, 0)[0] > 0.5

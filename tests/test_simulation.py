@@ -1,5 +1,7 @@
 """`simulate` on arrays and on files: what was acquired of which image."""
 
+from importlib import import_module
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,9 @@ import torch
 import mri_n2n
 from mri_n2n import SimulationOptions
 from mri_n2n.errors import InputError, OutputError, UserError
+from mri_n2n.formats import write_nifti
+
+simulation = import_module("mri_n2n.simulation")  # `mri_n2n.simulate` is the verb
 
 IMAGES = np.random.default_rng(0).random((3, 45, 62)) * 700
 
@@ -67,9 +72,35 @@ def test_arrays_that_are_no_magnitude_images(images, message):
         mri_n2n.simulate(images)
 
 
+def test_a_full_disk_keeps_no_repetition(tmp_path, monkeypatch):
+    volume, written = tmp_path / "volume.nii.gz", []
+    write_nifti(volume, IMAGES.astype(np.float32), None)
+    write = simulation.write_scan
+
+    def second_fails(path, *arguments, **options):
+        if written:
+            raise OSError(28, "No space left on device")
+        written.append(path)
+        write(path, *arguments, **options)
+
+    monkeypatch.setattr(simulation, "write_scan", second_fails)
+    with pytest.raises(OSError, match="No space"):
+        mri_n2n.simulate(volume, tmp_path / "scan.h5", SimulationOptions(repetitions=3))
+    assert [path.name for path in tmp_path.iterdir()] == ["volume.nii.gz"]
+
+
+def test_intensities_beyond_float32_are_named(tmp_path):
+    write_nifti(tmp_path / "volume.nii.gz", np.full((2, 20, 20), 3e38, np.float32), None)
+    with pytest.raises(InputError, match="too large"):
+        mri_n2n.simulate(tmp_path / "volume.nii.gz", tmp_path / "scan.h5")
+
+
 def test_options_and_places_that_make_no_sense(tmp_path):
-    with pytest.raises(UserError, match="--coils"):
-        mri_n2n.simulate(IMAGES, options=SimulationOptions(coils=0))
+    wrong = {"coils": (0, 100000), "repetitions": (0,), "noise": (-1, 1e300, float("nan")), "seed": (-1, 10**25)}
+    for name, values in wrong.items():
+        for value in values:
+            with pytest.raises(UserError, match=f"--{name}"):
+                mri_n2n.simulate(IMAGES, options=SimulationOptions(**{name: value}))
     with pytest.raises(OutputError, match="file to write"):
         mri_n2n.simulate(str(tmp_path / "volume.nii.gz"))
 

@@ -76,7 +76,7 @@ def options(dataset: str = "phantom", data: Path | None = None, **changes) -> Tr
         name: changes.pop(name) for name in ("recipe", "targets", "pairs", "masks", "noise", "seed") if name in changes
     }
     chosen = {
-        "dataset": dataset, "data": None if data is None else str(data / dataset),
+        "dataset": dataset, "data": None if data is None or dataset == "phantom" else str(data / dataset),
         "matrix_size": 24 if dataset == "phantom" else None, "protocol": Protocol(acceleration=(3.0, 3.0), **protocol),
         "network_options": TINY, "steps": 3, "batch_size": 4, "learning_rate": 1e-3, "precision": "float32", "device": "cpu", "quiet": True,
     }  # fmt: skip

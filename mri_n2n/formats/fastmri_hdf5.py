@@ -10,6 +10,7 @@ Attributes (ours): simulated, noise_variance, and the geometry. A stored mask is
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -51,10 +52,12 @@ def open_scan(path: Path | str) -> Scan:
         simulated = known.get("simulated")
         stored_mask, geometry = has(file, "mask"), read_geometry(file, path)
         has_reference = any(has(file, name) for name in REFERENCES)
+        for name in (name for name in REFERENCES if has(file, name)):
+            _check_reference(path, name, checked_dataset(file, path, name, (3,), "fiub").shape, shape)
     variance = known.get("noise_variance")
     if not (isinstance(variance, (int, float)) and 0 <= variance < math.inf):
         variance = None
-    zero_mask, nonzero = _ZeroMask(path, shape), []
+    zero_mask, nonzero, outside = _ZeroMask(path, shape), [], []
 
     def read(start: int, stop: int) -> Acquisition:
         """Slices start..stop-1. InputError: samples not finite, a scan that is zero everywhere, mask not 0 and 1."""
@@ -73,6 +76,9 @@ def open_scan(path: Path | str) -> Scan:
             raise InputError(f"{one_line(path)}: dataset 'mask' must hold zeros and ones only")
         if probability is not None and not _possible(probability, mask):
             raise InputError(f"{one_line(path)}: 'probability' must be in [0, 1], and positive wherever the mask is 1")
+        if stored_mask and (kspace * (1 - mask)).any() and not outside:
+            outside.append(True)
+            warnings.warn(f"{one_line(path)} has samples where its mask is 0; they are left out", stacklevel=2)
         kspace = kspace * mask
         if kspace.any():
             nonzero.append(True)
@@ -230,6 +236,15 @@ def _check_plane(path: Path, name: str, found: tuple[int, ...], shape: tuple[int
         raise InputError(
             f"{one_line(path)}: {name!r} has shape {found}, which does not fit the k-space; "
             f"expected (x,) = {(x,)}, (y, x) = {(y, x)} or (slice, y, x) = {(slices, y, x)}"
+        )
+
+
+def _check_reference(path: Path, name: str, found: tuple[int, ...], shape: tuple[int, int, int, int]) -> None:
+    """One image for each slice, of about the matrix's size: fastMRI's lack the readout oversampling, a few are larger."""
+    slices, _, y, x = shape
+    if found[0] != slices or not all(n / 3 <= m <= 3 * n for m, n in zip(found[1:], (y, x), strict=True)):
+        raise InputError(
+            f"{one_line(path)}: {name!r} has shape {found}, which does not fit k-space of (slice, y, x) = {(slices, y, x)}"
         )
 
 

@@ -68,11 +68,14 @@ def volume_shape(path: Path | str) -> tuple[int, int, int]:
         return _checked_header(stream, path)[1]
 
 
-def write_nifti(path: Path | str, array: np.ndarray, geometry: Geometry | None, force: bool = False) -> None:
+def write_nifti(
+    path: Path | str, array: np.ndarray, geometry: Geometry | None, force: bool = False, *, simulated: bool = False
+) -> None:
     """Write (slice, y, x) as a float32 NIfTI-1 volume in the array order that `geometry` was read with, gzip for .gz.
 
     Without a geometry slices go along the last axis, voxels are 1 and both codes 0: place and size unknown.
-    The affine goes into both the sform and (without its shears) the qform, each with its own code.
+    The affine goes into both the sform and (without its shears) the qform, each with its own code. The description
+    says that it is for research only, and, when `simulated`, that its k-space was.
     Errors: OutputError.
     """
     array = np.asarray(array, dtype=np.float32)
@@ -90,7 +93,7 @@ def write_nifti(path: Path | str, array: np.ndarray, geometry: Geometry | None, 
     header.set_sform(affine, geometry.sform_code)
     header.set_slope_inter(1, 0)
     header.set_xyzt_units(geometry.spatial_unit)
-    header["descrip"] = NOTE.encode()
+    header["descrip"] = (f"{NOTE}; simulated k-space" if simulated else NOTE).encode()
     header["magic"], header["vox_offset"] = b"n+1", 352
     with atomic_output(path, force) as temporary, open(temporary, "wb") as raw:
         compressed = Path(path).name.lower().endswith(".gz")
@@ -238,8 +241,10 @@ def _read_data(
         if (slope, intercept) != (1.0, 0.0):
             values = values.astype(np.float64) * slope + intercept
         volume[index] = finite_float32(path, "volume", values).reshape(j, i)
-    stream.read(1)  # at the end gzip compares its checksum
-    return volume
+    for _ in range(16):  # at its end gzip compares the checksum, which damage in the middle does not survive
+        if not stream.read(2**20):
+            return volume
+    raise InputError(f"{one_line(path)} goes on long after the volume that its header describes; it is damaged")
 
 
 def _truncated(path: Path, detail: str) -> InputError:
