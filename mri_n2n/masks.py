@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
 import torch
 from torch import Generator, Tensor
 
@@ -76,6 +77,17 @@ def mirror(mask: Tensor) -> Tensor:
     index = torch.arange(y * x).reshape(y, x)
     partner = index[(2 * (y // 2) - torch.arange(y)) % y][:, (2 * (x // 2) - torch.arange(x)) % x]
     return mask.flatten()[torch.minimum(index, partner)]
+
+
+def mask_from_samples(sampled: np.ndarray) -> np.ndarray:
+    """Masks (1 or slices, y, x) of a scan without a stored one, from where its slices (slices, y, x) are not zero.
+
+    One mask for all slices, the locations where any slice has a sample, as long as every slice that is not empty has
+    99 % of them: fewer zeros are chance. Else slices were sampled differently and each has a mask of its own.
+    """
+    union, counts = sampled.any(axis=0), sampled.sum(axis=(1, 2))
+    same = (counts[counts > 0] >= 0.99 * union.sum()).all()
+    return union[None] if same else sampled
 
 
 def roulette_probability(shape: Shape, edge: float = 0.025) -> Tensor:

@@ -23,6 +23,7 @@ from mri_n2n.errors import InputError, OptionError, OutputError
 from mri_n2n.files import atomic_outputs, check_readable, sha256_of
 from mri_n2n.formats import open_scan, read_reference, write_nifti, write_result
 from mri_n2n.fourier import ifft2c
+from mri_n2n.masks import mask_from_samples
 from mri_n2n.process import progress_shown
 from mri_n2n.report import comparison_figure
 from mri_n2n.resample import crop_or_pad
@@ -59,9 +60,8 @@ def magnitude(images: Tensor) -> Tensor:
     """Root-sum-of-squares over coils: (slices, coils, y, x) complex -> (slices, y, x) float32."""
     if images.shape[1] == 1:
         return images[:, 0].abs()
-    return (
-        images.abs().double().square().sum(dim=1).sqrt().float()
-    )  # squares of raw scanner units leave float32's range
+    squared = images.abs().double().square()  # squares of raw scanner units leave float32's range
+    return squared.sum(dim=1).sqrt().float()
 
 
 def reconstruct_array(
@@ -74,19 +74,15 @@ def reconstruct_array(
     """Complex image of undersampled Cartesian k-space, on the input's scale.
 
     kspace: complex (y, x), (slices, y, x) or (slices, coils, y, x), centred. mask: (x,), (y, x) or (slices, y, x);
-    found from the samples that are exactly zero in all coils when None.
+    when None found from the samples that are exactly zero in all coils (see `masks.mask_from_samples`).
     Returns complex64 of the shape of kspace (several coils: coil images; magnitude is their root-sum-of-squares).
     Errors: InputError for shapes that do not fit, and for non-finite or all-zero data.
     """
     kspace = np.asarray(kspace)
-    if kspace.dtype.kind != "c":
-        raise InputError(f"k-space must be complex with axes (slices, coils, y, x); got {kspace.dtype} {kspace.shape}")
-    kspace = torch.from_numpy(np.ascontiguousarray(kspace, dtype=kspace.dtype.newbyteorder("=")))
-    if kspace.ndim not in (2, 3, 4) or not kspace.is_complex():
-        raise InputError(
-            f"k-space must be complex with 2 to 4 axes (slices, coils, y, x); got {kspace.dtype} {tuple(kspace.shape)}"
-        )
     shape = kspace.shape
+    if kspace.dtype.kind != "c" or kspace.ndim not in (2, 3, 4):
+        raise InputError(f"k-space must be complex with 2 to 4 axes (slices, coils, y, x); got {kspace.dtype} {shape}")
+    kspace = torch.from_numpy(np.ascontiguousarray(kspace, dtype=kspace.dtype.newbyteorder("=")))
     full = kspace.to(torch.complex64).reshape(
         shape[0] if kspace.ndim > 2 else 1, shape[1] if kspace.ndim == 4 else 1, *shape[-2:]
     )
@@ -95,7 +91,8 @@ def reconstruct_array(
     if not full.any():
         raise InputError("k-space is zero everywhere")
     if mask is None:
-        sampled = (full != 0).any(dim=1, keepdim=True).float()
+        found = mask_from_samples((full != 0).any(dim=1).numpy())
+        sampled = torch.from_numpy(found[:, None].astype(np.float32))
     else:
         mask = np.asarray(mask)
         if mask.dtype.kind not in "fiub":

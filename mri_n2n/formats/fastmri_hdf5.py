@@ -32,11 +32,10 @@ from mri_n2n.formats.hdf5 import (
     scalar_attributes,
     write_attributes,
 )
+from mri_n2n.masks import mask_from_samples
 
 FORMAT = "fastmri-hdf5"
 REFERENCES = ("reconstruction_esc", "reconstruction_rss")
-# A slice that lacks more of the samples than others have was sampled differently; fewer zeros are chance.
-SAME_MASK_SHARE = 0.99
 
 
 def open_scan(path: Path | str) -> Scan:
@@ -107,12 +106,8 @@ def open_scan(path: Path | str) -> Scan:
 
 
 class _ZeroMask:
-    """Where a scan without a stored mask was sampled: where not all coils are exactly zero.
-
-    One mask for all slices, the locations where any slice has a sample, as long as every slice that is not empty has
-    99 % of them; else slices were sampled differently and each has a mask of its own. The file is read once, slice by
-    slice, when this is first asked.
-    """
+    """Where a scan without a stored mask was sampled: where not all coils are exactly zero, see `mask_from_samples`.
+    The file is read once, slice by slice, when this is first asked."""
 
     def __init__(self, path: Path, shape: tuple[int, int, int, int]):
         self._path, self._shape, self._mask = path, shape, None
@@ -120,11 +115,7 @@ class _ZeroMask:
     def of(self, start: int, stop: int) -> np.ndarray:
         """(1 or stop - start, 1, y, x) float32."""
         if self._mask is None:
-            sampled = np.stack(list(self._sampled()))
-            union = sampled.any(axis=0)
-            counts = sampled.sum(axis=(1, 2))
-            same = (counts[counts > 0] >= SAME_MASK_SHARE * union.sum()).all()
-            self._mask = union[None] if same else sampled
+            self._mask = mask_from_samples(np.stack(list(self._sampled())))
         mask = self._mask if len(self._mask) == 1 else self._mask[start:stop]
         return np.array(mask[:, None], dtype=np.float32)
 
