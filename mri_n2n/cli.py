@@ -172,6 +172,7 @@ def run_reconstruct(options: argparse.Namespace) -> None:
         weights=options.weights,
         force=options.force,
         device=options.device,
+        flips=False if options.no_flips else None,
         quiet=options.quiet,
     )
     if options.json:

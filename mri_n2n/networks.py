@@ -102,7 +102,8 @@ class Unrolled(nn.Module):
 
     It sees the zero-filled image A^H s and the mask, never the sampling probability. consistency: "hard" puts samples
     back as measured; "soft" trusts them by a learned share per cascade, for noise. An input scaled by a complex
-    constant gives the output scaled by it.
+    constant gives the output scaled by it. Samples that are conjugate-symmetric to rounding are of a real image: so is
+    the output then.
     """
 
     def __init__(self, cascades: int = 5, channels: int = 16, levels: int = 4, consistency: str = "hard") -> None:
@@ -121,11 +122,12 @@ class Unrolled(nn.Module):
         zero_filled = adjoint(kspace, mask, maps)
         scale = _scale(zero_filled)
         image, kspace = zero_filled / scale, kspace / scale
+        real = image.imag.abs().amax(dim=(1, 2, 3), keepdim=True) <= 1e-5
         for cascade, unet in enumerate(self.unets):
             image = image + _to_complex(unet(_to_real(image)))
             trust = 1.0 if self.trust is None else torch.sigmoid(self.trust[cascade])
             image = data_consistency(image, kspace, mask, maps, trust=trust)
-        return image * scale
+        return torch.where(real, image.real.to(image.dtype), image) * scale
 
 
 NETWORKS: dict[str, type[nn.Module]] = {"unrolled": Unrolled, "unet": UNet2018}

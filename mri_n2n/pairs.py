@@ -76,21 +76,21 @@ def flip(acquisition: Acquisition, axes: tuple[int, ...]) -> Acquisition:
     as it was measured."""
     if acquisition.sensitivity_maps is not None:
         raise ValueError("a flip moves the object under the coils; it needs acquisitions without sensitivity maps")
-
-    def mirrored(value: Tensor | None) -> Tensor | None:
-        for axis in axes if value is not None else ():
-            n = value.shape[axis]
-            # On even sizes the first index, the Nyquist frequency, is its own mirror image.
-            value = value.index_select(axis, (2 * (n // 2) - torch.arange(n)) % n)
-        return value
-
-    return Acquisition(
-        mirrored(acquisition.kspace),
-        mirrored(acquisition.mask),
-        mirrored(acquisition.probability),
-        None,
-        acquisition.noise_variance,
+    kspace, mask, probability = (
+        None if value is None else mirror_axes(value, axes)
+        for value in (acquisition.kspace, acquisition.mask, acquisition.probability)
     )
+    return Acquisition(kspace, mask, probability, None, acquisition.noise_variance)
+
+
+def mirror_axes(values: Tensor, axes: tuple[int, ...]) -> Tensor:
+    """Mirror centred images or k-space (..., y, x) about their centre: index n // 2 stays where it is."""
+    for axis in axes:
+        n = values.shape[axis]
+        # On even sizes the first index, in k-space the Nyquist frequency, is its own mirror image.
+        index = (2 * (n // 2) - torch.arange(n, device=values.device)) % n
+        values = values.index_select(axis, index)
+    return values
 
 
 def _ramp(size: int, shift: int) -> Tensor:

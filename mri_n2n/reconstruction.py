@@ -24,6 +24,7 @@ from mri_n2n.files import atomic_outputs, check_readable, sha256_of
 from mri_n2n.formats import open_scan, read_reference, write_nifti, write_result
 from mri_n2n.fourier import ifft2c
 from mri_n2n.masks import mask_from_samples
+from mri_n2n.pairs import flip, mirror_axes
 from mri_n2n.process import progress_shown
 from mri_n2n.report import comparison_figure
 from mri_n2n.resample import crop_or_pad
@@ -34,11 +35,17 @@ PIXELS_AT_ONCE = 8 * 256 * 256
 
 @torch.inference_mode()
 def reconstruct_acquisition(
-    network: nn.Module, acquisition: Acquisition, device: torch.device | str = "cpu", scale: float = 1.0
+    network: nn.Module,
+    acquisition: Acquisition,
+    device: torch.device | str = "cpu",
+    scale: float = 1.0,
+    *,
+    flips: bool = False,
 ) -> Tensor:
     """Complex images (slices, coils, y, x) of an acquisition, in its intensity unit divided by `scale`.
 
     Until sensitivity maps come every coil is reconstructed on its own, as a batch item of one coil.
+    flips: the mean over the four mirror images of each slice, mirrored back; it takes four times as long.
     """
     slices, coils, y, x = acquisition.kspace.shape
     images = torch.empty((slices * coils, 1, y, x), dtype=torch.complex64)
@@ -46,12 +53,14 @@ def reconstruct_acquisition(
     per_item = lambda value: None if value is None else value.expand(slices, 1, y, x).repeat_interleave(coils, dim=0)  # noqa: E731
     mask, probability = per_item(acquisition.mask), per_item(acquisition.probability)
     step = max(1, PIXELS_AT_ONCE // (y * x))
+    views = ((), (-2,), (-1,), (-2, -1)) if flips else ((),)
     for start in range(0, slices * coils, step):
         part = slice(start, start + step)
         batch = Acquisition(
             flat[part], mask[part], None if probability is None else probability[part], None, acquisition.noise_variance
-        )
-        images[part] = network(batch.to(device)).cpu()
+        ).to(device)
+        seen = [mirror_axes(network(flip(batch, axes)), axes) for axes in views]
+        images[part] = (sum(seen) / len(seen)).cpu()
     images[~flat.any(dim=(1, 2, 3))] = 0  # a slice or coil without signal stays empty
     return images.reshape(slices, coils, y, x)
 
@@ -70,11 +79,13 @@ def reconstruct_array(
     mask: np.ndarray | Tensor | None = None,
     weights: Path | str | None = None,
     device: str = "auto",
+    flips: bool | None = None,
 ) -> np.ndarray:
     """Complex image of undersampled Cartesian k-space, on the input's scale.
 
     kspace: complex (y, x), (slices, y, x) or (slices, coils, y, x), centred. mask: (x,), (y, x) or (slices, y, x);
     when None found from the samples that are exactly zero in all coils (see `masks.mask_from_samples`).
+    flips: average over mirror images (four times slower); None: if the weights were trained on mirror images.
     Returns complex64 of the shape of kspace (several coils: coil images; magnitude is their root-sum-of-squares).
     Errors: InputError for shapes that do not fit, and for non-finite or all-zero data.
     """
@@ -118,7 +129,12 @@ def reconstruct_array(
         raise InputError(
             "weights of the 2018 recipe need the sampling probability, which arrays do not carry; reconstruct a scan file, or use others"
         )
-    images = reconstruct_acquisition(loaded.network, Acquisition(full * sampled, sampled.contiguous()), loaded.device)
+    images = reconstruct_acquisition(
+        loaded.network,
+        Acquisition(full * sampled, sampled.contiguous()),
+        loaded.device,
+        flips=loaded.trained_on_flips if flips is None else flips,
+    )
     return images.reshape(shape).numpy()
 
 
@@ -131,6 +147,10 @@ class LoadedNetwork:
     sha256: str
     header: dict
     device: torch.device
+
+    @property
+    def trained_on_flips(self) -> bool:
+        return bool(self.header.get("training", {}).get("protocol", {}).get("flips"))
 
 
 def load_for_use(weights: Path | None, device: str) -> LoadedNetwork:
@@ -147,11 +167,13 @@ def reconstruct_files(
     weights: Path | None = None,
     force: bool = False,
     device: str = "auto",
+    flips: bool | None = None,
     quiet: bool = False,
 ) -> list[dict]:
     """Reconstruct scan files into the directory `output`: NAME.h5, NAME.nii.gz, NAME.png, NAME.json each.
 
     The four files of a scan appear together when all are complete; a failure leaves none of them. Returns the sidecars.
+    flips: average over mirror images (four times slower); None: if the weights were trained on mirror images.
     Errors: InputError, NotFoundError, OutputError.
     """
     names = [stem(path) for path in scans]
@@ -169,10 +191,13 @@ def reconstruct_files(
             if target.exists() and not force:
                 raise OutputError(f"{target} exists; give --force to replace it, or another -o")
     loaded = load_for_use(weights, device)
-    return [reconstruct_file(path, output, name, loaded, quiet=quiet) for path, name in zip(scans, names)]
+    flips = loaded.trained_on_flips if flips is None else flips
+    return [reconstruct_file(path, output, name, loaded, flips=flips, quiet=quiet) for path, name in zip(scans, names)]
 
 
-def reconstruct_file(path: Path, output: Path, name: str, loaded: LoadedNetwork, *, quiet: bool = False) -> dict:
+def reconstruct_file(
+    path: Path, output: Path, name: str, loaded: LoadedNetwork, *, flips: bool, quiet: bool = False
+) -> dict:
     """Reconstruct one scan, slices streaming through the network; returns the sidecar."""
     started = time.monotonic()
     scan = open_scan(path)
@@ -188,7 +213,9 @@ def reconstruct_file(path: Path, output: Path, name: str, loaded: LoadedNetwork,
         nonlocal measured, middle
         for start in tqdm(range(0, slices, at_once), desc=name, unit="batch", disable=not progress_shown(quiet)):
             acquisition = scan.read(start, min(start + at_once, slices))
-            complex_images = scale * reconstruct_acquisition(loaded.network, acquisition, loaded.device, scale)
+            complex_images = scale * reconstruct_acquisition(
+                loaded.network, acquisition, loaded.device, scale, flips=flips
+            )
             if not torch.isfinite(torch.view_as_real(complex_images)).all():
                 raise InputError(
                     f"{path}: the image is not finite; its k-space is too large for float32, scale it down"
@@ -229,7 +256,7 @@ def reconstruct_file(path: Path, output: Path, name: str, loaded: LoadedNetwork,
                 "network": loaded.header["network"],
                 "network_options": loaded.header["network_options"],
             },
-            "options": {"device": loaded.device.type, "precision": "float32"},
+            "options": {"device": loaded.device.type, "precision": "float32", "flips": flips},
             "output": name,
             "output_sha256": {file.name: sha256_of(file) for file in (h5, nii)},
             "slices": slices,

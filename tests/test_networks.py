@@ -325,3 +325,22 @@ def test_bfloat16_convolutions_leave_the_samples_exact():
         assert image.dtype == torch.complex64
         assert relative(acquisition.mask * fft2c(image), acquisition.kspace) < 1e-5
         assert relative(image, network(acquisition)) < 0.1
+
+
+@pytest.mark.parametrize("shape", [(32, 40), (33, 27)])
+def test_conjugate_symmetric_samples_give_a_real_image_and_others_do_not(shape):
+    network = Unrolled(cascades=2, channels=8)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    image = torch.rand((1, 1, *shape), generator=torch.Generator().manual_seed(2)).to(torch.complex64)
+    mask = draw_mask("roulette", shape, 3.0, torch.Generator().manual_seed(3), hermitian=True).mask[None, None]
+    phase = torch.exp(torch.tensor(0.7j))
+    real = network(Acquisition(fft2c(image) * mask, mask))
+    turned = network(Acquisition(phase * fft2c(image) * mask, mask))
+    smooth = torch.exp(0.1j * torch.arange(shape[1]))
+    other = network(Acquisition(fft2c(image * smooth) * mask, mask))
+    assert real.imag.abs().max() < 1e-6 and real.real.abs().max() > 0.1
+    torch.testing.assert_close(turned, phase * real, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(mask * fft2c(real), fft2c(image) * mask, rtol=1e-3, atol=1e-3)
+    assert other.imag.abs().max() > 0.1

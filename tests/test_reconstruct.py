@@ -431,6 +431,47 @@ def test_bundled_weights_gain_two_decibels_on_a_head_they_never_saw():
 
 
 @bundled
+@pytest.mark.parametrize("shape", [(24, 20), (23, 20)])
+def test_the_mean_over_mirror_images_mirrors_with_the_scan(shape, run):
+    """A mirrored scan gives the mirrored image; the network alone does not promise that. Samples stay as measured."""
+    from mri_n2n.acquisition import Acquisition
+    from mri_n2n.checkpoint import load_network
+    from mri_n2n.pairs import flip, mirror_axes
+    from mri_n2n.reconstruction import reconstruct_acquisition
+
+    network, _ = load_network(run / "weights.safetensors")
+    generator = torch.Generator().manual_seed(0)
+    mask = draw_mask("gaussian-points", shape, 3.0, generator).mask[None, None]
+    scan = Acquisition(mask * torch.randn((2, 3, *shape), dtype=torch.complex64, generator=generator), mask)
+    averaged = reconstruct_acquisition(network, scan, flips=True)
+    for axes in ((-1,), (-2,), (-2, -1)):
+        mirrored = reconstruct_acquisition(network, flip(scan, axes), flips=True)
+        torch.testing.assert_close(mirror_axes(mirrored, axes), averaged, rtol=1e-3, atol=1e-4)
+    alone = reconstruct_acquisition(network, scan)
+    assert (alone - averaged).abs().max() > 1e-3
+    torch.testing.assert_close(mask * fft2c(averaged), scan.kspace, rtol=1e-3, atol=1e-4)
+
+
+def test_flips_follow_the_weights_and_are_on_record(scans, tmp_path, capsys):
+    from mri_n2n.cli import main
+
+    for trained in (True, False):
+        weights = tmp_path / f"{trained}.safetensors"
+        header = {
+            "network": "unrolled",
+            "network_options": {"cascades": 1, "channels": 8},
+            "training": {"protocol": {"flips": trained}},
+        }
+        save_tensors(weights, build_network("unrolled", header["network_options"]).state_dict(), header)
+        for option, wanted in (([], trained), (["--no-flips"], False)):
+            command = ["reconstruct", scans["single"], "-o", tmp_path / "out", "--weights", weights, "--force", *option]
+            assert main([str(word) for word in command]) == 0
+            assert (
+                json.loads((tmp_path / "out" / f"{scans['single'].stem}.json").read_text())["options"]["flips"]
+                is wanted
+            )
+
+
 @pytest.mark.parametrize("scale", [1e-5, 1.0, 1e20, 1e-30])
 def test_empty_slices_and_coils_stay_empty_and_any_unit_is_kept(scale, scans, run, tmp_path):
     """Of a scan in the scanner's own unit: a dead coil adds nothing, an empty slice is zero."""

@@ -82,9 +82,10 @@ def score(images: np.ndarray, reference: np.ndarray) -> dict[str, float]:
     return {"slice_psnr": float(np.mean(-10 * np.log10(error))), "psnr": volume.psnr, "ssim": volume.ssim}
 
 
-def reconstruct_with(weights: Path, test: TestVolume) -> np.ndarray:
+def reconstruct_with(weights: Path, test: TestVolume, *, flips: bool = False) -> np.ndarray:
+    """Magnitudes (slices, y, x); the mean over mirror images with `flips`, else of the network alone."""
     network, _ = load_network(weights)
-    return magnitude(reconstruct_acquisition(network, test.acquisition)).numpy()
+    return magnitude(reconstruct_acquisition(network, test.acquisition, flips=flips)).numpy()
 
 
 def zero_filled(test: TestVolume) -> np.ndarray:

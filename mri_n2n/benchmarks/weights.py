@@ -66,10 +66,11 @@ def run(data: Path | None, output: Path, docs: Path | None, quick: bool) -> str:
     test = test_volume(data_folder(data), 256)
     reference = test.reference
     slices = list(range(EVERY // 2, len(reference), 3 * EVERY if quick else EVERY))
-    started = time.monotonic()
-    learned = reconstruct_with(BUNDLED, test)
-    seconds = time.monotonic() - started
-    candidates = {"zero-filled": (zero_filled(test), None), "bundled weights": (learned, seconds / len(learned))}
+    candidates = {"zero-filled": (zero_filled(test), None)}
+    for name, flips in (("bundled weights, --no-flips", False), ("bundled weights", True)):
+        started = time.monotonic()
+        learned = reconstruct_with(BUNDLED, test, flips=flips)
+        candidates[name] = learned, (time.monotonic() - started) / len(learned)
     for strength in SWEEP:
         kept = output / f"compressed-sensing-{strength}{'-quick' if quick else ''}.npz"
         if not kept.exists():
