@@ -17,6 +17,8 @@ def main(arguments: list[str] | None = None) -> int:
     warnings.formatwarning = lambda message, *_, **__: f"mri-n2n: warning: {' '.join(str(message).split())}\n"
     try:
         COMMANDS[options.command](options)
+        if sys.stdout is not None:
+            sys.stdout.flush()  # here a full disk behind it is still an error of ours
     except UserError as error:
         if options.debug:
             raise
@@ -32,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.debug:
             raise
         where = f"{error.filename}: " if error.filename else ""
-        print(f"mri-n2n: error: {where}{error.strerror or error}", file=sys.stderr)
+        print("mri-n2n: error:", *f"{where}{error.strerror or error}".split(), file=sys.stderr)
         return 4
     except Exception as error:  # a bug: say so in one line, and how to see more
         if options.debug:
@@ -197,8 +199,14 @@ def run_info(options: argparse.Namespace) -> None:
 
     facts = describe(options.file)
     print(
-        json.dumps(facts, indent=2) if options.json else "\n".join(f"{key:<16} {value}" for key, value in facts.items())
+        json.dumps(facts, indent=2) if options.json else "\n".join(f"{key:<16} {as_text(facts[key])}" for key in facts)
     )
+
+
+def as_text(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {one}" for name, one in value.items())
+    return " to ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
 def run_benchmark(options: argparse.Namespace) -> None:

@@ -85,13 +85,13 @@ def _describe_weights(path: Path) -> dict[str, object]:
     training = header.get("training", {})
     protocol = training.get("protocol", {})
     if training.get("dataset") == "pairs":
-        acquired = {"acquisitions": "measured pairs"}
+        acquired = {"acquisitions": "pairs of repetitions, from files"}
     else:
         acquired = {
             "acquisitions": "simulated",
             "pairs": protocol.get("pairs"),
             "masks": ", ".join(protocol.get("masks", [])),
-            "acceleration": " to ".join(f"{n:g}" for n in protocol.get("acceleration", [])),
+            "acceleration": protocol.get("acceleration"),
             "noise": protocol.get("noise"),
             "phase": protocol.get("phase"),
         }
@@ -99,7 +99,7 @@ def _describe_weights(path: Path) -> dict[str, object]:
         "file": path.name,
         "kind": "checkpoint of a run" if checkpoint else "weights",
         "network": header.get("network"),
-        "options": ", ".join(f"{name} {value}" for name, value in header.get("network_options", {}).items()),
+        "options": header.get("network_options", {}),
         "parameters": header.get("parameters"),
         "trained on": f"{training.get('dataset')}, {header.get('train_volumes')} volumes, {header.get('train_slices')} slices",
         "recipe": protocol.get("recipe"),

@@ -17,13 +17,15 @@ FILES = ("weights.safetensors", "checkpoint.safetensors", "log.jsonl", "example.
 # Options that a resumed run may change: where and how long, not what.
 MAY_CHANGE = {"epochs", "steps", "minutes", "quiet", "device", "data", "init", "validate_every"}
 # Options that stay out of the weights, which travel further than the data they come from: paths and subject names.
-PRIVATE = {"data", "init", "validation_subjects", "excluded_subjects"}
+PRIVATE = {"data", "init", "validation_subjects", "excluded_subjects", "sources_sha256"}
 
 
 def check_unused(run: Path) -> None:
     """OutputError when `run` holds a run already."""
-    if any((run / name).exists() for name in ("checkpoint.safetensors", "weights.safetensors")):
+    if (run / "checkpoint.safetensors").exists():
         raise OutputError(f"{run} already holds a run; give --resume to continue it, or another -o")
+    if (run / "weights.safetensors").exists():
+        raise OutputError(f"{run} already holds weights, and no checkpoint to resume; give another -o")
 
 
 def read_checkpoint(run: Path, options: dict, data: dict) -> tuple[dict[str, Tensor], dict]:
@@ -40,9 +42,11 @@ def read_checkpoint(run: Path, options: dict, data: dict) -> tuple[dict[str, Ten
             f"{run} was trained with other options ({', '.join(changed)}); "
             f"resume with the same ones (see {run / 'run.json'})"
         )
-    other = [f"{name} {header[name]} then, {data[name]} now" for name in data if header[name] != data[name]]
-    if other:
-        raise InputError(f"the data of {run} changed since ({'; '.join(other)}); start a new run")
+    if any(header[name] != data[name] for name in data):
+        counts = [f"{name} {header[name]} then, {data[name]} now" for name in data if isinstance(data[name], int)]
+        raise InputError(
+            f"{run} began with other files ({'; '.join(counts)}); give the same --data, or start a new run"
+        )
     return tensors, header
 
 
@@ -60,8 +64,9 @@ def start_run(run: Path, options: dict, step: int) -> None:
 
 def save_run(run: Path, network: nn.Module, optimizer: torch.optim.Optimizer, header: dict) -> None:
     """Write weights.safetensors and checkpoint.safetensors, the checkpoint last: a run that it calls finished has its weights."""
-    public = {name: value for name, value in header["training"].items() if name not in PRIVATE}
-    save_tensors(run / "weights.safetensors", network.state_dict(), {**header, "training": public})
+    without = lambda facts: {name: value for name, value in facts.items() if name not in PRIVATE}  # noqa: E731
+    public = {**without(header), "training": without(header["training"])}
+    save_tensors(run / "weights.safetensors", network.state_dict(), public)
     tensors = {f"network.{name}": value for name, value in network.state_dict().items()}
     save_tensors(run / "checkpoint.safetensors", {**tensors, **optimizer_tensors(optimizer)}, header)
 

@@ -11,7 +11,7 @@ import torch
 from torch import Generator, Tensor
 
 from mri_n2n.acquisition import Acquisition
-from mri_n2n.errors import InputError, OutputError, UserError
+from mri_n2n.errors import InputError, OptionError, OutputError, UserError
 from mri_n2n.formats import read_volume, write_scan
 from mri_n2n.fourier import fft2c, ifft2c
 from mri_n2n.masks import Sampling, draw_mask
@@ -121,12 +121,9 @@ def simulate_file(
         return _full(torch.from_numpy(images[index : index + 1]), options, volume.name)
 
     def acquired(index: int, sampling: Sampling, draw: Generator, noise_variance: float) -> np.ndarray:
-        kspace = measure(full(index), sampling, draw, noise_variance=noise_variance).kspace[0].numpy()
-        if not np.isfinite(kspace).all():
-            raise InputError(
-                f"{volume}: intensities up to {peak:g} are too large for k-space in float32; scale them down"
-            )
-        return kspace
+        kspace = measure(full(index), sampling, draw, noise_variance=noise_variance).kspace[0]
+        _check_finite(kspace, str(volume), peak)
+        return kspace.numpy()
 
     made: list[Path] = []
     try:
@@ -155,7 +152,7 @@ def simulate_file(
                 force=force,
             )
             made += [] if path in taken else [path]
-    except BaseException:  # all repetitions or none
+    except BaseException:  # of repetitions that were not there before, all or none
         for path in made:
             path.unlink(missing_ok=True)
         raise
@@ -180,6 +177,7 @@ def simulate_array(images, options: SimulationOptions | None = None) -> list[Acq
     for repetition in range(1, options.repetitions + 1):
         sampling, draw = _sampling(options, "array", repetition, tuple(images.shape[1:]))
         acquisitions.append(measure(full, sampling, draw, noise_variance=(options.noise * peak) ** 2))
+        _check_finite(acquisitions[-1].kspace, "the array", peak)
     return acquisitions
 
 
@@ -189,6 +187,10 @@ def simulate(
     """`simulate(path, output, options)` on a NIfTI volume (see `simulate_file`), `simulate(images, options=options)` on
     an array (see `simulate_array`)."""
     if not isinstance(source, (str, Path)):
+        if output is not None:
+            raise OptionError(
+                "an array is acquired to arrays: simulate(images, options=...); simulate(path, output) writes"
+            )
         return simulate_array(source, options)
     if output is None:
         raise OutputError("simulating a scan of a file needs the file to write: simulate(path, output)")
@@ -208,6 +210,11 @@ def _peak(images: np.ndarray, name: str) -> float:
     if not peak > 0:
         raise InputError(f"{name} has no positive intensity; a magnitude volume is expected")
     return peak
+
+
+def _check_finite(kspace: Tensor, name: str, peak: float) -> None:
+    if not torch.isfinite(torch.view_as_real(kspace)).all():
+        raise InputError(f"{name}: intensities up to {peak:g} are too large for k-space in float32; scale them down")
 
 
 def _full(images: Tensor, options: SimulationOptions, name: str) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import signal
 import time
@@ -121,7 +123,9 @@ def train(options: TrainOptions, run: Path | str, *, resume: bool = False) -> Tr
         excluded_subjects=options.excluded_subjects,
         coils=options.coils,
     )
+    listed = [[(source.name, source.slices) for source in part] for part in (sources.train, sources.validation)]
     data = {
+        "sources_sha256": hashlib.sha256(json.dumps(listed).encode()).hexdigest(),
         "train_volumes": len(sources.train),
         "train_slices": sum(s.slices for s in sources.train),
         "validation_volumes": len(sources.validation),
@@ -131,7 +135,9 @@ def train(options: TrainOptions, run: Path | str, *, resume: bool = False) -> Tr
     precision = choose_precision(saved.get("precision", options.precision), device)
 
     with torch.random.fork_rng(devices=[]):  # the caller's generator stays as it was
-        torch.manual_seed(options.protocol.seed)  # initial weights; every other draw has its own generator
+        torch.default_generator.manual_seed(
+            options.protocol.seed
+        )  # initial weights; every other draw has its own generator
         network = build_network(options.network, options.network_options).to(device)
     if precision == "bfloat16":
         network = network.to(memory_format=torch.channels_last)
@@ -194,10 +200,10 @@ def train(options: TrainOptions, run: Path | str, *, resume: bool = False) -> Tr
             last = step == total or (options.minutes and seconds / 60 >= options.minutes)
             if last or seconds - validated > options.validate_every:
                 quality = validate(network, validation, device, precision, run / "example.png")
+                entry = {"step": step, "epoch": step / per_epoch, "seconds": round(seconds, 2), "loss": loss, **quality}
+                write_log(run, [*read_log(run), entry])  # before the checkpoint: a resumed run drops what came after it
                 save()
                 validated = seconds
-                entry = {"step": step, "epoch": step / per_epoch, "seconds": round(seconds, 2), "loss": loss, **quality}
-                write_log(run, [*read_log(run), entry])
         finished = not stopped
         if stopped:
             save()

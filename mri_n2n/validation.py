@@ -73,7 +73,7 @@ def validate(
             reference = None if item.reference is None else item.reference[0, 0].numpy()
             zero_filled = ifft2c(item.first.kspace).abs()[0, 0].numpy()
             with atomic_output(figure, force=True) as temporary:
-                note = "" if reference is None else "simulated k-space"
+                note = "" if reference is None else "undersampled by simulation"
                 comparison_figure(reference, zero_filled, magnitude[0, 0].numpy(), temporary, note=note)
     if not values:
         return {}

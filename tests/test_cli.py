@@ -596,6 +596,16 @@ def test_odd_places_and_numbers_end_in_one_line(tmp_path, capsys):
     refused(["info", tmp_path], 5, tmp_path, capsys, "without weights")
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
+def test_a_full_disk_behind_stdout_is_one_line(tmp_path):
+    volume = good_volume(tmp_path / "v.nii.gz")
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run(
+            [sys.executable, "-m", "mri_n2n", "info", str(volume)], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert ended.returncode == 4 and ended.stderr.count("\n") == 1 and "No space left" in ended.stderr, ended.stderr
+
+
 def test_info_tells_a_checkpoint_from_weights(tmp_path, capsys):
     run(
         [
@@ -620,7 +630,7 @@ def test_info_tells_a_checkpoint_from_weights(tmp_path, capsys):
         for name in ("weights", "checkpoint")
     }
     assert told["weights"]["commands"] == "reconstruct --weights" and told["checkpoint"]["commands"] == "train --resume"
-    assert told["weights"]["acquisitions"] == "simulated" and told["weights"]["acceleration"] == "3 to 3"
+    assert told["weights"]["acquisitions"] == "simulated" and told["weights"]["acceleration"] == [3, 3]
 
 
 def options_of(*arguments: str):

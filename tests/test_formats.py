@@ -172,7 +172,7 @@ def test_references_of_another_scan_are_refused(tmp_path):
 
 
 def test_damage_in_the_middle_of_a_compressed_volume_is_found(tmp_path):
-    """Every byte of the compressed data in turn, a bit flipped: gzip's own checksum is the witness."""
+    """A bit flipped in every 37th byte of the file in turn: gzip's own checksum is the witness."""
     path = tmp_path / "volume.nii.gz"
     write_nifti(path, np.random.default_rng(0).random((3, 9, 11)).astype(np.float32), None)
     good = path.read_bytes()

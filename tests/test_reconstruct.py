@@ -430,7 +430,6 @@ def test_bundled_weights_gain_two_decibels_on_a_head_they_never_saw():
     assert gain(phantom_kspace((128, 128), generator=generator(5))[0], "roulette", 8.0, 0, hermitian=True)[0] > 2.0
 
 
-@bundled
 @pytest.mark.parametrize("shape", [(24, 20), (23, 20)])
 def test_the_mean_over_mirror_images_mirrors_with_the_scan(shape, run):
     """A mirrored scan gives the mirrored image; the network alone does not promise that. Samples stay as measured."""
@@ -493,6 +492,7 @@ def test_empty_slices_and_coils_stay_empty_and_any_unit_is_kept(scale, scans, ru
     np.testing.assert_allclose(combined[::2], wanted, rtol=1e-4, atol=1e-6 * wanted.max())
 
 
+@bundled
 @pytest.mark.parametrize("kind", ["random-lines", "equispaced-lines", "gaussian-lines", "gaussian-points"])
 def test_bundled_weights_on_every_mask(kind):
     assert gain(phantom_kspace((96, 96), generator=generator(6))[0], kind, 4.0, 0)[0] > 0.5

@@ -8,7 +8,7 @@ import torch
 
 import mri_n2n
 from mri_n2n import SimulationOptions
-from mri_n2n.errors import InputError, OutputError, UserError
+from mri_n2n.errors import InputError, OptionError, OutputError, UserError
 from mri_n2n.formats import write_nifti
 
 simulation = import_module("mri_n2n.simulation")  # `mri_n2n.simulate` is the verb
@@ -39,6 +39,8 @@ def test_coils_share_one_object_and_noise_has_the_stated_variance():
     noisy = mri_n2n.simulate(IMAGES, options=options)
     quiet = mri_n2n.simulate(IMAGES, options=SimulationOptions(**{**vars(options), "noise": 0.0}))
     noises = []
+    common = (quiet[0].mask * quiet[1].mask).bool().expand(3, 4, 45, 62)
+    assert torch.equal(quiet[0].kspace[common], quiet[1].kspace[common])  # coils and phase are of the object
     for with_noise, without in zip(noisy, quiet, strict=True):
         assert with_noise.kspace.shape == (3, 4, 45, 62) and torch.equal(with_noise.mask, without.mask)
         assert with_noise.noise_variance == pytest.approx((0.1 * IMAGES.max()) ** 2)
@@ -101,6 +103,10 @@ def test_options_and_places_that_make_no_sense(tmp_path):
         for value in values:
             with pytest.raises(UserError, match=f"--{name}"):
                 mri_n2n.simulate(IMAGES, options=SimulationOptions(**{name: value}))
+    with pytest.raises(OptionError, match="options="):
+        mri_n2n.simulate(IMAGES, SimulationOptions(acceleration=2))
+    with pytest.raises(InputError, match="too large"):
+        mri_n2n.simulate(np.full((2, 20, 20), 1e300))
     with pytest.raises(OutputError, match="file to write"):
         mri_n2n.simulate(str(tmp_path / "volume.nii.gz"))
 

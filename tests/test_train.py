@@ -299,8 +299,12 @@ def test_data_that_changed_are_another_run(data, tmp_path):
     folder.mkdir()
     for subject in SUBJECTS[:2]:
         shutil.copy(data / "nifti" / f"{subject}_T1.nii.gz", folder)
+    again = replace(options("nifti", data, steps=2), data=str(folder))
     with pytest.raises(InputError, match="train_volumes 2 then, 1 now"):
-        train(replace(options("nifti", data, steps=2), data=str(folder)), tmp_path / "run", resume=True)
+        train(again, tmp_path / "run", resume=True)
+    shutil.copy(data / "nifti" / f"{SUBJECTS[2]}_T1.nii.gz", folder / "zoe_T1.nii.gz")  # as many, of another name
+    with pytest.raises(InputError, match="train_volumes 2 then, 2 now"):
+        train(again, tmp_path / "run", resume=True)
 
 
 def test_a_resumed_run_no_longer_needs_the_weights_it_began_with(data, tmp_path):
@@ -370,6 +374,22 @@ def test_fixed_pairs_are_the_same_two_acquisitions_for_ever_with_roles_swapped()
         for target, samples in mine:
             assert target.float().numpy().tobytes() == other  # the target is the other acquisition
             torch.testing.assert_close(samples, mine[0][1], rtol=1e-4, atol=1e-5)  # the same noise as ever
+
+
+def test_default_training_mirrors_and_the_recipe_rounds():
+    """Of one slice: four orientations of its input over the epochs; images of 256 grey levels as clean targets."""
+    protocol = Protocol(acceleration=(2.0, 2.0), translation=0.0)
+    seen = {abs(samples).numpy().round(4).tobytes() for _, _, samples in epochs(protocol, 40, matrix=(24, 22))}
+    alone = {
+        abs(samples).numpy().round(4).tobytes()
+        for _, _, samples in epochs(replace(protocol, flips=False), 40, matrix=(24, 22))
+    }
+    assert len(alone) == 2 and len(seen) == 4  # two acquisitions; conjugate-symmetric: y and x flips of one are equal
+    recipe = replace(protocol, recipe="noise2noise-2018", targets="clean", flips=False)
+    for chosen, rounded in ((recipe, True), (replace(recipe, recipe="default"), False)):
+        [(pair,)] = islice(training_batches([one_slice_source()], chosen, 1), 1)
+        image = 255 * (pair.target if pair.domain == "image" else ifft2c(pair.target)).real
+        assert ((image - image.round()).abs().max() < 1e-2) == rounded
 
 
 def test_redrawn_pairs_are_new_in_every_epoch():

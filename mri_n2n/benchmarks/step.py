@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -21,7 +22,7 @@ from mri_n2n.datasets import phantom_sources
 from mri_n2n.device import autocast, choose_device, choose_precision
 from mri_n2n.training import Prefetch, training_step
 
-WARM_UP = 2
+BLOCK = 3
 CASES = (("unrolled", "default", 8), ("unet", "noise2noise-2018", 16))
 
 
@@ -33,49 +34,46 @@ def bare_step(network: nn.Module, pair, device: torch.device, precision: str) ->
     torch.view_as_real(image).square().sum().backward()
 
 
-def now(device: torch.device) -> float:
-    """Seconds, once the device has done all it was told."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
+def timed(step: Callable[[], object], device: torch.device) -> list[float]:
+    """Seconds of each of `BLOCK` steps in a row; one before them, which fills caches and queues, does not count."""
+    seconds = []
+    for _ in range(BLOCK + 1):
+        started = time.perf_counter()
+        step()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - started)
+    return seconds[1:]
+
+
+def measured(kind: str, recipe: str, batch_size: int, blocks: int) -> list[object]:
+    """One row of the table: the median step, bare step and ratio of one case."""
+    device = choose_device("auto")
+    precision = choose_precision("auto", device)
+    network = build_network(kind, {}).to(device)
+    if precision == "bfloat16":
+        network = network.to(memory_format=torch.channels_last)  # as in training
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-4)
+    default = recipe == "default"
+    protocol = Protocol(recipe=recipe, pairs="fixed" if default else "redrawn", flips=default)
+    sources = phantom_sources(128, train=2, slices=16).train
+    batches = training_batches(sources, protocol, batch_size)
+    for _ in range(steps_per_epoch(sources, batch_size)):  # every volume is drawn
+        [ready] = next(batches)
+    ready = ready.to(device)
+    upcoming = Prefetch(batches) if device.type == "cuda" else batches  # as in training
+    whole, bare = [], []
+    for _ in range(blocks):  # within a block, a batch made ahead costs the step that waits for it
+        whole += timed(lambda: training_step(network, optimizer, next(upcoming), device, precision), device)
+        bare += timed(lambda: bare_step(network, ready, device, precision), device)
+    ratios = [w / b for w, b in zip(whole, bare)]
+    milliseconds = [1e3 * statistics.median(seconds) / batch_size for seconds in (whole, bare)]
+    spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+    return [kind, recipe, batch_size, precision, *milliseconds, spread]
 
 
 def run(data: Path | None, output: Path, docs: Path | None, quick: bool) -> str:
-    device = choose_device("auto")
-    precision = choose_precision("auto", device)
-    sources = phantom_sources(128, train=WARM_UP, slices=CASES[-1][-1]).train
-    rows = []
-    for kind, recipe, batch_size in CASES:
-        network = build_network(kind, {}).to(device)
-        optimizer = torch.optim.Adam(network.parameters(), lr=1e-4)
-        default = recipe == "default"
-        protocol = Protocol(recipe=recipe, pairs="fixed" if default else "redrawn", flips=default)
-        batches = training_batches(sources, protocol, batch_size)
-        for _ in range(steps_per_epoch(sources, batch_size)):  # every volume is drawn
-            [ready] = next(batches)
-        ready = ready.to(device)
-        upcoming = Prefetch(batches) if device.type == "cuda" else batches  # as in training
-        whole, bare = [], []
-        for repeat in range((1 if quick else 15) + WARM_UP):
-            started = now(device)
-            training_step(network, optimizer, next(upcoming), device, precision)
-            between = now(device)
-            bare_step(network, ready, device, precision)
-            if repeat >= WARM_UP:  # the first passes allocate memory
-                whole.append(between - started)
-                bare.append(now(device) - between)
-        ratios = [w / b for w, b in zip(whole, bare)]
-        rows.append(
-            [
-                kind,
-                recipe,
-                batch_size,
-                precision,
-                1e3 * statistics.median(whole) / batch_size,
-                1e3 * statistics.median(bare) / batch_size,
-                f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})",
-            ]
-        )
+    rows = [measured(*case, blocks=1 if quick else 6) for case in CASES]
     header = [
         "network",
         "recipe",
