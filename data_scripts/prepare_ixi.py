@@ -26,7 +26,7 @@ def prepare(source: Path, output: Path, *, every: bool, copy: bool, force: bool,
     One volume is in memory at a time. Nothing is written unless every volume can be read.
     """
     from mri_n2n.datasets import IXI_NAME, IXI_SLICES, official_ixi_split
-    from mri_n2n.folders import validation_of
+    from mri_n2n.sources import validation_of
 
     if not source.is_dir():
         raise NotFoundError(

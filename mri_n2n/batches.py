@@ -13,11 +13,12 @@ import torch
 from torch import Generator, Tensor
 
 from mri_n2n.acquisition import Acquisition
-from mri_n2n.datasets import Source, Volume
 from mri_n2n.fourier import fft2c, ifft2c
 from mri_n2n.masks import draw_mask
 from mri_n2n.pairs import PAIR_MAKERS, Pair, flip, translate
 from mri_n2n.simulation import eight_bit, measure, seeded, smooth_phase
+from mri_n2n.sources import Source
+from mri_n2n.volumes import Volume
 
 # Slices are shuffled within groups of files; groups and their order change every epoch.
 FILES_IN_GROUP = 4

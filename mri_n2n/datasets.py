@@ -23,37 +23,16 @@ import nibabel
 from torch import Tensor
 
 from mri_n2n.errors import InputError, NotFoundError, UserError
-from mri_n2n.folders import files_in, subjects_of, unique_names, validation_of
+from mri_n2n.folders import files_in, subjects_of, unique_names
 from mri_n2n.formats import open_scan
-from mri_n2n.volumes import Volume, estimated_probabilities, load_fastmri, load_nifti, load_pairs, load_phantom
+from mri_n2n.sources import Source, Split, divide
+from mri_n2n.volumes import estimated_probabilities, load_fastmri, load_nifti, load_pairs, load_phantom
 
 PHANTOM_MATRIX = 128
 IXI_SLICES = (25, 125)  # 25..124 of array axis 2, as in Lehtinen et al. 2018
 IXI_NAME = re.compile(r"IXI(\d{3})-(Guys|HH|IOP)-(\d{4})-T1\.nii(\.gz)?")
 # The first 60 T1 names of the archive in alphabetical order: 50 subjects up to number 63, 10 from 64 to 73.
 IXI_LAST_TRAIN, IXI_LAST_VALIDATION = 63, 73
-
-
-@dataclass(frozen=True)
-class Source:
-    """One volume to train on. name: stable, from the file's own stem; random draws depend on it, never on a path.
-
-    subject: what the split goes by. slices: how many `load` returns.
-    """
-
-    name: str
-    subject: str
-    slices: int
-    load: Callable[[], Volume]
-
-
-@dataclass(frozen=True)
-class Split:
-    """Sources sorted by name. rule: how they were divided, in words. validation is empty with one subject only."""
-
-    train: list[Source]
-    validation: list[Source]
-    rule: str
 
 
 @dataclass(frozen=True)
@@ -174,7 +153,7 @@ def _nifti_split(
         load = partial(load_nifti, path, names[path], start, stop, options.axis, options.matrix_size)
         return Source(names[path], subjects[path], stop - start, load)
 
-    return _split(list(map(source, train)), list(map(source, validation)), options, rule)
+    return _divided(list(map(source, train)), list(map(source, validation)), options, rule)
 
 
 def _find_ixi(folder: Path, options: _Options) -> Split:
@@ -245,7 +224,7 @@ def _find_fastmri(folder: Path, options: _Options) -> Split:
         load = partial(load_fastmri, path, names[path], start, stop, options.matrix_size)
         return Source(names[path], patient(path) or names[path], stop - start, load)
 
-    return _split(list(map(source, train)), list(map(source, validation)), options)
+    return _divided(list(map(source, train)), list(map(source, validation)), options)
 
 
 def _fully_sampled_folders(folder: Path, paths: list[Path]) -> list[Path]:
@@ -294,7 +273,7 @@ def _find_pairs(folder: Path, options: _Options) -> Split:
         load = partial(load_pairs, tuple(files), names[stem], start, stop, probabilities)
         return Source(names[stem], subjects[stem], stop - start, load)
 
-    split = _split([source(*item) for item in train.items()], [source(*item) for item in validation.items()], options)
+    split = _divided([source(*item) for item in train.items()], [source(*item) for item in validation.items()], options)
     files = [path for one in split.train for path in one.load.args[0]]
     probabilities.update(estimated_probabilities(files))
     return split
@@ -321,45 +300,8 @@ def _slice_range(path: Path, count: int, slices: tuple[int, int] | None) -> tupl
     return start, min(stop, count)
 
 
-def _split(train: list[Source], validation: list[Source], options: _Options, rule: str | None = None) -> Split:
-    """Keep a split that folders make, or divide by subject; `options.validation_subjects` beats both."""
-    rule = rule or "training and validation folders"
-    known = {source.subject for source in [*train, *validation]}
-    if missing := sorted(set(options.excluded_subjects) - known):
-        raise UserError(f"no subject {', '.join(missing)} to exclude; the subjects are {', '.join(sorted(known)[:10])}")
-    train, validation = (
-        [s for s in part if s.subject not in options.excluded_subjects] for part in (train, validation)
-    )
-    if options.excluded_subjects and not train:
-        raise UserError("every training subject is excluded; nothing is left to train on")
-    sources = sorted([*train, *validation], key=lambda source: source.name)
-    if options.validation_subjects == ("none",):
-        rule, chosen = "all for training, no validation", set()
-    elif options.validation_subjects:
-        rule, chosen = "validation subjects as named", set(options.validation_subjects)
-        subjects = {source.subject for source in sources}
-        if missing := sorted(chosen - subjects):
-            known = ", ".join(sorted(subjects)[:10]) + (" ..." if len(subjects) > 10 else "")
-            raise UserError(f"no subject {', '.join(missing)} in the data; the subjects are {known}")
-        if chosen == subjects:
-            raise UserError("every subject is named for validation, which leaves none to train on")
-    elif validation:
-        if not train:
-            raise NotFoundError("the training folder is empty, only the validation folder holds data")
-        if shared := sorted({s.subject for s in train} & {s.subject for s in validation}):
-            warnings.warn(f"training and validation folders share subjects: {', '.join(shared[:5])}", stacklevel=4)
-        return Split(train, validation, rule)
-    else:
-        chosen = validation_of({source.subject for source in sources})
-        rule = f"by subject, the last {len(chosen)} in alphabetical order for validation"
-        if not chosen:
-            rule = "one subject only, all of it for training"
-            warnings.warn(
-                f"all files are of one subject, {next(iter(sources)).subject}, so there is no validation; name files "
-                "SUBJECT_..., or put them into folders train and validation",
-                stacklevel=4,
-            )
-    return Split([s for s in sources if s.subject not in chosen], [s for s in sources if s.subject in chosen], rule)
+def _divided(train: list[Source], validation: list[Source], options: _Options, rule: str | None = None) -> Split:
+    return divide(train, validation, options.validation_subjects, options.excluded_subjects, rule)
 
 
 _FINDERS: dict[str, Callable[[Path, _Options], Split]] = {

@@ -1,14 +1,12 @@
-"""The files of a data set: which there are, what they are called, whose they are, and who is kept for validation."""
+"""The files of a data set: which there are, what they are called, and whose they are."""
 
 from __future__ import annotations
 
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-
-VALIDATION_SHARE = 0.2
 
 
 def files_in(folder: Path, patterns: Sequence[str], splits: Sequence[tuple[str, str]]) -> tuple[list[Path], list[Path]]:
@@ -59,9 +57,3 @@ def subjects_of(folder: Path, paths: list[Path]) -> dict[Path, str]:
     if len(set(subjects.values())) == 1 and len(folders) == len(paths) and len(set(folders.values())) > 1:
         return folders
     return subjects
-
-
-def validation_of(subjects: Iterable[str]) -> set[str]:
-    """The last fifth of the subjects in alphabetical order, at least one; none of a single subject."""
-    ordered = sorted(set(subjects))
-    return set(ordered[-max(1, round(VALIDATION_SHARE * len(ordered))) :]) if len(ordered) > 1 else set()

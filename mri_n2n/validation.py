@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from mri_n2n.acquisition import Acquisition
 from mri_n2n.batches import Protocol, one_slice, simulated_repetitions
-from mri_n2n.datasets import Source
 from mri_n2n.device import autocast
 from mri_n2n.files import atomic_output
 from mri_n2n.fourier import ifft2c
 from mri_n2n.losses import weighted_squared_error
 from mri_n2n.pairs import noise2noise
 from mri_n2n.report import comparison_figure
+from mri_n2n.sources import Source
 
 VALIDATION_SLICES = 48
 

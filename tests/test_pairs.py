@@ -292,8 +292,8 @@ def test_loss_follows_the_shift_of_pair_and_prediction():
 
 
 def phantom_sources(count: int = 3, slices: int = 3, shape: tuple[int, int] = (16, 18)):
-    from mri_n2n.datasets import Source
     from mri_n2n.phantom import phantom_kspace
+    from mri_n2n.sources import Source
 
     volume = lambda number: torch.stack([phantom_kspace(shape, 1, generator(10 * number + i)) for i in range(slices)])  # noqa: E731
     return [Source(f"phantom-{i}", f"subject-{i}", slices, lambda i=i: volume(i)) for i in range(count)]

@@ -24,11 +24,12 @@ from safetensors.torch import save_file
 from mri_n2n import validation
 from mri_n2n.batches import Protocol, simulated_repetitions, steps_per_epoch, training_batches
 from mri_n2n.checkpoint import build_network, find_weights, load_network, load_tensors, save_tensors
-from mri_n2n.datasets import Source, find_sources, phantom_sources
+from mri_n2n.datasets import find_sources, phantom_sources
 from mri_n2n.errors import InputError, NotFoundError, OutputError, UserError
 from mri_n2n.fourier import fft2c, ifft2c
 from mri_n2n.phantom import phantom_kspace
 from mri_n2n.simulation import SimulationOptions, simulate_file
+from mri_n2n.sources import Source
 from mri_n2n.training import TrainOptions, set_schedule, train
 from mri_n2n.validation import validate, validation_set
 

@@ -15,8 +15,10 @@ import time
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 
 from mri_n2n.benchmarks.common import (
+    SEED,
     TestVolume,
     data_folder,
     reconstruct_with,
@@ -28,7 +30,10 @@ from mri_n2n.benchmarks.common import (
 )
 from mri_n2n.checkpoint import BUNDLED
 from mri_n2n.errors import NotFoundError
+from mri_n2n.fourier import fft2c, ifft2c
+from mri_n2n.masks import MASKS
 from mri_n2n.report import comparison_figure
+from mri_n2n.simulation import acquire, seeded, smooth_phase
 
 SWEEP = (0.0005, 0.001, 0.002, 0.004, 0.008)
 EVERY = 4  # compressed sensing takes seconds a slice
@@ -60,6 +65,27 @@ def compressed_sensing(test: TestVolume, regularisation: float, slices: list[int
             subprocess.run([str(part) for part in command], check=True, capture_output=True)
             images.append(np.abs(read_cfl(image)))
     return np.stack(images)
+
+
+def across_acquisitions(full: Tensor, accelerations: tuple[float, ...]) -> str:
+    """A table of the bundled weights on every mask, real images and images with a smooth phase: fastMRI's PSNR of the
+    volume, zero-filled -> reconstructed. full: k-space of real images (slices, 1, y, x)."""
+    rows = []
+    for phase in (False, True):
+        image = ifft2c(full)
+        turned = fft2c(image * smooth_phase(tuple(full.shape[-2:]), seeded(SEED, "phase"))) if phase else full
+        for kind in MASKS:
+            cells = []
+            for acceleration in accelerations:
+                draw = seeded(SEED, "test", kind)
+                test = TestVolume(turned, acquire(turned, kind, acceleration, draw, hermitian=not phase))
+                before, after = (
+                    score(images, test.reference)["psnr"]
+                    for images in (zero_filled(test), reconstruct_with(BUNDLED, test, flips=True))
+                )
+                cells.append(f"{before:.1f} -> {after:.1f}")
+            rows.append(["smooth phase" if phase else "real", kind, *cells])
+    return table(["image", "mask", *(f"{acceleration:g}x" for acceleration in accelerations)], rows)
 
 
 def run(data: Path | None, output: Path, docs: Path | None, quick: bool) -> str:
@@ -113,6 +139,8 @@ def run(data: Path | None, output: Path, docs: Path | None, quick: bool) -> str:
         )
         picture = "\nThe middle slice, bundled weights:\n\n![bundled weights](images/weights.png)\n\nand the best compressed sensing:\n\n![compressed sensing](images/compressed-sensing.png)\n"
     return table(["", "PSNR per slice (dB)", "PSNR volume (dB)", "SSIM", "seconds per slice"], rows) + (
-        f"\n{len(slices)} slices. The bundled weights are {ahead['slice_psnr']:+.2f} dB (per slice) and {ahead['psnr']:+.2f} dB (volume) from the best of the sweep "
-        f"(wanted: 2.5 dB ahead, {verdict(ahead['slice_psnr'] >= 2.5)}).\n{picture}"
+        f"\n{len(slices)} slices. Wanted: 2.5 dB ahead of the best of the sweep. The bundled weights are {ahead['psnr']:+.2f} dB ahead in fastMRI's PSNR of the volume "
+        f"({verdict(ahead['psnr'] >= 2.5)}) and {ahead['slice_psnr']:+.2f} dB in the mean over slices ({verdict(ahead['slice_psnr'] >= 2.5)}).\n{picture}"
+        "\nThe same slices under every mask, fastMRI's PSNR of the volume in dB, zero-filled -> bundled weights:\n\n"
+        + across_acquisitions(test.full[slices], (8.0,) if quick else (4.0, 8.0, 12.0))
     )
