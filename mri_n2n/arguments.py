@@ -178,7 +178,7 @@ def parser() -> argparse.ArgumentParser:
     reconstruct.add_argument(
         "--no-flips",
         action="store_true",
-        help="reconstruct every slice once, not as the mean over its four mirror images (weights trained on such): four times faster",
+        help="reconstruct every slice once, not as the mean over its four mirror images (weights trained on such): one pass instead of four",
     )
     reconstruct.add_argument("--json", action="store_true", help="print the sidecars on stdout")
 

@@ -45,7 +45,7 @@ def reconstruct_acquisition(
     """Complex images (slices, coils, y, x) of an acquisition, in its intensity unit divided by `scale`.
 
     Until sensitivity maps come every coil is reconstructed on its own, as a batch item of one coil.
-    flips: the mean over the four mirror images of each slice, mirrored back; it takes four times as long.
+    flips: the mean over the four mirror images of each slice, mirrored back; four passes of the network.
     """
     slices, coils, y, x = acquisition.kspace.shape
     images = torch.empty((slices * coils, 1, y, x), dtype=torch.complex64)
@@ -85,7 +85,7 @@ def reconstruct_array(
 
     kspace: complex (y, x), (slices, y, x) or (slices, coils, y, x), centred. mask: (x,), (y, x) or (slices, y, x);
     when None found from the samples that are exactly zero in all coils (see `masks.mask_from_samples`).
-    flips: average over mirror images (four times slower); None: if the weights were trained on mirror images.
+    flips: average over mirror images, four passes of the network; None: if the weights were trained on mirror images.
     Returns complex64 of the shape of kspace (several coils: coil images; magnitude is their root-sum-of-squares).
     Errors: InputError for shapes that do not fit, and for non-finite or all-zero data.
     """
@@ -173,7 +173,7 @@ def reconstruct_files(
     """Reconstruct scan files into the directory `output`: NAME.h5, NAME.nii.gz, NAME.png, NAME.json each.
 
     The four files of a scan appear together when all are complete; a failure leaves none of them. Returns the sidecars.
-    flips: average over mirror images (four times slower); None: if the weights were trained on mirror images.
+    flips: average over mirror images, four passes of the network; None: if the weights were trained on mirror images.
     Errors: InputError, NotFoundError, OutputError.
     """
     names = [stem(path) for path in scans]

@@ -16,7 +16,7 @@ from mri_n2n.files import atomic_output
 FILES = ("weights.safetensors", "checkpoint.safetensors", "log.jsonl", "example.png", "run.json")
 # Options that a resumed run may change: where and how long, not what.
 MAY_CHANGE = {"epochs", "steps", "minutes", "quiet", "device", "data", "init", "validate_every"}
-# Options that stay out of the weights, which travel further than the data they come from: paths and subject names.
+# Options that stay out of the weights, which travel further than the data they come from: paths, subject names and their hash.
 PRIVATE = {"data", "init", "validation_subjects", "excluded_subjects", "sources_sha256"}
 
 
