@@ -113,7 +113,11 @@ def _gaussian_points(shape: Shape, acceleration: float, _: int, generator: Gener
 
 @lru_cache(maxsize=64)
 def _gaussian_probability(shape: Shape, acceleration: float) -> Tensor:
-    return _gaussian(radius(shape), acceleration, width=0.3)
+    """min(1, 2 exp(-(r/w)^2/2)), never below a tenth of the mean; w from the mean. The centre, r < 1.18 w, is always
+    sampled: a fixed width would at high accelerations miss the samples that hold most of the image."""
+    r, floor = radius(shape), 0.1 / acceleration
+    profile = lambda width: (2 * torch.exp(-((r / width) ** 2) / 2)).clamp(floor, 1.0)  # noqa: E731
+    return profile(_solve(lambda narrow: profile(1 / narrow).mean().item(), 1 / acceleration, low=0.1, high=1e3) ** -1)
 
 
 def _gaussian_lines(shape: Shape, acceleration: float, center_lines: int, generator: Generator) -> Sampling:

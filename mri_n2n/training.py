@@ -37,7 +37,8 @@ FRESH = {"step": 0, "seconds": 0.0, "loss": None, "quality": {}}
 class TrainOptions:
     """Everything a run depends on; stored with its weights. Give exactly one of epochs, steps, minutes.
 
-    coils: of phantoms, with sensitivities and phase. init: weights file or run of the same network to start from.
+    coils: of phantoms, with sensitivities and phase. init: weights file or run to start from, of the same
+    network or one with fewer cascades.
     validate_every: seconds between validations, which save too.
     """
 
@@ -144,7 +145,7 @@ def train(options: TrainOptions, run: Path | str, *, resume: bool = False) -> Tr
     optimizer = torch.optim.Adam(network.parameters(), lr=options.learning_rate, betas=(0.9, 0.99))
     init_sha256 = saved.get("init_sha256")
     if options.init and not checkpoint:
-        network.load_state_dict(initial_weights(options))
+        network.load_state_dict(initial_weights(options, network.state_dict()))
         init_sha256 = sha256_of(find_weights(Path(options.init)))
     if checkpoint:
         network.load_state_dict(
@@ -252,14 +253,22 @@ def catchable_signals() -> tuple[int, ...]:
     return (signal.SIGINT, signal.SIGTERM)
 
 
-def initial_weights(options: TrainOptions) -> dict[str, Tensor]:
-    """The tensors of `options.init`. InputError when they are of another network."""
+def initial_weights(options: TrainOptions, fresh: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of `options.init`, over the `fresh` ones of a new network. InputError when they do not fit it.
+
+    An unrolled network with hard consistency may have more cascades than `init`: the added ones begin as the identity.
+    """
     tensors, header = load_tensors(find_weights(Path(options.init)))
     wanted = network_options(options.network, options.network_options)
     found = network_options(options.network, header.get("network_options", {}))
-    if header.get("network") != options.network or found != wanted:
+    grown = (
+        found | {"cascades": max(wanted.get("cascades", 0), found.get("cascades", 0))}
+        if wanted.get("consistency") == "hard"
+        else found
+    )
+    if header.get("network") != options.network or grown != wanted:
         raise InputError(f"{options.init} holds {header.get('network')} {found}, not {options.network} {wanted}")
-    return tensors
+    return fresh | tensors
 
 
 def set_schedule(optimizer: torch.optim.Optimizer, options: TrainOptions, progress: float) -> None:
