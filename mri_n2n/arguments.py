@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import NoReturn
 
 import mri_n2n
 
@@ -14,8 +15,21 @@ EXIT_CODES = (
 )
 
 
+class OneLineParser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line, as all errors here."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())} ({self.prog} --help)\n")
+
+
+def path(text: str) -> Path:
+    if not text:  # Path("") is the current directory, which nobody meant
+        raise argparse.ArgumentTypeError("an empty path")
+    return Path(text)
+
+
 def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(
+    top = OneLineParser(
         prog="mri-n2n",
         description="MRI reconstruction that learns from scans nobody ever sampled fully.",
         epilog=EXIT_CODES,
@@ -37,13 +51,13 @@ def parser() -> argparse.ArgumentParser:
         "Simulate, train, reconstruct and evaluate on embedded phantoms, in under 3 minutes on 2 cores.",
     )
     demo.add_argument(
-        "-o", "--output", type=Path, default=Path("n2n-demo"), metavar="DIR", help="where everything is written"
+        "-o", "--output", type=path, default=Path("n2n-demo"), metavar="DIR", help="where everything is written"
     )
     demo.add_argument("--force", action="store_true", help="replace the files of an earlier demo")
 
     simulate = command("simulate", "Make a simulated undersampled scan from a magnitude volume.")
-    simulate.add_argument("volume", type=Path, metavar="VOLUME.nii.gz")
-    simulate.add_argument("-o", "--output", type=Path, required=True, metavar="scan.h5")
+    simulate.add_argument("volume", type=path, metavar="VOLUME.nii.gz")
+    simulate.add_argument("-o", "--output", type=path, required=True, metavar="scan.h5")
     simulate.add_argument(
         "--axis", type=int, choices=(0, 1, 2), default=2, help="array axis along which slices are taken"
     )
@@ -81,7 +95,7 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument(
         "-o",
         "--output",
-        type=Path,
+        type=path,
         required=True,
         metavar="RUN",
         help="run directory: weights, checkpoint, log, example picture",
@@ -159,19 +173,23 @@ def parser() -> argparse.ArgumentParser:
         help="auto: bfloat16 where the hardware multiplies it",
     )
     train.add_argument("--seed", type=int, default=0)
-    train.add_argument("--init", metavar="RUN|FILE", help="start from the weights of another run of the same network")
+    train.add_argument(
+        "--init",
+        metavar="RUN|FILE",
+        help="start from the weights of another run of the same network, or of one with fewer cascades",
+    )
     train.add_argument("--resume", action="store_true", help="continue the run in RUN")
 
     reconstruct = command(
         "reconstruct",
         "Reconstruct scans; writes NAME.h5, NAME.nii.gz, NAME.png and NAME.json for each.",
     )
-    reconstruct.add_argument("scans", type=Path, nargs="+", metavar="scan.h5")
+    reconstruct.add_argument("scans", type=path, nargs="+", metavar="scan.h5")
     reconstruct.add_argument(
-        "-o", "--output", type=Path, default=Path("reconstruction"), metavar="DIR", help="made when missing"
+        "-o", "--output", type=path, default=Path("reconstruction"), metavar="DIR", help="made when missing"
     )
     reconstruct.add_argument(
-        "--weights", type=Path, metavar="RUN|FILE", help="default: the weights that come with the package"
+        "--weights", type=path, metavar="RUN|FILE", help="default: the weights that come with the package"
     )
     reconstruct.add_argument("--force", action="store_true", help="replace earlier results (never the input)")
     reconstruct.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ...")
@@ -185,8 +203,8 @@ def parser() -> argparse.ArgumentParser:
     evaluate = command(
         "evaluate", "NMSE, PSNR and SSIM of reconstructions against references, as fastMRI defines them."
     )
-    evaluate.add_argument("reconstruction", type=Path, metavar="RECON|DIR")
-    evaluate.add_argument("--reference", type=Path, required=True, metavar="SCAN|VOLUME|DIR")
+    evaluate.add_argument("reconstruction", type=path, metavar="RECON|DIR")
+    evaluate.add_argument("--reference", type=path, required=True, metavar="SCAN|VOLUME|DIR")
     evaluate.add_argument(
         "--axis",
         type=int,
@@ -197,24 +215,24 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--json", action="store_true", help="print JSON on stdout")
 
     info = command("info", "Say what a scan, volume, result or weights file holds.")
-    info.add_argument("file", type=Path, metavar="FILE")
+    info.add_argument("file", type=path, metavar="FILE")
     info.add_argument("--json", action="store_true", help="print JSON on stdout")
 
     benchmark = command("benchmark", "Run one of the measurements behind docs/benchmarks.md.")
     benchmark.add_argument("name", nargs="?", help="which one; without a name they are listed")
     benchmark.add_argument(
-        "--data", type=Path, metavar="DIR", help="directory of NIfTI volumes named patientNN_studyN_CONTRAST.nii.gz"
+        "--data", type=path, metavar="DIR", help="directory of NIfTI volumes named patientNN_studyN_CONTRAST.nii.gz"
     )
     benchmark.add_argument(
         "-o",
         "--output",
-        type=Path,
+        type=path,
         default=Path("runs"),
         metavar="DIR",
         help="where trainings and results are kept; finished parts are not run again",
     )
     benchmark.add_argument(
-        "--docs", type=Path, metavar="DIR", help="also write the table and pictures into this documentation directory"
+        "--docs", type=path, metavar="DIR", help="also write the table and pictures into this documentation directory"
     )
     benchmark.add_argument("--quick", action="store_true", help="a short run that shows the machinery, not the result")
     return top

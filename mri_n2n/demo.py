@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,10 @@ ACCELERATION = 6.0
 
 
 def demo(output: Path, *, force: bool = False, quiet: bool = False, minutes: float = MINUTES) -> str:
-    """Run the demo into the directory `output`; returns the text to print. Errors: OutputError when it was run before."""
+    """Run the demo into the directory `output`; returns the text to print. Interrupted, it removes what it has made.
+
+    Errors: OutputError when it was run before.
+    """
     if output.exists() and not output.is_dir():
         raise OutputError(f"{output} is a file; the demo needs a directory")
     scan, run, results = output / "scan.h5", output / "run", output / "reconstruction"
@@ -36,7 +40,18 @@ def demo(output: Path, *, force: bool = False, quiet: bool = False, minutes: flo
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"cannot make {output}: {error.strerror}") from None
+    try:
+        return whole_job(scan, run, results, quiet, minutes)
+    except BaseException:
+        for path in made:
+            path.unlink(missing_ok=True)
+        for folder in (run, results, output):
+            with suppress(OSError):  # what holds something stays, or was never made
+                folder.rmdir()
+        raise
 
+
+def whole_job(scan: Path, run: Path, results: Path, quiet: bool, minutes: float) -> str:
     say(quiet, f"1/4 simulate: a phantom of {SLICES} slices, {ACCELERATION:g}x undersampled, closed-form k-space")
     write_phantom_scan(scan)
 

@@ -104,7 +104,7 @@ def _images(path: Path) -> dict[str, list[Path]]:
         if file.is_file() and not file.name.startswith(".") and file.name.endswith(SUFFIXES):
             found.setdefault(_stem(file), []).append(file)
     if not found:
-        raise InputError(f"{path}: holds no image to evaluate (expected files ending in {', '.join(SUFFIXES)})")
+        raise NotFoundError(f"{path}: holds no image to evaluate (expected files ending in {', '.join(SUFFIXES)})")
     return {stem: sorted(files, key=lambda f: SUFFIXES.index(_suffix(f))) for stem, files in found.items()}
 
 

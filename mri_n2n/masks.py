@@ -45,7 +45,7 @@ def draw_mask(
     """
     if kind not in MASKS:
         raise OptionError(f"unknown mask {kind!r}; choose one of {', '.join(MASKS)}")
-    if not 1 <= acceleration < min(shape[1], math.prod(shape) / 4):
+    if acceleration != 1 and not 1 < acceleration < min(shape[1], math.prod(shape) / 4):
         raise OptionError(f"acceleration {acceleration} cannot be met on a {shape[0]}x{shape[1]} matrix")
     if center_fraction is not None and not 0 <= center_fraction <= 1 / acceleration:
         raise OptionError(

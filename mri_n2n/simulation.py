@@ -103,9 +103,6 @@ def simulate_file(
     """
     volume, output, options = Path(volume), Path(output), options or SimulationOptions()
     _check(options)
-    images, geometry = read_volume(volume, axis=options.axis)
-    peak = _peak(images, str(volume))
-    slices, *matrix = images.shape
     names = (
         [output]
         if options.repetitions == 1
@@ -113,9 +110,14 @@ def simulate_file(
     )
     if any(path.exists() and path.samefile(volume) for path in names):
         raise OutputError(f"{output} is the volume itself; choose another -o")
+    if output.suffix.lower() not in (".h5", ".hdf5"):
+        raise OptionError(f"scans are written as HDF5: give -o a name that ends in .h5; got {output.name!r}")
     taken = [path for path in names if path.exists()]
     if taken and not force:
         raise OutputError(f"{taken[0]} exists; give --force to replace it, or another -o")
+    images, geometry = read_volume(volume, axis=options.axis)
+    peak = magnitude_peak(images, str(volume))
+    slices, *matrix = images.shape
 
     def full(index: int) -> Tensor:
         return _full(torch.from_numpy(images[index : index + 1]), options, volume.name)
@@ -171,7 +173,7 @@ def simulate_array(images, options: SimulationOptions | None = None) -> list[Acq
         images = images[None]
     if images.ndim != 3 or images.dtype.kind not in "fiu" or not np.isfinite(images).all():
         raise InputError(f"expected finite real images (slices, y, x) or (y, x); got {images.dtype} {images.shape}")
-    peak = _peak(images, "the array")
+    peak = magnitude_peak(images, "the array")
     with np.errstate(over="ignore"):  # what is too large is found in its k-space
         full = _full(torch.from_numpy(images.astype(np.float32)), options, "array")
     acquisitions = []
@@ -206,10 +208,13 @@ def _check(options: SimulationOptions) -> None:
             raise UserError(f"{name} must be between {low} and {high}; got {value}")
 
 
-def _peak(images: np.ndarray, name: str) -> float:
-    peak = float(images.max(initial=0))
+def magnitude_peak(images: np.ndarray, name: str) -> float:
+    """The largest intensity. Interpolation leaves magnitudes a little below zero; more than that is no magnitude."""
+    peak, least = float(images.max(initial=0)), float(images.min(initial=0))
     if not peak > 0:
         raise InputError(f"{name} has no positive intensity; a magnitude volume is expected")
+    if least < -0.05 * peak:
+        raise InputError(f"{name} has intensities from {least:g} to {peak:g}; a magnitude volume is expected")
     return peak
 
 

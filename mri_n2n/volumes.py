@@ -19,7 +19,7 @@ from mri_n2n.formats import open_scan, read_volume
 from mri_n2n.fourier import fft2c, ifft2c
 from mri_n2n.phantom import phantom_kspace
 from mri_n2n.resample import crop_or_pad, resize_kspace
-from mri_n2n.simulation import full_kspace, root_sum_of_squares, seeded
+from mri_n2n.simulation import full_kspace, magnitude_peak, root_sum_of_squares, seeded
 
 # Fully sampled k-space (slices, coils, y, x) complex64, its largest root-sum-of-squares magnitude 1; or, for measured
 # pairs, the repetitions of one scan on one common scale.
@@ -36,9 +36,10 @@ def load_phantom(name: str, slices: int, matrix_size: int, coils: int | None) ->
 def load_nifti(path: Path, name: str, start: int, stop: int, axis: int, matrix_size: int | None) -> Tensor:
     """Simulated k-space (slices, 1, y, x) of a magnitude volume; the scale is that of the whole volume."""
     array, _ = read_volume(path, axis=axis)
+    peak = magnitude_peak(array, name)
     if matrix_size is None:
         wanted = (full_kspace(torch.from_numpy(array[i : i + 1]))[0] for i in range(start, stop))
-        return _stacked(wanted, stop - start).mul_(1 / _positive(float(abs(array).max()), name))
+        return _stacked(wanted, stop - start).mul_(1 / peak)
     every = (resize_kspace(full_kspace(torch.from_numpy(image[None]))[0], matrix_size) for image in array)
     return _scaled(_stacked(every, len(array)), name)[start:stop]
 

@@ -67,7 +67,10 @@ def read_reference(path: Path | str, slice_axis: int = 2) -> np.ndarray:
 def _first_bytes(path: Path) -> bytes:
     """The first 540 bytes, of the content where a file is compressed."""
     with open(path, "rb") as raw:
-        start = raw.read(540)
+        try:
+            start = raw.read(540)
+        except OSError as error:
+            raise InputError(f"{one_line(path)} cannot be read: {error.strerror}") from None
         if start[:2] != b"\x1f\x8b":
             return start
         raw.seek(0)
