@@ -12,9 +12,10 @@ from mri_n2n.batches import Protocol
 from mri_n2n.errors import OutputError
 from mri_n2n.formats import open_scan, read_reference, write_scan
 from mri_n2n.fourier import ifft2c
+from mri_n2n.inference import magnitude
 from mri_n2n.metrics import evaluate_arrays
 from mri_n2n.phantom import phantom_kspace
-from mri_n2n.reconstruction import magnitude, reconstruct_files
+from mri_n2n.reconstruction import reconstruct_files
 from mri_n2n.runs import FILES
 from mri_n2n.simulation import acquire, root_sum_of_squares, seeded
 from mri_n2n.training import TrainOptions, train

@@ -1,163 +1,41 @@
-"""Scan -> network with data consistency -> image, on arrays and on files."""
+"""Scan file -> image -> files and sidecar; and the verb `reconstruct`, which takes arrays too."""
 
 from __future__ import annotations
 
 import json
+import math
 import platform
 import time
+import warnings
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 import mri_n2n
-from mri_n2n.acquisition import Acquisition, Scan
-from mri_n2n.checkpoint import BUNDLED, find_weights, load_network
-from mri_n2n.device import choose_device
+from mri_n2n.acquisition import Scan
 from mri_n2n.errors import InputError, OptionError, OutputError
 from mri_n2n.files import atomic_outputs, check_readable, sha256_of
 from mri_n2n.formats import open_scan, read_reference, write_nifti, write_result
 from mri_n2n.fourier import ifft2c
-from mri_n2n.masks import mask_from_samples
-from mri_n2n.pairs import flip, mirror_axes
+from mri_n2n.inference import (
+    PIXELS_AT_ONCE,
+    LoadedNetwork,
+    load_for_use,
+    magnitude,
+    reconstruct_acquisition,
+    reconstruct_array,
+)
 from mri_n2n.process import progress_shown
 from mri_n2n.report import comparison_figure
 from mri_n2n.resample import crop_or_pad
 
-# Pixels of coil images sent through the network at once: bounds memory whatever the number of slices and coils.
-PIXELS_AT_ONCE = 8 * 256 * 256
-
-
-@torch.inference_mode()
-def reconstruct_acquisition(
-    network: nn.Module,
-    acquisition: Acquisition,
-    device: torch.device | str = "cpu",
-    scale: float = 1.0,
-    *,
-    flips: bool = False,
-) -> Tensor:
-    """Complex images (slices, coils, y, x) of an acquisition, in its intensity unit divided by `scale`.
-
-    Until sensitivity maps come every coil is reconstructed on its own, as a batch item of one coil.
-    flips: the mean over the four mirror images of each slice, mirrored back; four passes of the network.
-    """
-    slices, coils, y, x = acquisition.kspace.shape
-    images = torch.empty((slices * coils, 1, y, x), dtype=torch.complex64)
-    flat = acquisition.kspace.reshape(slices * coils, 1, y, x) / scale
-    per_item = lambda value: None if value is None else value.expand(slices, 1, y, x).repeat_interleave(coils, dim=0)  # noqa: E731
-    mask, probability = per_item(acquisition.mask), per_item(acquisition.probability)
-    step = max(1, PIXELS_AT_ONCE // (y * x))
-    views = ((), (-2,), (-1,), (-2, -1)) if flips else ((),)
-    for start in range(0, slices * coils, step):
-        part = slice(start, start + step)
-        batch = Acquisition(
-            flat[part], mask[part], None if probability is None else probability[part], None, acquisition.noise_variance
-        ).to(device)
-        seen = [mirror_axes(network(flip(batch, axes)), axes) for axes in views]
-        images[part] = (sum(seen) / len(seen)).cpu()
-    images[~flat.any(dim=(1, 2, 3))] = 0  # a slice or coil without signal stays empty
-    return images.reshape(slices, coils, y, x)
-
-
-def magnitude(images: Tensor) -> Tensor:
-    """Root-sum-of-squares over coils: (slices, coils, y, x) complex -> (slices, y, x) float32."""
-    if images.shape[1] == 1:
-        return images[:, 0].abs()
-    squared = images.abs().double().square()  # squares of raw scanner units leave float32's range
-    return squared.sum(dim=1).sqrt().float()
-
-
-def reconstruct_array(
-    kspace: np.ndarray | Tensor,
-    *,
-    mask: np.ndarray | Tensor | None = None,
-    weights: Path | str | None = None,
-    device: str = "auto",
-    flips: bool | None = None,
-) -> np.ndarray:
-    """Complex image of undersampled Cartesian k-space, on the input's scale.
-
-    kspace: complex (y, x), (slices, y, x) or (slices, coils, y, x), centred. mask: (x,), (y, x) or (slices, y, x);
-    when None found from the samples that are exactly zero in all coils (see `masks.mask_from_samples`).
-    flips: average over mirror images, four passes of the network; None: if the weights were trained on mirror images.
-    Returns complex64 of the shape of kspace (several coils: coil images; magnitude is their root-sum-of-squares).
-    Errors: InputError for shapes that do not fit, and for non-finite or all-zero data.
-    """
-    kspace = np.asarray(kspace)
-    shape = kspace.shape
-    if kspace.dtype.kind != "c" or kspace.ndim not in (2, 3, 4):
-        raise InputError(f"k-space must be complex with 2 to 4 axes (slices, coils, y, x); got {kspace.dtype} {shape}")
-    kspace = torch.from_numpy(np.ascontiguousarray(kspace, dtype=kspace.dtype.newbyteorder("=")))
-    full = kspace.to(torch.complex64).reshape(
-        shape[0] if kspace.ndim > 2 else 1, shape[1] if kspace.ndim == 4 else 1, *shape[-2:]
-    )
-    if not torch.isfinite(torch.view_as_real(full)).all():
-        raise InputError("k-space holds NaN or infinite samples")
-    if not full.any():
-        raise InputError("k-space is zero everywhere")
-    if mask is None:
-        found = mask_from_samples((full != 0).any(dim=1).numpy())
-        sampled = torch.from_numpy(found[:, None].astype(np.float32))
-    else:
-        mask = np.asarray(mask)
-        if mask.dtype.kind not in "fiub":
-            raise InputError(f"mask must hold zeros and ones only; got {mask.dtype}")
-        sampled = torch.from_numpy(mask.astype(np.float32))
-        fits = {
-            1: sampled.shape[-1:] == shape[-1:],
-            2: sampled.shape == shape[-2:],
-            3: sampled.shape == (full.shape[0], *shape[-2:]),
-        }
-        if not fits.get(sampled.ndim, False):
-            raise InputError(
-                f"mask must be (x,), (y, x) or (slices, y, x) for k-space {tuple(shape)}; got {tuple(sampled.shape)}"
-            )
-        if not ((sampled == 0) | (sampled == 1)).all():
-            raise InputError("mask must hold zeros and ones only")
-        sampled = sampled.expand(shape[-2:]) if sampled.ndim < 3 else sampled
-        sampled = sampled.reshape(-1, 1, *shape[-2:])
-    if not (full * sampled).any():
-        raise InputError("k-space is zero at every location that the mask calls sampled")
-    loaded = load_for_use(Path(weights) if weights else None, device)
-    if loaded.header["network"] == "unet":
-        raise InputError(
-            "weights of the 2018 recipe need the sampling probability, which arrays do not carry; reconstruct a scan file, or use others"
-        )
-    images = reconstruct_acquisition(
-        loaded.network,
-        Acquisition(full * sampled, sampled.contiguous()),
-        loaded.device,
-        flips=loaded.trained_on_flips if flips is None else flips,
-    )
-    return images.reshape(shape).numpy()
-
-
-@dataclass(frozen=True)
-class LoadedNetwork:
-    """A network ready for use, and what its weights file says of itself."""
-
-    network: nn.Module
-    path: Path
-    sha256: str
-    header: dict
-    device: torch.device
-
-    @property
-    def trained_on_flips(self) -> bool:
-        return bool(self.header.get("training", {}).get("protocol", {}).get("flips"))
-
-
-def load_for_use(weights: Path | None, device: str) -> LoadedNetwork:
-    """The network of `--weights` (a run, a file, or None for the bundled weights) on its device."""
-    path, chosen = find_weights(weights), choose_device(device)
-    network, header = load_network(path)
-    return LoadedNetwork(network.to(chosen), path, sha256_of(path), header, chosen)
+# The bundled weights' known weakness, seen in pictures under every mask: `mri-n2n benchmark weights`.
+LINES = "line mask: the bundled weights leave ghosts that can look like structures; look before you use the image"
 
 
 def reconstruct_files(
@@ -241,6 +119,7 @@ def reconstruct_file(
         if reference is not None and reference.shape != (y, x):  # fastMRI's references lack the readout oversampling
             middle = tuple(crop_or_pad(torch.from_numpy(image), *reference.shape).numpy() for image in middle)
         comparison_figure(reference, *middle, png, geometry=scan.geometry, note=note)
+        found = cautions(loaded, scan.read(slices // 2, slices // 2 + 1).mask, measured / slices)
         sidecar = {
             "note": "research use only",
             "software": {
@@ -252,7 +131,7 @@ def reconstruct_file(
             "weights": {
                 "name": loaded.path.name,
                 "sha256": loaded.sha256,
-                "bundled": loaded.path == BUNDLED,
+                "bundled": loaded.bundled,
                 "network": loaded.header["network"],
                 "network_options": loaded.header["network_options"],
             },
@@ -267,10 +146,28 @@ def reconstruct_file(
             "geometry": "unknown: the input has none" if scan.geometry is None else "as the input's",
             "mask_source": scan.mask_source,
             "measured_share": round(measured / slices, 6),
+            "warnings": found,
             "seconds": round(time.monotonic() - started, 2),
         }
         sidecar_path.write_text(json.dumps(sidecar, indent=2) + "\n")
+    for caution in found:
+        warnings.warn(f"{path.name}: {caution}", stacklevel=2)
     return sidecar
+
+
+def cautions(loaded: LoadedNetwork, mask: Tensor, measured_share: float) -> list[str]:
+    """What speaks against these weights for a scan with this mask (1, 1, y, x) and share of samples in (0, 1]."""
+    found, training = [], loaded.header.get("training", {})
+    low, high = training.get("protocol", {}).get("acceleration", (1.0, math.inf))
+    acceleration = 1 / measured_share
+    simulated = training.get("dataset") != "pairs"  # else the acceleration is the files', which nobody wrote down
+    if simulated and acceleration > 1 and not low / 1.25 <= acceleration <= high * 1.25:
+        trained = f"{low:g}x" if low == high else f"{low:g}x to {high:g}x"
+        found.append(f"sampled {acceleration:.1f}x; the weights were trained for {trained}")
+    lines = any(torch.equal(mask, mask.narrow(axis, 0, 1).expand_as(mask)) for axis in (-2, -1))
+    if loaded.bundled and lines and 0 < mask.mean() < 1:
+        found.append(LINES)
+    return found
 
 
 def intensity_scale(scan: Scan, loaded: LoadedNetwork, at_once: int) -> float:

@@ -162,14 +162,15 @@ def test_masks_and_datasets_are_those_of_the_modules():
 @pytest.mark.parametrize(
     "wrong",
     [[], ["fly"], ["info"], ["train", "--dataset", "phantom"], ["train", "--dataset", "moon", "-o", "x"], ["simulate", "v.nii", "--mask", "dots", "-o", "x"],
-     ["train", "--dataset", "phantom", "-o", "x", "--steps", "1", "--epochs", "1"], ["reconstruct", "-o", "x"], ["evaluate", "a.h5"]],
+     ["train", "--dataset", "phantom", "-o", "x", "--steps", "1", "--epochs", "1"], ["reconstruct", "-o", "x"], ["evaluate", "a.h5"],
+     ["reconstruct", "a.h5", "-o", ""], ["info", ""]],
 )  # fmt: skip
 def test_wrong_usage_is_code_2(wrong, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stopped:
         cli.main(wrong)
     said = capsys.readouterr()
-    assert stopped.value.code == 2 and said.out == "" and "error:" in said.err.splitlines()[-1]
+    assert stopped.value.code == 2 and said.out == "" and len(said.err.splitlines()) == 1 and "error:" in said.err
     assert everything(tmp_path) == {}
 
 
@@ -587,6 +588,7 @@ def test_odd_places_and_numbers_end_in_one_line(tmp_path, capsys):
     huge, train = "9" * 25, ["train", "--dataset", "phantom", "--steps", "1", "-o", tmp_path / "run"]
     refused(["demo", "-o", volume], 4, tmp_path, capsys, "is a file")
     refused(["simulate", volume, "-o", tmp_path / ("x" * 300 + ".h5")], 4, tmp_path, capsys, "too long")
+    refused(["simulate", volume, "-o", tmp_path / "t.nii.gz"], 2, tmp_path, capsys, ".h5")
     refused(["simulate", volume, "-o", tmp_path / "t.h5", "--seed", huge], 2, tmp_path, capsys, "--seed")
     refused(["simulate", volume, "-o", tmp_path / "t.h5", "--noise", "1e300"], 2, tmp_path, capsys, "--noise")
     refused(["simulate", volume, "-o", tmp_path / "t.h5", "--coils", "100000"], 2, tmp_path, capsys, "--coils")
@@ -683,3 +685,19 @@ def test_the_demo_does_the_whole_job(tmp_path, capsys):
     )
     refused(["demo", "-o", tmp_path / "demo"], 4, tmp_path, capsys, "--force")
     assert demo(tmp_path / "demo", quiet=True, minutes=1e-4, force=True).splitlines()[1] == text.splitlines()[1]
+
+
+@pytest.mark.parametrize("stage", ["train", "reconstruct_files"])
+def test_an_interrupted_demo_leaves_nothing_of_its_own(stage, tmp_path, monkeypatch):
+    import mri_n2n.demo as module
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    (tmp_path / "notes.txt").write_text("mine")
+    before = everything(tmp_path)
+    monkeypatch.setattr(module, stage, interrupted)
+    for folder in (tmp_path, tmp_path / "demo"):
+        with pytest.raises(KeyboardInterrupt):
+            module.demo(folder, quiet=True, minutes=1e-4)
+    assert everything(tmp_path) == before

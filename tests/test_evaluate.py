@@ -211,7 +211,7 @@ def test_a_file_and_a_directory(tmp_path):
     assert match_files(results / "s1.h5", volume)[0] == [(results / "s1.h5", volume)]
     with pytest.raises(InputError, match="partner"):
         match_files(touch(tmp_path / "d", "x.h5", "y.h5"), volume)
-    with pytest.raises(InputError, match="holds no image"):
+    with pytest.raises(NotFoundError, match="holds no image"):
         match_files(touch(tmp_path / "e", "x.txt"), references)
     with pytest.raises(NotFoundError):
         match_files(tmp_path / "nowhere", references)

@@ -71,9 +71,22 @@ def test_rate_is_met_for_any_size_and_acceleration(kind, acceleration, shape):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_location_sampled_for_certain_is_never_missed_and_the_centre_is_densest(kind):
-    p = draw_mask(kind, (64, 64), 6.0, generator()).probability
-    assert p[32, 32] == 1
-    assert p[32, 32] >= p[0, 0]
+    for acceleration in (6.0, 12.0, 20.0):
+        p = draw_mask(kind, (64, 64), acceleration, generator()).probability
+        assert p[32, 32] == 1
+        assert p[32, 32] >= p[0, 0]
+
+
+@pytest.mark.parametrize("acceleration", [4.0, 12.0])
+def test_gaussian_points_have_a_gaussian_density_around_a_full_centre(acceleration):
+    """log p falls as a parabola in r, from log 2 at DC were it not for the limit of 1, down to the floor."""
+    shape = (128, 96)
+    p, r = draw_mask("gaussian-points", shape, acceleration, generator()).probability.double(), radius(shape)
+    between = (p < 1) & (p > 0.11 / acceleration)
+    slope = (torch.log(p[between] / 2) / r[between] ** 2).numpy()
+    assert between.sum() > 500 and np.allclose(slope, slope.mean(), rtol=1e-4)
+    assert (p[r < math.sqrt(-math.log(2) / slope.mean()) - 1e-6] == 1).all()
+    assert p.min().item() == pytest.approx(0.1 / acceleration)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from importlib import import_module
 from pathlib import Path
 
@@ -127,6 +128,22 @@ def test_the_four_files_are_complete(name, scans, run, tmp_path):
     assert sidecar["weights"]["sha256"] == sha256_of(run / "weights.safetensors")
     assert sidecar["output_sha256"] == {n: sha256_of(results / n) for n in ("scan.h5", "scan.nii.gz")}
     assert ("root-sum-of-squares" in sidecar["combination"]) == (coils > 1)
+
+
+def test_what_weights_were_not_made_for_is_said(scans, run, tmp_path):
+    """In the sidecar and as a warning: line masks with the bundled weights, accelerations far from the trained ones."""
+    with pytest.warns(UserWarning, match="scan.h5: line mask"):
+        (sidecar,) = reconstruct_files([scans["line"]], tmp_path / "line", quiet=True)
+    assert len(sidecar["warnings"]) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        (sidecar,) = reconstruct_files([scans["single"]], tmp_path / "points", quiet=True)
+        assert sidecar["warnings"] == []
+    (wide,) = simulate_file(
+        scans["line"].parent.parent / "volume.nii.gz", tmp_path / "wide.h5", SimulationOptions(acceleration=1.5)
+    )
+    with pytest.warns(UserWarning, match=r"sampled 1\.5x; the weights were trained for 4x to 12x"):
+        reconstruct_files([wide], tmp_path / "wide", quiet=True)
 
 
 @pytest.mark.parametrize(("name", "axis"), [("axis0", 0), ("axis1", 1), ("single", 2)])
@@ -435,8 +452,8 @@ def test_the_mean_over_mirror_images_mirrors_with_the_scan(shape, run):
     """A mirrored scan gives the mirrored image; the network alone does not promise that. Samples stay as measured."""
     from mri_n2n.acquisition import Acquisition
     from mri_n2n.checkpoint import load_network
+    from mri_n2n.inference import reconstruct_acquisition
     from mri_n2n.pairs import flip, mirror_axes
-    from mri_n2n.reconstruction import reconstruct_acquisition
 
     network, _ = load_network(run / "weights.safetensors")
     generator = torch.Generator().manual_seed(0)

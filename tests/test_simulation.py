@@ -10,6 +10,7 @@ import mri_n2n
 from mri_n2n import SimulationOptions
 from mri_n2n.errors import InputError, OptionError, OutputError, UserError
 from mri_n2n.formats import write_nifti
+from mri_n2n.fourier import ifft2c
 
 simulation = import_module("mri_n2n.simulation")  # `mri_n2n.simulate` is the verb
 
@@ -67,11 +68,23 @@ def test_a_single_slice_and_integers_are_images_too():
         (np.full((2, 20, 20), np.nan), "finite"),
         (np.ones((2, 2, 20, 20)), "slices, y, x"),
         (np.ones((0, 20, 20)), "no positive intensity"),
+        (IMAGES - IMAGES.max() / 2, "magnitude volume is expected"),
     ],
 )
 def test_arrays_that_are_no_magnitude_images(images, message):
     with pytest.raises(InputError, match=message):
         mri_n2n.simulate(images)
+
+
+def test_a_little_below_zero_is_what_interpolation_leaves():
+    images = IMAGES - 0.04 * IMAGES.max()
+    (acquisition,) = mri_n2n.simulate(images, options=SimulationOptions(acceleration=1))
+    np.testing.assert_allclose(ifft2c(acquisition.kspace)[:, 0].real, images, atol=1e-4 * IMAGES.max())
+
+
+def test_a_single_pixel_can_be_sampled_fully():
+    (acquisition,) = mri_n2n.simulate(np.ones((1, 1)), options=SimulationOptions(acceleration=1))
+    assert acquisition.kspace.shape == (1, 1, 1, 1) and acquisition.mask.item() == 1
 
 
 def test_a_full_disk_keeps_no_repetition(tmp_path, monkeypatch):

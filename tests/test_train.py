@@ -21,12 +21,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+import mri_n2n
 from mri_n2n import validation
 from mri_n2n.batches import Protocol, simulated_repetitions, steps_per_epoch, training_batches
 from mri_n2n.checkpoint import build_network, find_weights, load_network, load_tensors, save_tensors
 from mri_n2n.datasets import find_sources, phantom_sources
 from mri_n2n.errors import InputError, NotFoundError, OutputError, UserError
 from mri_n2n.fourier import fft2c, ifft2c
+from mri_n2n.masks import draw_mask
 from mri_n2n.phantom import phantom_kspace
 from mri_n2n.simulation import SimulationOptions, simulate_file
 from mri_n2n.sources import Source
@@ -575,10 +577,26 @@ def test_training_starts_from_other_weights(data, tmp_path):
     train(options("nifti", data, steps=1, learning_rate=1e-12, init=str(tmp_path / "first")), tmp_path / "second")
     first, second = (load_tensors(tmp_path / name / "weights.safetensors")[0] for name in ("first", "second"))
     assert all(torch.allclose(first[name], second[name], atol=1e-9) for name in first)
-    with pytest.raises(InputError, match="unrolled"):
-        other = options("nifti", data, network_options={**TINY, "cascades": 2}, init=str(tmp_path / "first"))
-        train(other, tmp_path / "third")
+    for other in ({"channels": 16}, {"consistency": "soft"}, {"consistency": "soft", "cascades": 2}):
+        with pytest.raises(InputError, match="unrolled"):
+            other = options("nifti", data, network_options={**TINY, **other}, init=str(tmp_path / "first"))
+            train(other, tmp_path / "third")
     assert not (tmp_path / "third").exists()
+
+
+def test_a_deeper_cascade_starts_as_the_network_it_grew_from(data, tmp_path):
+    """Its added cascades are the identity at first, so the images are the same; fewer cascades are refused."""
+    train(options("nifti", data, steps=2), tmp_path / "small")
+    deeper = {**TINY, "cascades": TINY["cascades"] + 2}
+    grown = options("nifti", data, network_options=deeper, learning_rate=1e-12, init=str(tmp_path / "small"), steps=1)
+    train(grown, tmp_path / "grown")
+    full = phantom_kspace((21, 24), generator=torch.Generator().manual_seed(5))
+    kspace = (full * draw_mask("roulette", (21, 24), 3.0, torch.Generator().manual_seed(6)).mask).numpy()[0]
+    images = [mri_n2n.reconstruct(kspace, weights=tmp_path / name) for name in ("small", "grown")]
+    np.testing.assert_allclose(*images, atol=1e-6)
+    assert np.abs(images[0] - ifft2c(torch.from_numpy(kspace)).numpy()).max() > 1e-3
+    with pytest.raises(InputError, match="unrolled"):
+        train(options("nifti", data, steps=1, init=str(tmp_path / "grown")), tmp_path / "third")
 
 
 def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(tmp_path):

@@ -21,8 +21,8 @@ from mri_n2n.datasets import find_sources
 from mri_n2n.errors import InputError, NotFoundError
 from mri_n2n.files import atomic_output
 from mri_n2n.fourier import ifft2c
+from mri_n2n.inference import magnitude, reconstruct_acquisition
 from mri_n2n.metrics import evaluate_arrays
-from mri_n2n.reconstruction import magnitude, reconstruct_acquisition
 from mri_n2n.simulation import acquire, seeded
 from mri_n2n.training import TrainOptions, train
 

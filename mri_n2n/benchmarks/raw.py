@@ -16,7 +16,8 @@ from mri_n2n.benchmarks.common import table
 from mri_n2n.errors import NotFoundError
 from mri_n2n.formats import write_scan
 from mri_n2n.fourier import ifft2c
-from mri_n2n.reconstruction import magnitude, reconstruct_files
+from mri_n2n.inference import magnitude
+from mri_n2n.reconstruction import reconstruct_files
 from mri_n2n.report import comparison_figure
 
 NAME = "brain_8ch_cartesian_undersampled"

@@ -25,7 +25,7 @@ from mri_n2n.benchmarks.common import (
     zero_filled,
 )
 from mri_n2n.fourier import ifft2c
-from mri_n2n.reconstruction import magnitude
+from mri_n2n.inference import magnitude
 from mri_n2n.training import TrainOptions
 
 STEPS = 1500
