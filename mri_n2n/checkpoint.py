@@ -39,7 +39,11 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:
                 raise InputError(
                     f"{path} is a safetensors file but not of mri-n2n (its header says {metadata.get('format')!r})"
                 )
-            return {name: file.get_tensor(name) for name in file.keys()}, json.loads(metadata["header"])
+            header = json.loads(metadata["header"])
+            training = header.setdefault("training", {}) if isinstance(header, dict) else None
+            if not isinstance(training, dict) or not isinstance(training.setdefault("protocol", {}), dict):
+                raise InputError(f"{path} has a header that does not say how it was trained")
+            return {name: file.get_tensor(name) for name in file.keys()}, header
     except (SafetensorError, ValueError, KeyError, OSError) as error:
         raise InputError(
             f"{path} is not a readable weights file (safetensors of mri-n2n expected): {' '.join(str(error).split())}"

@@ -220,9 +220,10 @@ def _find_fastmri(folder: Path, options: _Options) -> Split:
     names = unique_names(folder, train + validation)
 
     def source(path: Path) -> Source:
-        start, stop = _slice_range(path, open_scan(path).shape[0], options.slices)
+        scan = open_scan(path)
+        start, stop = _slice_range(path, scan.shape[0], options.slices)
         load = partial(load_fastmri, path, names[path], start, stop, options.matrix_size)
-        return Source(names[path], patient(path) or names[path], stop - start, load)
+        return Source(names[path], patient(path) or names[path], stop - start, load, scan.simulated)
 
     return _divided(list(map(source, train)), list(map(source, validation)), options)
 
@@ -266,12 +267,13 @@ def _find_pairs(folder: Path, options: _Options) -> Split:
     probabilities: dict[tuple[int, int], Tensor] = {}  # filled below, once the split is known
 
     def source(stem: Path, files: list[Path]) -> Source:
-        shapes = {open_scan(path).shape for path in files}
+        scans = [open_scan(path) for path in files]
+        shapes = {scan.shape for scan in scans}
         if len(shapes) > 1:
             raise InputError(f"the repetitions of {stem.name} differ in shape ({sorted(shapes)}); take them alike")
         start, stop = _slice_range(stem, next(iter(shapes))[0], options.slices)
         load = partial(load_pairs, tuple(files), names[stem], start, stop, probabilities)
-        return Source(names[stem], subjects[stem], stop - start, load)
+        return Source(names[stem], subjects[stem], stop - start, load, scans[0].simulated)
 
     split = _divided([source(*item) for item in train.items()], [source(*item) for item in validation.items()], options)
     files = [path for one in split.train for path in one.load.args[0]]

@@ -12,12 +12,12 @@ from mri_n2n.batches import Protocol
 from mri_n2n.errors import OutputError
 from mri_n2n.formats import open_scan, read_reference, write_scan
 from mri_n2n.fourier import ifft2c
-from mri_n2n.inference import magnitude
 from mri_n2n.metrics import evaluate_arrays
+from mri_n2n.operators import root_sum_of_squares
 from mri_n2n.phantom import phantom_kspace
 from mri_n2n.reconstruction import reconstruct_files
 from mri_n2n.runs import FILES
-from mri_n2n.simulation import acquire, root_sum_of_squares, seeded
+from mri_n2n.simulation import acquire, seeded
 from mri_n2n.training import TrainOptions, train
 
 MATRIX, SLICES, MINUTES = 96, 6, 1.4
@@ -104,7 +104,7 @@ def write_phantom_scan(path: Path) -> None:
         kspace.shape,
         mask=acquisitions[0].mask[0, 0].numpy(),
         probability=acquisitions[0].probability[0, 0].numpy(),
-        reference=np.concatenate([root_sum_of_squares(k).numpy() for k in full]),
+        reference=np.concatenate([root_sum_of_squares(ifft2c(k)).numpy() for k in full]),
         geometry=None,
         attributes={
             "simulated": True,
@@ -120,7 +120,7 @@ def write_phantom_scan(path: Path) -> None:
 def zero_filled_images(path: Path) -> np.ndarray:
     """Magnitude of the zero-filled reconstruction of a whole scan file, (slices, y, x)."""
     scan = open_scan(path)
-    return magnitude(ifft2c(scan.read(0, scan.shape[0]).kspace)).numpy()
+    return root_sum_of_squares(ifft2c(scan.read(0, scan.shape[0]).kspace)).numpy()
 
 
 def say(quiet: bool, text: str) -> None:

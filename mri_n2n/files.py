@@ -27,7 +27,7 @@ def atomic_output(path: Path | str, force: bool) -> Iterator[Path]:
     OutputError: `path` exists and not `force`; its directory is missing or cannot be written; the disk is full.
     """
     path = Path(path)
-    _check_free(path, force)
+    check_free(path, force)
     _remove_leftovers(path)
     temporary = path.with_name(f"{_prefix(path)}{os.getpid()}-{secrets.token_hex(4)}.partial")
     try:
@@ -38,7 +38,7 @@ def atomic_output(path: Path | str, force: bool) -> Iterator[Path]:
     try:
         yield temporary
         _sync(temporary)
-        _check_free(path, force)  # somebody else may have been faster
+        check_free(path, force)  # somebody else may have been faster
         os.replace(temporary, path)
         _sync(path.parent)
     except Exception as error:
@@ -109,7 +109,8 @@ def one_line(value: object, length: int = 300) -> str:
     return text if len(text) <= length else text[: length - 3] + "..."
 
 
-def _check_free(path: Path, force: bool) -> None:
+def check_free(path: Path, force: bool) -> None:
+    """OutputError when `path` exists and not `force`, is a directory, or is to lie in a directory that is not there."""
     if os.path.isdir(path):
         raise OutputError(f"{one_line(path)} is a directory; give a file name to write to")
     if os.path.lexists(path) and not force:

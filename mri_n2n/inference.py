@@ -14,8 +14,9 @@ from mri_n2n.checkpoint import BUNDLED, find_weights, load_network
 from mri_n2n.device import choose_device
 from mri_n2n.errors import InputError
 from mri_n2n.files import sha256_of
+from mri_n2n.fourier import mirror_axes
 from mri_n2n.masks import mask_from_samples
-from mri_n2n.pairs import flip, mirror_axes
+from mri_n2n.pairs import flip
 
 # Pixels of coil images sent through the network at once: bounds memory whatever the number of slices and coils.
 PIXELS_AT_ONCE = 8 * 256 * 256
@@ -33,7 +34,7 @@ def reconstruct_acquisition(
     """Complex images (slices, coils, y, x) of an acquisition, in its intensity unit divided by `scale`.
 
     Until sensitivity maps come every coil is reconstructed on its own, as a batch item of one coil.
-    flips: the mean over the four mirror images of each slice, mirrored back; four passes of the network.
+    flips: the mean over the four mirror images of each slice, mirrored back (test-time augmentation); four passes.
     """
     slices, coils, y, x = acquisition.kspace.shape
     images = torch.empty((slices * coils, 1, y, x), dtype=torch.complex64)
@@ -51,14 +52,6 @@ def reconstruct_acquisition(
         images[part] = (sum(seen) / len(seen)).cpu()
     images[~flat.any(dim=(1, 2, 3))] = 0  # a slice or coil without signal stays empty
     return images.reshape(slices, coils, y, x)
-
-
-def magnitude(images: Tensor) -> Tensor:
-    """Root-sum-of-squares over coils: (slices, coils, y, x) complex -> (slices, y, x) float32."""
-    if images.shape[1] == 1:
-        return images[:, 0].abs()
-    squared = images.abs().double().square()  # squares of raw scanner units leave float32's range
-    return squared.sum(dim=1).sqrt().float()
 
 
 def reconstruct_array(
@@ -81,10 +74,9 @@ def reconstruct_array(
     shape = kspace.shape
     if kspace.dtype.kind != "c" or kspace.ndim not in (2, 3, 4):
         raise InputError(f"k-space must be complex with 2 to 4 axes (slices, coils, y, x); got {kspace.dtype} {shape}")
-    kspace = torch.from_numpy(np.ascontiguousarray(kspace, dtype=kspace.dtype.newbyteorder("=")))
-    full = kspace.to(torch.complex64).reshape(
-        shape[0] if kspace.ndim > 2 else 1, shape[1] if kspace.ndim == 4 else 1, *shape[-2:]
-    )
+    with np.errstate(over="ignore"):  # beyond float32 is infinite, which is refused below
+        full = torch.from_numpy(np.array(kspace, dtype=np.complex64))
+    full = full.reshape(shape[0] if kspace.ndim > 2 else 1, shape[1] if kspace.ndim == 4 else 1, *shape[-2:])
     if not torch.isfinite(torch.view_as_real(full)).all():
         raise InputError("k-space holds NaN or infinite samples")
     if not full.any():
@@ -142,7 +134,7 @@ class LoadedNetwork:
 
     @property
     def trained_on_flips(self) -> bool:
-        return bool(self.header.get("training", {}).get("protocol", {}).get("flips"))
+        return bool(self.header["training"]["protocol"].get("flips"))
 
 
 def load_for_use(weights: Path | None, device: str) -> LoadedNetwork:

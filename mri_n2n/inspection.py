@@ -82,10 +82,12 @@ def _describe_scan(path: Path) -> dict[str, object]:
 def _describe_weights(path: Path) -> dict[str, object]:
     tensors, header = load_tensors(path)
     checkpoint = any(name.startswith("optimizer.") for name in tensors)
-    training = header.get("training", {})
-    protocol = training.get("protocol", {})
+    training = header["training"]
+    protocol = training["protocol"]
     if training.get("dataset") == "pairs":
-        acquired = {"acquisitions": "pairs of repetitions, from files"}
+        acquired = {
+            "acquisitions": f"pairs of repetitions, from files{', simulated' if header.get('simulated') else ''}"
+        }
     else:
         acquired = {
             "acquisitions": "simulated",

@@ -16,6 +16,7 @@ import torch
 from torch import Generator, Tensor
 
 from mri_n2n.errors import OptionError
+from mri_n2n.fourier import mirror_axes
 
 Shape = tuple[int, int]
 
@@ -45,7 +46,9 @@ def draw_mask(
     """
     if kind not in MASKS:
         raise OptionError(f"unknown mask {kind!r}; choose one of {', '.join(MASKS)}")
-    if acceleration != 1 and not 1 < acceleration < min(shape[1], math.prod(shape) / 4):
+    if acceleration == 1:
+        return Sampling(torch.ones(shape), torch.ones(shape))
+    if not 1 < acceleration < min(shape[1], math.prod(shape) / 4):
         raise OptionError(f"acceleration {acceleration} cannot be met on a {shape[0]}x{shape[1]} matrix")
     if center_fraction is not None and not 0 <= center_fraction <= 1 / acceleration:
         raise OptionError(
@@ -73,10 +76,8 @@ def mirror(mask: Tensor) -> Tensor:
 
     On even sizes the first row and column (the Nyquist frequency) are their own mirror images.
     """
-    y, x = mask.shape
-    index = torch.arange(y * x).reshape(y, x)
-    partner = index[(2 * (y // 2) - torch.arange(y)) % y][:, (2 * (x // 2) - torch.arange(x)) % x]
-    return mask.flatten()[torch.minimum(index, partner)]
+    index = torch.arange(mask.numel()).reshape(mask.shape)
+    return mask.flatten()[torch.minimum(index, mirror_axes(index, (-2, -1)))]
 
 
 def mask_from_samples(sampled: np.ndarray) -> np.ndarray:

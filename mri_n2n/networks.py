@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from mri_n2n.acquisition import Acquisition
 from mri_n2n.errors import OptionError
 from mri_n2n.fourier import ifft2c
-from mri_n2n.operators import adjoint, data_consistency
+from mri_n2n.operators import adjoint, data_consistency, density_weights
 
 
 class UNet(nn.Module):
@@ -89,7 +89,7 @@ class UNet2018(nn.Module):
                 "the 2018 recipe divides its input by the sampling probability, and this scan has none; use the unrolled network"
             )
         mask, probability = acquisition.mask, acquisition.probability
-        x = ifft2c(torch.where(mask > 0, mask / probability, 0.0) * acquisition.kspace)
+        x = ifft2c(density_weights(mask, probability) * acquisition.kspace)
         if self.complex_images:
             x = _to_complex(self.unet(_to_real(x)))
         else:
@@ -101,7 +101,7 @@ class Unrolled(nn.Module):
     """Cascades of a small residual U-Net, each followed by data consistency (after Schlemper et al., IEEE TMI 37, 2018).
 
     It sees the zero-filled image A^H s and the mask, never the sampling probability. consistency: "hard" puts samples
-    back as measured; "soft" trusts them by a learned share per cascade, for noise. An input scaled by a complex
+    back as measured; "soft" trusts them by a learned share (data-consistency weight) per cascade, for noise. An input scaled by a complex
     constant gives the output scaled by it. Samples that are conjugate-symmetric to rounding are of a real image: so is
     the output then.
     """

@@ -32,6 +32,19 @@ def normal(image: Tensor, mask: Tensor, maps: Tensor | None = None) -> Tensor:
     return adjoint(forward(image, mask, maps), mask, maps)
 
 
+def root_sum_of_squares(images: Tensor) -> Tensor:
+    """Magnitude of coil images: (slices, coils, y, x) complex -> (slices, y, x) float32."""
+    if images.shape[1] == 1:
+        return images[:, 0].abs()
+    squared = images.abs().double().square()  # squares of raw scanner units leave float32's range
+    return squared.sum(dim=1).sqrt().float()
+
+
+def density_weights(mask: Tensor, probability: Tensor) -> Tensor:
+    """1 / p where sampled, 0 elsewhere: with them the zero-filled image and sums over samples are unbiased."""
+    return torch.where(mask > 0, mask / probability, 0.0)
+
+
 def conjugate_gradient(operator: Callable[[Tensor], Tensor], right: Tensor, start: Tensor, iterations: int) -> Tensor:
     """Solve operator(x) = right for a Hermitian positive operator, each batch item with its own step (Hestenes, Stiefel 1952)."""
     dot = lambda a, b: (a.conj() * b).real.sum(dim=(1, 2, 3), keepdim=True)  # noqa: E731

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from mri_n2n.acquisition import Acquisition
-from mri_n2n.fourier import ifft2c
+from mri_n2n.fourier import ifft2c, mirror_axes
+from mri_n2n.operators import density_weights
 
 
 @dataclass(frozen=True)
@@ -83,16 +84,6 @@ def flip(acquisition: Acquisition, axes: tuple[int, ...]) -> Acquisition:
     return Acquisition(kspace, mask, probability, None, acquisition.noise_variance)
 
 
-def mirror_axes(values: Tensor, axes: tuple[int, ...]) -> Tensor:
-    """Mirror centred images or k-space (..., y, x) about their centre: index n // 2 stays where it is."""
-    for axis in axes:
-        n = values.shape[axis]
-        # On even sizes the first index, in k-space the Nyquist frequency, is its own mirror image.
-        index = (2 * (n // 2) - torch.arange(n, device=values.device)) % n
-        values = values.index_select(axis, index)
-    return values
-
-
 def _ramp(size: int, shift: int) -> Tensor:
     k = torch.arange(size, dtype=torch.float64) - size // 2
     angle = torch.remainder(k * shift, size) * (-2 * torch.pi / size)
@@ -106,4 +97,4 @@ def _one(acquisition: Acquisition) -> Tensor:
 def _inverse_probability(acquisition: Acquisition) -> Tensor:
     if acquisition.probability is None:
         raise ValueError("the weights of a Noise2Noise target need the sampling probability of its acquisition")
-    return torch.where(acquisition.mask > 0, acquisition.mask / acquisition.probability, 0.0)
+    return density_weights(acquisition.mask, acquisition.probability)

@@ -14,6 +14,8 @@ import torch
 from scipy.special import j1
 from torch import Generator, Tensor
 
+from mri_n2n.fourier import mirror_axes
+
 # The series of coils and phase repeats after this many fields of view, so that opposite edges need not match.
 PERIOD = 2.0
 _ORDERS = (-1, 0, 1)
@@ -162,13 +164,9 @@ def phantom_kspace(
             if np.any(series[:, m, n]):
                 at = np.meshgrid(ky - order_y / PERIOD, kx - order_x / PERIOD, indexing="ij")
                 total += series[:, m, n, None, None] * sum(ellipse_kspace(e, *at) for e in head)
+    # Orthonormal DFT of samples at spacing 1/n approximates the integral times sqrt(ny nx).
+    kspace = torch.from_numpy(total * np.sqrt(shape[0] * shape[1]))
     if real:
         # A sample on the Nyquist edge of an even size stands for +k and -k at once; a real image has their mean there.
-        total = (
-            total
-            + total[:, (2 * (shape[0] // 2) - np.arange(shape[0])) % shape[0]][
-                :, :, (2 * (shape[1] // 2) - np.arange(shape[1])) % shape[1]
-            ].conj()
-        ) / 2
-    # Orthonormal DFT of samples at spacing 1/n approximates the integral times sqrt(ny nx).
-    return torch.from_numpy(total * np.sqrt(shape[0] * shape[1])).to(torch.complex64)
+        kspace = (kspace + mirror_axes(kspace, (-2, -1)).conj()) / 2
+    return kspace.to(torch.complex64)

@@ -26,10 +26,10 @@ from mri_n2n.inference import (
     PIXELS_AT_ONCE,
     LoadedNetwork,
     load_for_use,
-    magnitude,
     reconstruct_acquisition,
     reconstruct_array,
 )
+from mri_n2n.operators import density_weights, root_sum_of_squares
 from mri_n2n.process import progress_shown
 from mri_n2n.report import comparison_figure
 from mri_n2n.resample import crop_or_pad
@@ -99,11 +99,11 @@ def reconstruct_file(
                     f"{path}: the image is not finite; its k-space is too large for float32, scale it down"
                 )
             count = complex_images.shape[0]
-            reconstruction[start : start + count] = magnitude(complex_images).numpy()
+            reconstruction[start : start + count] = root_sum_of_squares(complex_images).numpy()
             measured += acquisition.mask.expand(count, 1, y, x).mean().item() * count
             if start <= slices // 2 < start + count:
                 at = slices // 2 - start
-                zero_filled = magnitude(ifft2c(acquisition.kspace[at : at + 1]))[0].numpy()
+                zero_filled = root_sum_of_squares(ifft2c(acquisition.kspace[at : at + 1]))[0].numpy()
                 middle = zero_filled, reconstruction[slices // 2]
             yield from (complex_images[:, 0] if coils == 1 else complex_images).numpy()
 
@@ -157,8 +157,8 @@ def reconstruct_file(
 
 def cautions(loaded: LoadedNetwork, mask: Tensor, measured_share: float) -> list[str]:
     """What speaks against these weights for a scan with this mask (1, 1, y, x) and share of samples in (0, 1]."""
-    found, training = [], loaded.header.get("training", {})
-    low, high = training.get("protocol", {}).get("acceleration", (1.0, math.inf))
+    found, training = [], loaded.header["training"]
+    low, high = training["protocol"].get("acceleration", (1.0, math.inf))
     acceleration = 1 / measured_share
     simulated = training.get("dataset") != "pairs"  # else the acceleration is the files', which nobody wrote down
     if simulated and acceleration > 1 and not low / 1.25 <= acceleration <= high * 1.25:
@@ -185,8 +185,8 @@ def intensity_scale(scan: Scan, loaded: LoadedNetwork, at_once: int) -> float:
             raise InputError(
                 f"{scan.path} stores no sampling probability, which weights of the 2018 recipe need; give others with --weights"
             )
-        density = torch.where(acquisition.mask > 0, acquisition.mask / acquisition.probability, 0.0)
-        largest = max(largest, ifft2c(density * acquisition.kspace).abs().max().item())
+        weights = density_weights(acquisition.mask, acquisition.probability)
+        largest = max(largest, ifft2c(weights * acquisition.kspace).abs().max().item())
     return largest
 
 

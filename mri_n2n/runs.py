@@ -43,10 +43,9 @@ def read_checkpoint(run: Path, options: dict, data: dict) -> tuple[dict[str, Ten
             f"resume with the same ones (see {run / 'run.json'})"
         )
     if any(header[name] != data[name] for name in data):
-        counts = [f"{name} {header[name]} then, {data[name]} now" for name in data if isinstance(data[name], int)]
-        raise InputError(
-            f"{run} began with other files ({'; '.join(counts)}); give the same --data, or start a new run"
-        )
+        counts = [name for name in data if isinstance(data[name], int) and header[name] != data[name]]
+        told = "; ".join(f"{name} {header[name]} then, {data[name]} now" for name in counts) or "other names or slices"
+        raise InputError(f"{run} began with other files ({told}); give the same --data, or start a new run")
     return tensors, header
 
 

@@ -12,9 +12,11 @@ from torch import Generator, Tensor
 
 from mri_n2n.acquisition import Acquisition
 from mri_n2n.errors import InputError, OptionError, OutputError, UserError
+from mri_n2n.files import atomic_outputs, check_free
 from mri_n2n.formats import read_volume, write_scan
 from mri_n2n.fourier import fft2c, ifft2c
 from mri_n2n.masks import Sampling, draw_mask
+from mri_n2n.operators import root_sum_of_squares
 from mri_n2n.phantom import evaluate_series, random_series
 
 
@@ -112,9 +114,8 @@ def simulate_file(
         raise OutputError(f"{output} is the volume itself; choose another -o")
     if output.suffix.lower() not in (".h5", ".hdf5"):
         raise OptionError(f"scans are written as HDF5: give -o a name that ends in .h5; got {output.name!r}")
-    taken = [path for path in names if path.exists()]
-    if taken and not force:
-        raise OutputError(f"{taken[0]} exists; give --force to replace it, or another -o")
+    for path in names:
+        check_free(path, force)
     images, geometry = read_volume(volume, axis=options.axis)
     peak = magnitude_peak(images, str(volume))
     slices, *matrix = images.shape
@@ -127,18 +128,17 @@ def simulate_file(
         _check_finite(kspace, str(volume), peak)
         return kspace.numpy()
 
-    made: list[Path] = []
-    try:
+    with atomic_outputs(output.parent, output.stem) as folder:  # of several repetitions all or none
         for repetition, path in enumerate(names, start=1):
             sampling, draw = _sampling(options, volume.name, repetition, tuple(matrix))
             noise_variance = (options.noise * peak) ** 2
             write_scan(
-                path,
+                folder / path.name,
                 (acquired(i, sampling, draw, noise_variance) for i in range(slices)),
                 (slices, options.coils, *matrix),
                 mask=sampling.mask.numpy(),
                 probability=sampling.probability.numpy(),
-                reference=np.concatenate([root_sum_of_squares(full(i)).numpy() for i in range(slices)])
+                reference=np.concatenate([root_sum_of_squares(ifft2c(full(i))).numpy() for i in range(slices)])
                 if options.reference
                 else None,
                 geometry=geometry,
@@ -151,13 +151,7 @@ def simulate_file(
                     "phase": options.phase,
                     "repetition": repetition,
                 },
-                force=force,
             )
-            made += [] if path in taken else [path]
-    except BaseException:  # of repetitions that were not there before, all or none
-        for path in made:
-            path.unlink(missing_ok=True)
-        raise
     return names
 
 
@@ -174,8 +168,7 @@ def simulate_array(images, options: SimulationOptions | None = None) -> list[Acq
     if images.ndim != 3 or images.dtype.kind not in "fiu" or not np.isfinite(images).all():
         raise InputError(f"expected finite real images (slices, y, x) or (y, x); got {images.dtype} {images.shape}")
     peak = magnitude_peak(images, "the array")
-    with np.errstate(over="ignore"):  # what is too large is found in its k-space
-        full = _full(torch.from_numpy(images.astype(np.float32)), options, "array")
+    full = _full(torch.from_numpy(images.astype(np.float32)), options, "array")
     acquisitions = []
     for repetition in range(1, options.repetitions + 1):
         sampling, draw = _sampling(options, "array", repetition, tuple(images.shape[1:]))
@@ -213,6 +206,8 @@ def magnitude_peak(images: np.ndarray, name: str) -> float:
     peak, least = float(images.max(initial=0)), float(images.min(initial=0))
     if not peak > 0:
         raise InputError(f"{name} has no positive intensity; a magnitude volume is expected")
+    if peak > torch.finfo(torch.float32).max:
+        raise InputError(f"{name}: intensities up to {peak:g} are too large for float32; scale them down")
     if least < -0.05 * peak:
         raise InputError(f"{name} has intensities from {least:g} to {peak:g}; a magnitude volume is expected")
     return peak
@@ -242,8 +237,3 @@ def eight_bit(kspace: Tensor) -> Tensor:
     """Full k-space of real images on the scale volume maximum = 1, with the images rounded to 256 grey levels."""
     images = ifft2c(kspace).real.clamp(0, 1)
     return fft2c((255 * images).round().div(255).to(kspace.dtype))
-
-
-def root_sum_of_squares(kspace: Tensor) -> Tensor:
-    """Magnitude image (slices, y, x) of k-space (slices, coils, y, x): the reference a full acquisition would give."""
-    return ifft2c(kspace).abs().double().square().sum(dim=1).sqrt().float()

@@ -16,13 +16,15 @@ VALIDATION_SHARE = 0.2
 class Source:
     """One volume to train on. name: stable, from the file's own stem; random draws depend on it, never on a path.
 
-    subject: what the split goes by. slices: how many `load` returns.
+    subject: what the split goes by. slices: how many `load` returns. simulated: whether k-space was made from an image;
+    None where no file says.
     """
 
     name: str
     subject: str
     slices: int
     load: Callable[[], Volume]
+    simulated: bool | None = True
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ def divide(
     validation_subjects: ("none",) trains on all. excluded_subjects: in neither part.
     Errors: UserError for subjects that do not exist or leave none, NotFoundError for an empty training folder.
     """
-    rule = rule or "training and validation folders"
+    rule, had_folders = rule or "training and validation folders", bool(validation)
     known = {source.subject for source in [*train, *validation]}
     if missing := sorted(set(excluded_subjects) - known):
         raise UserError(f"no subject {', '.join(missing)} to exclude; the subjects are {', '.join(sorted(known)[:10])}")
@@ -64,7 +66,7 @@ def divide(
             raise UserError(f"no subject {', '.join(missing)} in the data; the subjects are {known}")
         if chosen == subjects:
             raise UserError("every subject is named for validation, which leaves none to train on")
-    elif validation:
+    elif had_folders:  # even when every subject of the validation folder is excluded
         if not train:
             raise NotFoundError("the training folder is empty, only the validation folder holds data")
         if shared := sorted({s.subject for s in train} & {s.subject for s in validation}):

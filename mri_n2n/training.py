@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 import mri_n2n
 from mri_n2n.batches import Protocol, steps_per_epoch, training_batches
-from mri_n2n.checkpoint import build_network, find_weights, load_tensors, network_options, restore_optimizer
+from mri_n2n.checkpoint import build_network, find_weights, load_network, network_options, restore_optimizer
 from mri_n2n.datasets import find_sources
 from mri_n2n.device import autocast, choose_device, choose_precision
 from mri_n2n.errors import InputError, UserError
@@ -125,7 +125,10 @@ def train(options: TrainOptions, run: Path | str, *, resume: bool = False) -> Tr
         coils=options.coils,
     )
     listed = [[(source.name, source.slices) for source in part] for part in (sources.train, sources.validation)]
+    simulated = {source.simulated for source in sources.train}
     data = {
+        "simulated": simulated.pop() if len(simulated) == 1 else None,
+        "split": sources.rule,
         "sources_sha256": hashlib.sha256(json.dumps(listed).encode()).hexdigest(),
         "train_volumes": len(sources.train),
         "train_slices": sum(s.slices for s in sources.train),
@@ -204,7 +207,7 @@ def train(options: TrainOptions, run: Path | str, *, resume: bool = False) -> Tr
                 entry = {"step": step, "epoch": step / per_epoch, "seconds": round(seconds, 2), "loss": loss, **quality}
                 write_log(run, [*read_log(run), entry])  # before the checkpoint: a resumed run drops what came after it
                 save()
-                validated = seconds
+                validated = time.monotonic() - started  # however long a validation takes, training goes on after it
         finished = not stopped
         if stopped:
             save()
@@ -258,17 +261,13 @@ def initial_weights(options: TrainOptions, fresh: dict[str, Tensor]) -> dict[str
 
     An unrolled network with hard consistency may have more cascades than `init`: the added ones begin as the identity.
     """
-    tensors, header = load_tensors(find_weights(Path(options.init)))
+    network, header = load_network(find_weights(Path(options.init)))
     wanted = network_options(options.network, options.network_options)
-    found = network_options(options.network, header.get("network_options", {}))
-    grown = (
-        found | {"cascades": max(wanted.get("cascades", 0), found.get("cascades", 0))}
-        if wanted.get("consistency") == "hard"
-        else found
-    )
-    if header.get("network") != options.network or grown != wanted:
-        raise InputError(f"{options.init} holds {header.get('network')} {found}, not {options.network} {wanted}")
-    return fresh | tensors
+    found = network_options(options.network, header["network_options"])
+    added = wanted.get("cascades", 0) > found.get("cascades", 0) and wanted["consistency"] == "hard"
+    if header["network"] != options.network or (found | {"cascades": wanted["cascades"]} if added else found) != wanted:
+        raise InputError(f"{options.init} holds {header['network']} {found}, not {options.network} {wanted}")
+    return fresh | network.state_dict()
 
 
 def set_schedule(optimizer: torch.optim.Optimizer, options: TrainOptions, progress: float) -> None:

@@ -23,11 +23,14 @@ VALIDATION_SLICES = 48
 
 @dataclass(frozen=True)
 class ValidationSlice:
-    """One slice with the acquisition it is reconstructed from, a second one when it is real, its reference when it is not."""
+    """One slice with the acquisition it is reconstructed from, a second one when it is real, its reference when it is not.
+
+    note: what its picture has to say."""
 
     first: Acquisition
     second: Acquisition | None
     reference: Tensor | None
+    note: str
 
 
 def validation_set(sources: list[Source], protocol: Protocol) -> list[ValidationSlice]:
@@ -46,9 +49,11 @@ def validation_set(sources: list[Source], protocol: Protocol) -> list[Validation
                 first, _, full = simulated_repetitions(
                     data[index : index + 1, :1], 0, f"validation {source.name}", protocol
                 )
-                chosen.append(ValidationSlice(first, None, ifft2c(full.kspace).abs()))
+                note = "simulated k-space" if source.simulated else "undersampled by simulation"
+                chosen.append(ValidationSlice(first, None, ifft2c(full.kspace).abs(), note))
             else:
-                chosen.append(ValidationSlice(one_slice(data[0], index, 0), one_slice(data[1], index, 0), None))
+                first, second = (one_slice(data[repetition], index, 0) for repetition in (0, 1))
+                chosen.append(ValidationSlice(first, second, None, "simulated k-space" if source.simulated else ""))
     return chosen
 
 
@@ -73,8 +78,7 @@ def validate(
             reference = None if item.reference is None else item.reference[0, 0].numpy()
             zero_filled = ifft2c(item.first.kspace).abs()[0, 0].numpy()
             with atomic_output(figure, force=True) as temporary:
-                note = "" if reference is None else "undersampled by simulation"
-                comparison_figure(reference, zero_filled, magnitude[0, 0].numpy(), temporary, note=note)
+                comparison_figure(reference, zero_filled, magnitude[0, 0].numpy(), temporary, note=item.note)
     if not values:
         return {}
     return {"validation_loss" if validation[0].reference is None else "psnr": sum(values) / len(values)}

@@ -17,9 +17,10 @@ from mri_n2n.density import estimate_probability
 from mri_n2n.errors import InputError
 from mri_n2n.formats import open_scan, read_volume
 from mri_n2n.fourier import fft2c, ifft2c
+from mri_n2n.operators import root_sum_of_squares
 from mri_n2n.phantom import phantom_kspace
 from mri_n2n.resample import crop_or_pad, resize_kspace
-from mri_n2n.simulation import full_kspace, magnitude_peak, root_sum_of_squares, seeded
+from mri_n2n.simulation import full_kspace, magnitude_peak, seeded
 
 # Fully sampled k-space (slices, coils, y, x) complex64, its largest root-sum-of-squares magnitude 1; or, for measured
 # pairs, the repetitions of one scan on one common scale.
@@ -92,7 +93,7 @@ def load_pairs(
     largest = 0.0
     for i in range(stop - start):
         joint = sum(a.kspace[i : i + 1] for a in acquisitions) / (count[i : i + 1] if count.shape[0] > 1 else count)
-        largest = max(largest, root_sum_of_squares(joint).max().item())
+        largest = max(largest, root_sum_of_squares(ifft2c(joint)).max().item())
     scale = 1 / _positive(largest, name)
     return tuple(_rescaled(a, scale, probabilities) for a in acquisitions)
 
@@ -130,7 +131,7 @@ def _stacked(slices: Iterable[Tensor], count: int) -> Tensor:
 
 def _scaled(kspace: Tensor, name: str) -> Tensor:
     """In place: (slices, coils, y, x) so that the largest root-sum-of-squares magnitude is 1."""
-    largest = max(root_sum_of_squares(kspace[i : i + 1]).max().item() for i in range(len(kspace)))
+    largest = max(root_sum_of_squares(ifft2c(kspace[i : i + 1])).max().item() for i in range(len(kspace)))
     return kspace.mul_(1 / _positive(largest, name))
 
 

@@ -21,7 +21,7 @@ import torch
 import mri_n2n
 from mri_n2n import cli
 from mri_n2n.arguments import MASKS, parser
-from mri_n2n.checkpoint import build_network, save_tensors
+from mri_n2n.checkpoint import BUNDLED, build_network, load_network, save_tensors
 from mri_n2n.errors import InputError, NotFoundError, OutputError, UserError
 from mri_n2n.masks import draw_mask
 
@@ -443,7 +443,7 @@ def test_big_endian_files_are_read(weights, tmp_path, capsys):
 # ------------------------------------------------------------------------- weights, places, and things that are missing
 
 
-@pytest.mark.parametrize("kind", ["pickle", "torch.save", "text", "empty", "a scan"])
+@pytest.mark.parametrize("kind", ["pickle", "torch.save", "text", "empty", "a scan", "no protocol", "no header"])
 def test_bad_weights(kind, tmp_path, capsys):
     scan, bad = good_scan(tmp_path / "scan.h5"), tmp_path / "bad.safetensors"
     match kind:
@@ -455,6 +455,9 @@ def test_bad_weights(kind, tmp_path, capsys):
             bad.write_text("text" * 100 * (kind == "text"))
         case "a scan":
             good_scan(bad)
+        case "no protocol" | "no header":
+            network, header = load_network(BUNDLED)
+            save_tensors(bad, network.state_dict(), header | {"training": {"protocol": None}} if "pro" in kind else [])
     refused(["reconstruct", scan, "-o", tmp_path / "out", "--weights", bad], 3, tmp_path, capsys, bad.name)
     refused(["info", bad], 3, tmp_path, capsys, bad.name)
 

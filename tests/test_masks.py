@@ -246,6 +246,14 @@ def test_changing_a_result_leaves_later_draws_alone():
     assert torch.equal(draw_mask("roulette", (32, 32), 5.0, generator()).probability, kept)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shape", [(1, 1), (8, 1), (1, 9)])
+def test_full_sampling_can_be_had_on_any_matrix(kind, shape):
+    for hermitian in (False, True):
+        sampling = draw_mask(kind, shape, 1.0, generator(), hermitian=hermitian)
+        assert torch.equal(sampling.mask, torch.ones(shape)) and torch.equal(sampling.probability, torch.ones(shape))
+
+
 @pytest.mark.parametrize("acceleration", [0.5, 0.0, -3.0, float("nan"), float("inf"), 64.0])
 def test_impossible_acceleration_is_refused(acceleration):
     with pytest.raises(ValueError, match="acceleration .* cannot be met on a 64x64"):

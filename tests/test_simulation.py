@@ -98,10 +98,16 @@ def test_a_full_disk_keeps_no_repetition(tmp_path, monkeypatch):
         written.append(path)
         write(path, *arguments, **options)
 
+    for repetition in (1, 2):  # an earlier study of the same name
+        (tmp_path / f"old_rep{repetition}.h5").write_bytes(b"earlier")
     monkeypatch.setattr(simulation, "write_scan", second_fails)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(OutputError, match="No space"):
         mri_n2n.simulate(volume, tmp_path / "scan.h5", SimulationOptions(repetitions=3))
-    assert [path.name for path in tmp_path.iterdir()] == ["volume.nii.gz"]
+    written.clear()
+    with pytest.raises(OutputError, match="No space"):  # no mixture of the earlier study and the new one
+        mri_n2n.simulate(volume, tmp_path / "old.h5", SimulationOptions(repetitions=2), force=True)
+    assert {path.name for path in tmp_path.iterdir()} == {"volume.nii.gz", "old_rep1.h5", "old_rep2.h5"}
+    assert all((tmp_path / f"old_rep{repetition}.h5").read_bytes() == b"earlier" for repetition in (1, 2))
 
 
 def test_intensities_beyond_float32_are_named(tmp_path):
@@ -120,6 +126,8 @@ def test_options_and_places_that_make_no_sense(tmp_path):
         mri_n2n.simulate(IMAGES, SimulationOptions(acceleration=2))
     with pytest.raises(InputError, match="too large"):
         mri_n2n.simulate(np.full((2, 20, 20), 1e300))
+    with pytest.raises(InputError, match="too large"):
+        mri_n2n.simulate(np.full((2, 20, 20), 1e300), options=SimulationOptions(noise=0.1))
     with pytest.raises(OutputError, match="file to write"):
         mri_n2n.simulate(str(tmp_path / "volume.nii.gz"))
 

@@ -163,6 +163,14 @@ def test_one_subject_only_trains_without_validation(data, tmp_path):
     assert result.psnr is None and result.finished and not (tmp_path / "example.png").exists()
 
 
+def test_a_split_by_folders_stays_when_all_of_its_validation_is_excluded(data, tmp_path):
+    for folder, subject in (("train", "ann"), ("train", "bob"), ("validation", "eve")):
+        (tmp_path / "data" / folder).mkdir(parents=True, exist_ok=True)
+        shutil.copy(data / "nifti" / f"{subject}_T1.nii.gz", tmp_path / "data" / folder)
+    split = find_sources("nifti", tmp_path / "data", excluded_subjects=("eve",))
+    assert [source.subject for source in split.train] == ["ann", "bob"] and split.validation == []
+
+
 def test_excluded_subjects_are_in_neither_part(data, tmp_path):
     train(options("nifti", data, excluded_subjects=("bob",)), tmp_path)
     header = load_tensors(tmp_path / "weights.safetensors")[1]
@@ -306,7 +314,7 @@ def test_data_that_changed_are_another_run(data, tmp_path):
     with pytest.raises(InputError, match="train_volumes 2 then, 1 now"):
         train(again, tmp_path / "run", resume=True)
     shutil.copy(data / "nifti" / f"{SUBJECTS[2]}_T1.nii.gz", folder / "zoe_T1.nii.gz")  # as many, of another name
-    with pytest.raises(InputError, match="train_volumes 2 then, 2 now"):
+    with pytest.raises(InputError, match="other names or slices"):
         train(again, tmp_path / "run", resume=True)
 
 
@@ -577,6 +585,15 @@ def test_training_starts_from_other_weights(data, tmp_path):
     train(options("nifti", data, steps=1, learning_rate=1e-12, init=str(tmp_path / "first")), tmp_path / "second")
     first, second = (load_tensors(tmp_path / name / "weights.safetensors")[0] for name in ("first", "second"))
     assert all(torch.allclose(first[name], second[name], atol=1e-9) for name in first)
+    tensors, header = load_tensors(tmp_path / "first" / "weights.safetensors")
+    for number, wrong in enumerate(
+        (dict(list(tensors.items())[1:]), tensors | {"unets.9.first.weight": torch.ones(1)})
+    ):
+        save_tensors(tmp_path / f"wrong-{number}.safetensors", wrong, header)
+        with pytest.raises(InputError, match="does not hold the tensors"):
+            train(
+                options("nifti", data, steps=1, init=str(tmp_path / f"wrong-{number}.safetensors")), tmp_path / "third"
+            )
     for other in ({"channels": 16}, {"consistency": "soft"}, {"consistency": "soft", "cascades": 2}):
         with pytest.raises(InputError, match="unrolled"):
             other = options("nifti", data, network_options={**TINY, **other}, init=str(tmp_path / "first"))

@@ -21,8 +21,9 @@ from mri_n2n.datasets import find_sources
 from mri_n2n.errors import InputError, NotFoundError
 from mri_n2n.files import atomic_output
 from mri_n2n.fourier import ifft2c
-from mri_n2n.inference import magnitude, reconstruct_acquisition
+from mri_n2n.inference import reconstruct_acquisition
 from mri_n2n.metrics import evaluate_arrays
+from mri_n2n.operators import root_sum_of_squares
 from mri_n2n.simulation import acquire, seeded
 from mri_n2n.training import TrainOptions, train
 
@@ -41,7 +42,7 @@ class TestVolume:
 
     @property
     def reference(self) -> np.ndarray:
-        return magnitude(ifft2c(self.full)).numpy()
+        return root_sum_of_squares(ifft2c(self.full)).numpy()
 
 
 def data_folder(data: Path | None) -> Path:
@@ -85,11 +86,11 @@ def score(images: np.ndarray, reference: np.ndarray) -> dict[str, float]:
 def reconstruct_with(weights: Path, test: TestVolume, *, flips: bool = False) -> np.ndarray:
     """Magnitudes (slices, y, x); the mean over mirror images with `flips`, else of the network alone."""
     network, _ = load_network(weights)
-    return magnitude(reconstruct_acquisition(network, test.acquisition, flips=flips)).numpy()
+    return root_sum_of_squares(reconstruct_acquisition(network, test.acquisition, flips=flips)).numpy()
 
 
 def zero_filled(test: TestVolume) -> np.ndarray:
-    return magnitude(ifft2c(test.acquisition.kspace)).numpy()
+    return root_sum_of_squares(ifft2c(test.acquisition.kspace)).numpy()
 
 
 def comparison_options(data: Path, *, steps: int, matrix_size: int = 128, **changes) -> TrainOptions:

@@ -2,7 +2,7 @@
 
 The unrolled network with the importance-weighted k-space loss beside the recipe of `benchmark targets` (undersampled
 targets), same data, split, masks and test volume. `fixed`: every slice is acquired exactly twice, for ever. `redrawn`:
-new masks at every step.
+new masks at every step. All scores are of the network alone, without the mean over mirror images.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from mri_n2n.benchmarks.common import table
 from mri_n2n.errors import NotFoundError
 from mri_n2n.formats import write_scan
 from mri_n2n.fourier import ifft2c
-from mri_n2n.inference import magnitude
+from mri_n2n.operators import root_sum_of_squares
 from mri_n2n.reconstruction import reconstruct_files
 from mri_n2n.report import comparison_figure
 
@@ -47,7 +47,7 @@ def run(data: Path | None, output: Path, docs: Path | None, quick: bool) -> str:
         from mri_n2n.formats import read_reference
 
         images = read_reference(output / "raw-reconstruction" / scan.name)
-        zero_filled = magnitude(ifft2c(torch.from_numpy(kspace)[None])).numpy()[0]
+        zero_filled = root_sum_of_squares(ifft2c(torch.from_numpy(kspace)[None])).numpy()[0]
         (docs / "images").mkdir(parents=True, exist_ok=True)
         comparison_figure(None, zero_filled, images[0], docs / "images" / "raw.png")
         picture = "\n![zero-filled and reconstruction of the raw scan](images/raw.png)\n"

@@ -25,7 +25,7 @@ from mri_n2n.benchmarks.common import (
     zero_filled,
 )
 from mri_n2n.fourier import ifft2c
-from mri_n2n.inference import magnitude
+from mri_n2n.operators import density_weights, root_sum_of_squares
 from mri_n2n.training import TrainOptions
 
 STEPS = 1500
@@ -47,7 +47,9 @@ def recipe_options(data: Path, targets: str, quick: bool) -> TrainOptions:
 def density_compensated(test: TestVolume) -> np.ndarray:
     """Magnitude of the zero-filled images whose samples are divided by their probability, (slices, y, x)."""
     acquisition = test.acquisition
-    return magnitude(ifft2c(acquisition.kspace / acquisition.probability)).numpy()
+    return root_sum_of_squares(
+        ifft2c(density_weights(acquisition.mask, acquisition.probability) * acquisition.kspace)
+    ).numpy()
 
 
 def run(data: Path | None, output: Path, docs: Path | None, quick: bool) -> str:

@@ -8,6 +8,7 @@ without ever using a full k-space as target (see the model card); no choice was 
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import subprocess
 import tempfile
@@ -30,6 +31,7 @@ from mri_n2n.benchmarks.common import (
 )
 from mri_n2n.checkpoint import BUNDLED
 from mri_n2n.errors import NotFoundError
+from mri_n2n.files import atomic_output
 from mri_n2n.fourier import fft2c, ifft2c
 from mri_n2n.masks import MASKS
 from mri_n2n.report import Panel, comparison_figure, montage
@@ -99,13 +101,15 @@ def run(data: Path | None, output: Path, docs: Path | None, quick: bool) -> str:
         started = time.monotonic()
         learned = reconstruct_with(BUNDLED, test, flips=flips)
         candidates[name] = learned, (time.monotonic() - started) / len(learned)
+    scan = hashlib.sha256(test.acquisition.kspace[slices].numpy()).hexdigest()[:8]
+    output.mkdir(parents=True, exist_ok=True)
     for strength in SWEEP:
-        kept = output / f"compressed-sensing-{strength}{'-quick' if quick else ''}.npz"
+        kept = output / f"compressed-sensing-{strength}-{scan}.npz"
         if not kept.exists():
             started = time.monotonic()
             sliced = compressed_sensing(test, strength, slices)
-            output.mkdir(parents=True, exist_ok=True)
-            np.savez(kept, images=sliced, seconds=(time.monotonic() - started) / len(slices))
+            with atomic_output(kept, force=True) as temporary, open(temporary, "wb") as file:
+                np.savez(file, images=sliced, seconds=(time.monotonic() - started) / len(slices))
         images = np.zeros_like(reference)
         images[slices] = np.load(kept)["images"]
         candidates[f"BART wavelets, L = {strength}"] = images, float(np.load(kept)["seconds"])
@@ -131,13 +135,18 @@ def run(data: Path | None, output: Path, docs: Path | None, quick: bool) -> str:
         middle = slices[len(slices) // 2]
         (docs / "images").mkdir(parents=True, exist_ok=True)
         comparison_figure(
-            reference[middle], zero_filled(test)[middle], learned[middle], docs / "images" / "weights.png"
+            reference[middle],
+            zero_filled(test)[middle],
+            learned[middle],
+            docs / "images" / "weights.png",
+            note="simulated k-space",
         )
         comparison_figure(
             reference[middle],
             zero_filled(test)[middle],
             candidates[best][0][middle],
             docs / "images" / "compressed-sensing.png",
+            note="simulated k-space",
         )
         picture = "\nThe middle slice, bundled weights:\n\n![bundled weights](images/weights.png)\n\nand the best compressed sensing:\n\n![compressed sensing](images/compressed-sensing.png)\n"
     every_mask, panels = across_acquisitions(test.full[slices], (8.0,) if quick else (4.0, 8.0, 12.0))
