@@ -1,0 +1,119 @@
+"""Several receive coils: prewhitening, compression to fewer virtual coils, and sensitivity maps by ESPIRiT."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mri_n2n.errors import InputError
+
+# Pixels whose coil-by-coil matrices are in memory at once.
+PIXELS_AT_ONCE = 4096
+
+
+def noise_covariance(noise: Tensor) -> Tensor:
+    """Covariance E[n n^H] (coils, coils) of noise samples (coils, samples), complex."""
+    noise = noise - noise.mean(dim=1, keepdim=True)
+    return noise @ noise.conj().T / noise.shape[1]
+
+
+def whitening_matrix(covariance: Tensor) -> Tensor:
+    """W (coils, coils) with W C W^H = v 1, v the mean variance of the coils: white coils stay as they are, units too.
+
+    Errors: InputError for a covariance that is not positive definite.
+    """
+    variance = covariance.diagonal().real.mean()
+    try:
+        cholesky = torch.linalg.cholesky(covariance.to(torch.complex128))
+    except torch.linalg.LinAlgError:
+        raise InputError("the noise covariance of the coils is not positive definite; a coil is empty or doubled") from None
+    one = torch.eye(len(covariance), dtype=cholesky.dtype, device=cholesky.device)
+    white = torch.linalg.solve_triangular(cholesky, one, upper=False)
+    return (variance.sqrt() * white).to(covariance.dtype)
+
+
+def compression_matrix(kspace: Tensor, coils: int) -> Tensor:
+    """The (coils, all coils) matrix with orthonormal rows that keeps most of the energy of k-space (..., all coils, y, x).
+
+    Buehrer et al., MRM 57, 2007: the leading eigenvectors of the coils' covariance. White noise stays white.
+    """
+    samples = kspace.movedim(-3, 0).flatten(1)
+    _, vectors = torch.linalg.eigh(samples @ samples.conj().T)
+    return vectors[:, -coils:].flip(1).conj().T.contiguous()
+
+
+def combine(matrix: Tensor, kspace: Tensor) -> Tensor:
+    """Mix coils: (new, coils) times (..., coils, y, x) -> (..., new, y, x)."""
+    return torch.einsum("nc,...cyx->...nyx", matrix, kspace)
+
+
+def sensitivity_maps(
+    kspace: Tensor,
+    calibration: tuple[int, int],
+    *,
+    kernel: int = 6,
+    threshold: float = 0.02,
+    crop: float = 0.95,
+) -> Tensor:
+    """ESPIRiT maps (slices, coils, y, x) of k-space (slices, coils, y, x), whose central `calibration` (y, x) is full.
+
+    Uecker et al., MRM 71, 2014: patches of the calibration region lie in the span of few kernels; projecting on that
+    span acts on every pixel's coil values as a coils x coils matrix, of which a sensitivity is an eigenvector to
+    eigenvalue 1. sum |S|^2 = 1 where the eigenvalue is above `crop`, zero elsewhere; the first coil has phase zero.
+    threshold: singular values kept, as a share of the largest.
+    """
+    slices, coils, y, x = kspace.shape
+    (high, wide) = calibration
+    center = kspace[:, :, y // 2 - high // 2 :, x // 2 - wide // 2 :][:, :, :high, :wide]
+    spectrum = _projection_spectrum(center, kernel, threshold)  # (slices, coils, coils, 2 kernel - 1, 2 kernel - 1)
+    shifts = torch.arange(1 - kernel, kernel, device=kspace.device, dtype=torch.float64)
+    waves = [
+        torch.polar(
+            torch.ones((n, len(shifts)), dtype=torch.float64, device=kspace.device),
+            2 * torch.pi / n * (torch.arange(n, device=kspace.device) - n // 2)[:, None] * shifts,
+        ).to(kspace.dtype)
+        for n in (y, x)
+    ]
+    maps = torch.empty_like(kspace)
+    rows = max(1, PIXELS_AT_ONCE // x)
+    for index in range(slices):
+        along_x = spectrum[index] @ waves[1].T  # (coils, coils, 2 kernel - 1, x)
+        for start in range(0, y, rows):
+            matrices = torch.einsum("yk,cdkx->yxcd", waves[0][start : start + rows], along_x)
+            vector, value = _leading_eigenvector(matrices)
+            maps[index, :, start : start + rows] = torch.where(value > crop, vector, 0.0).movedim(-1, 0)
+    return maps
+
+
+def _projection_spectrum(center: Tensor, kernel: int, threshold: float) -> Tensor:
+    """Fourier coefficients, by shift, of the per-pixel matrices that project on the span of the calibration patches."""
+    slices, coils = center.shape[:2]
+    patches = center.unfold(2, kernel, 1).unfold(3, kernel, 1)  # (slices, coils, ny, nx, kernel, kernel)
+    rows = patches.permute(0, 2, 3, 1, 4, 5).reshape(slices, -1, coils * kernel**2)
+    _, values, vectors = torch.linalg.svd(rows, full_matrices=False)
+    kept = values > threshold * values[:, :1]
+    vectors = vectors * kept[..., None]
+    # A row is a patch, so patches are combinations of conj(conj(vectors)): the projector on their span.
+    projector = vectors.mT @ vectors.conj()
+    projector = projector.reshape(slices, coils, kernel**2, coils, kernel**2).permute(0, 1, 3, 2, 4)
+    offset = torch.arange(kernel, device=center.device)
+    shift = offset[:, None] - offset[None, :] + kernel - 1  # (kernel, kernel)
+    size = 2 * kernel - 1
+    place = shift[:, None, :, None] * size + shift[None, :, None, :]  # (ky, kx, ly, lx)
+    spectrum = center.new_zeros((slices, coils, coils, size**2))
+    spectrum.index_add_(3, place.flatten(), projector.flatten(3))
+    return spectrum.unflatten(3, (size, size)) / kernel**2
+
+
+def _leading_eigenvector(matrices: Tensor) -> tuple[Tensor, Tensor]:
+    """Of Hermitian positive matrices (..., n, n): unit eigenvectors (..., n), first entry real, and eigenvalues (..., 1)."""
+    power = matrices
+    for _ in range(7):  # squared seven times: 128 steps of the power method
+        power = power @ power
+        power = power / power.diagonal(dim1=-2, dim2=-1).real.sum(-1)[..., None, None].clamp_min(1e-30)
+    largest = power.diagonal(dim1=-2, dim2=-1).real.argmax(-1)
+    column = power.gather(-1, largest[..., None, None].expand(*power.shape[:-1], 1))[..., 0]
+    vector = column / column.norm(dim=-1, keepdim=True).clamp_min(1e-30)
+    vector = vector * torch.sgn(vector[..., :1]).conj()
+    value = (vector.conj() * (matrices @ vector[..., None])[..., 0]).real.sum(-1, keepdim=True)
+    return vector, value
