@@ -47,6 +47,24 @@ def combine(matrix: Tensor, kspace: Tensor) -> Tensor:
     return torch.einsum("nc,...cyx->...nyx", matrix, kspace)
 
 
+def calibration_region(mask: Tensor) -> tuple[int, int]:
+    """Size (y, x) of the largest rectangle about the k-space centre that is sampled fully, of a mask (y, x); (0, 0) when
+    not even the centre is. Its rows begin at index y // 2 - size // 2."""
+    y, x = mask.shape
+    sampled = mask > 0
+    left = sampled[:, : x // 2].flip(1).long().cumprod(1).sum(1)  # samples in a row before the centre column
+    right = sampled[:, x // 2 :].long().cumprod(1).sum(1)
+    best, before, after = (0, 0), x, x
+    for high in range(1, y + 1):
+        # The row that joins: below and above the centre in turn.
+        row = y // 2 - high // 2 if high % 2 == 0 else y // 2 + high // 2
+        before, after = min(before, int(left[row])), min(after, int(right[row]))
+        wide = min(2 * before + 1, 2 * after)  # columns begin at x // 2 - wide // 2
+        if high * wide > best[0] * best[1]:
+            best = (high, wide)
+    return best
+
+
 def sensitivity_maps(
     kspace: Tensor,
     calibration: tuple[int, int],
