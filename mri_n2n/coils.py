@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
+from mri_n2n.acquisition import Acquisition
 from mri_n2n.errors import InputError
+from mri_n2n.fourier import ifft2c
 
+# Samples along one side of a calibration region: as many as are used, and as few as ESPIRiT can do with.
+SIDE, SMALLEST = 24, 6
 # Pixels whose coil-by-coil matrices are in memory at once.
 PIXELS_AT_ONCE = 4096
 
@@ -45,6 +51,39 @@ def compression_matrix(kspace: Tensor, coils: int) -> Tensor:
 def combine(matrix: Tensor, kspace: Tensor) -> Tensor:
     """Mix coils: (new, coils) times (..., coils, y, x) -> (..., new, y, x)."""
     return torch.einsum("nc,...cyx->...nyx", matrix, kspace)
+
+
+def with_sensitivity_maps(acquisition: Acquisition) -> tuple[Acquisition, str | None]:
+    """The acquisition with maps from its own k-space centre, and what is to be said of them (None: nothing).
+
+    ESPIRiT from the largest fully sampled rectangle about the centre that all its slices share. Where that is too small,
+    the coil images of the samples near the centre, divided by their root-sum-of-squares: smooth, and not masked.
+    """
+    kspace = acquisition.kspace
+    high, wide = calibration_region(acquisition.mask.amin(dim=(0, 1)))
+    caution = None
+    if min(high, wide) >= SMALLEST:
+        high, wide = min(high, max(SIDE, SIDE**2 // wide)), min(wide, max(SIDE, SIDE**2 // high))
+        maps = sensitivity_maps(kspace, (high, wide), kernel=6 if min(high, wide) >= 12 else 4)
+    else:
+        caution = (
+            f"calibration region of {high} x {wide} samples, too small for ESPIRiT ({SMALLEST} x {SMALLEST}): coil "
+            "sensitivities are taken from low-resolution images, so aliasing and shading may remain"
+        )
+        maps = low_resolution_maps(kspace)
+    return replace(acquisition, sensitivity_maps=maps), caution
+
+
+def low_resolution_maps(kspace: Tensor, radius: int = SIDE // 2) -> Tensor:
+    """Coil images (slices, coils, y, x) of the samples within `radius` of the centre, divided by their
+    root-sum-of-squares: a Hann window, sum |S|^2 = 1, the first coil with phase zero."""
+    windows = []
+    for n in kspace.shape[-2:]:
+        distance = ((torch.arange(n, device=kspace.device) - n // 2) / radius).abs().clamp_max(1)
+        windows.append(0.5 + 0.5 * torch.cos(torch.pi * distance))
+    images = ifft2c(kspace * windows[0][:, None] * windows[1])
+    images = images * torch.sgn(images[:, :1]).conj()
+    return images / images.abs().square().sum(dim=1, keepdim=True).sqrt().clamp_min(1e-30)
 
 
 def calibration_region(mask: Tensor) -> tuple[int, int]:

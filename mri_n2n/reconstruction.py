@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 import mri_n2n
 from mri_n2n.acquisition import Scan
+from mri_n2n.coils import with_sensitivity_maps
 from mri_n2n.errors import InputError, OptionError, OutputError
 from mri_n2n.files import atomic_outputs, check_readable, sha256_of
 from mri_n2n.formats import open_scan, read_reference, write_nifti, write_result
@@ -81,16 +82,22 @@ def reconstruct_file(
     scan = open_scan(path)
     slices, coils, y, x = scan.shape
     at_once = max(1, PIXELS_AT_ONCE // (coils * y * x))
-    image_shape = (slices, y, x) if coils == 1 else (slices, coils, y, x)
+    combined = coils > 1 and loaded.header["network"] != "unet"  # the 2018 U-Net knows no coils
+    shapes = {"image": (slices, y, x) if coils == 1 or combined else (slices, coils, y, x)}
+    shapes |= {"sensitivity_maps": (slices, coils, y, x)} if combined else {}
+    found: set[str] = set()
     reconstruction = np.empty((slices, y, x), dtype=np.float32)
     measured = 0.0
     scale = intensity_scale(scan, loaded, at_once)
     middle: tuple[np.ndarray, np.ndarray] | None = None
 
-    def images() -> Iterator[np.ndarray]:
+    def images() -> Iterator[tuple[np.ndarray, ...]]:
         nonlocal measured, middle
         for start in tqdm(range(0, slices, at_once), desc=name, unit="batch", disable=not progress_shown(quiet)):
             acquisition = scan.read(start, min(start + at_once, slices))
+            if combined:
+                acquisition, caution = with_sensitivity_maps(acquisition)
+                found.update([caution] if caution else [])
             complex_images = scale * reconstruct_acquisition(
                 loaded.network, acquisition, loaded.device, scale, flips=flips
             )
@@ -105,21 +112,25 @@ def reconstruct_file(
                 at = slices // 2 - start
                 zero_filled = root_sum_of_squares(ifft2c(acquisition.kspace[at : at + 1]))[0].numpy()
                 middle = zero_filled, reconstruction[slices // 2]
-            yield from (complex_images[:, 0] if coils == 1 else complex_images).numpy()
+            arrays = [complex_images[:, 0] if len(shapes["image"]) == 3 else complex_images]
+            arrays += [acquisition.sensitivity_maps] if combined else []
+            yield from zip(*(array.numpy() for array in arrays), strict=True)
 
     with atomic_outputs(output, name) as folder:
         h5, nii, png, sidecar_path = result_paths(folder, name)
         attributes = {"software": f"mri-n2n {mri_n2n.__version__}"} | (
             {} if scan.simulated is None else {"simulated": scan.simulated}
         )
-        write_result(h5, reconstruction, images(), image_shape, attributes, scan.geometry)
+        write_result(h5, reconstruction, images(), shapes, attributes, scan.geometry)
         write_nifti(nii, reconstruction, scan.geometry, simulated=bool(scan.simulated))
         reference = read_reference(path)[slices // 2] if scan.has_reference else None
         note = "simulated k-space" if scan.simulated else ""
         if reference is not None and reference.shape != (y, x):  # fastMRI's references lack the readout oversampling
             middle = tuple(crop_or_pad(torch.from_numpy(image), *reference.shape).numpy() for image in middle)
         comparison_figure(reference, *middle, png, geometry=scan.geometry, note=note)
-        found = cautions(loaded, scan.read(slices // 2, slices // 2 + 1).mask, measured / slices)
+        said = sorted(found) + cautions(loaded, scan.read(slices // 2, slices // 2 + 1).mask, measured / slices)
+        combination = "none" if coils == 1 else "coils reconstructed one by one, then root-sum-of-squares"
+        combination = "sensitivity maps from the scan's own centre" if combined else combination
         sidecar = {
             "note": "research use only",
             "software": {
@@ -141,16 +152,16 @@ def reconstruct_file(
             "slices": slices,
             "coils": coils,
             "matrix": [y, x],
-            "combination": "none" if coils == 1 else "coils reconstructed one by one, then root-sum-of-squares",
+            "combination": combination,
             "intensity": "the input's own scale",
             "geometry": "unknown: the input has none" if scan.geometry is None else "as the input's",
             "mask_source": scan.mask_source,
             "measured_share": round(measured / slices, 6),
-            "warnings": found,
+            "warnings": said,
             "seconds": round(time.monotonic() - started, 2),
         }
         sidecar_path.write_text(json.dumps(sidecar, indent=2) + "\n")
-    for caution in found:
+    for caution in said:
         warnings.warn(f"{path.name}: {caution}", stacklevel=2)
     return sidecar
 

@@ -173,7 +173,7 @@ def write_scan(
     if reference is not None and (np.ndim(reference) != 3 or len(reference) != slices):
         raise ValueError(f"the reference must be (slices, y, x) with {slices} slices; got {np.shape(reference)}")
     stored_shape = (slices, y, x) if coils == 1 else (slices, coils, y, x)
-    with create_hdf5(path, "kspace", kspace_slices, stored_shape, force) as file:
+    with create_hdf5(path, {"kspace": stored_shape}, ((one,) for one in kspace_slices), force) as file:
         for name, value in planes.items():
             file[name] = value
         file["ismrmrd_header"] = _header(y, x)
