@@ -32,7 +32,9 @@ def whitening_matrix(covariance: Tensor) -> Tensor:
     try:
         cholesky = torch.linalg.cholesky(covariance.to(torch.complex128))
     except torch.linalg.LinAlgError:
-        raise InputError("the noise covariance of the coils is not positive definite; a coil is empty or doubled") from None
+        raise InputError(
+            "the noise covariance of the coils is not positive definite; a coil is empty or doubled"
+        ) from None
     one = torch.eye(len(covariance), dtype=cholesky.dtype, device=cholesky.device)
     white = torch.linalg.solve_triangular(cholesky, one, upper=False)
     return (variance.sqrt() * white).to(covariance.dtype)

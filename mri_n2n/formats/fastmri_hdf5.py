@@ -1,7 +1,7 @@
 """Raw scans in fastMRI's HDF5 layout (https://fastmri.med.nyu.edu, arXiv:1811.08839), read and written slice by slice.
 
 kspace: (slice, y, x) single-coil or (slice, coil, y, x), complex, centred.
-mask (optional): (x,), (y, x) or (slice, y, x), 1 where sampled. Without one it is found from zeros: see `_ZeroMask`.
+mask (optional): (x,), (y, x) or (slice, y, x), 1 where sampled. Without one it is found from zeros: see `sampling.ZeroMask`.
 probability (optional, ours): E[mask], (x,), (y, x) or (slice, y, x).
 reconstruction_esc (single-coil), reconstruction_rss: the fully sampled magnitude image (slice, y, x), if there is one.
 Attributes (ours): simulated, noise_variance, and the geometry. A stored mask is taken at its word.
@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import closing
 from pathlib import Path
 
 import h5py
@@ -32,7 +31,7 @@ from mri_n2n.formats.hdf5 import (
     scalar_attributes,
     write_attributes,
 )
-from mri_n2n.masks import mask_from_samples
+from mri_n2n.formats.sampling import ZeroMask
 
 FORMAT = "fastmri-hdf5"
 REFERENCES = ("reconstruction_esc", "reconstruction_rss")
@@ -56,7 +55,7 @@ def open_scan(path: Path | str) -> Scan:
     variance = known.get("noise_variance")
     if not (isinstance(variance, (int, float)) and 0 <= variance < math.inf):
         variance = None
-    zero_mask, nonzero, outside = _ZeroMask(path, shape), [], []
+    zero_mask, nonzero, outside = ZeroMask(lambda: _sampled(path, shape[0])), [], []
 
     def read(start: int, stop: int) -> Acquisition:
         """Slices start..stop-1. InputError: samples not finite, a scan that is zero everywhere, mask not 0 and 1."""
@@ -105,34 +104,16 @@ def open_scan(path: Path | str) -> Scan:
     )
 
 
-class _ZeroMask:
-    """Where a scan without a stored mask was sampled: where not all coils are exactly zero, see `mask_from_samples`.
-    The file is read once, slice by slice, when this is first asked."""
-
-    def __init__(self, path: Path, shape: tuple[int, int, int, int]):
-        self._path, self._shape, self._mask = path, shape, None
-
-    def of(self, start: int, stop: int) -> np.ndarray:
-        """(1 or stop - start, 1, y, x) float32."""
-        if self._mask is None:
-            self._mask = mask_from_samples(np.stack(list(self._sampled())))
-        mask = self._mask if len(self._mask) == 1 else self._mask[start:stop]
-        return np.array(mask[:, None], dtype=np.float32)
-
-    def any(self) -> bool:
-        """Whether the scan holds a sample that is not zero; reads up to the first one."""
-        with closing(self._sampled()) as slices:
-            return any(sampled.any() for sampled in slices)
-
-    def _sampled(self) -> Iterator[np.ndarray]:
-        with open_hdf5(self._path) as file:
-            dataset = _kspace(file, self._path)
-            mask_stored = has(file, "mask")
-            for index in range(self._shape[0]):
-                sampled = (_samples(dataset, self._path, index, index + 1)[0] != 0).any(axis=0)
-                if mask_stored:
-                    sampled &= _plane(file, self._path, "mask", self._shape, index, index + 1)[0, 0] > 0
-                yield sampled
+def _sampled(path: Path, slices: int) -> Iterator[np.ndarray]:
+    """Where each slice has samples, (y, x) bool, within a stored mask."""
+    with open_hdf5(path) as file:
+        dataset = _kspace(file, path)
+        shape, mask_stored = _full_shape(dataset), has(file, "mask")
+        for index in range(slices):
+            sampled = (_samples(dataset, path, index, index + 1)[0] != 0).any(axis=0)
+            if mask_stored:
+                sampled &= _plane(file, path, "mask", shape, index, index + 1)[0, 0] > 0
+            yield sampled
 
 
 def read_scan_reference(path: Path) -> np.ndarray:

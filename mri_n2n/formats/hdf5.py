@@ -213,7 +213,9 @@ def create_hdf5(
             for count, arrays in enumerate(slices, start=1):
                 for dataset, array in zip(datasets, arrays, strict=True):
                     if count > number or array.shape not in (dataset.shape[1:], (1, *dataset.shape[1:])):
-                        raise ValueError(f"expected {number} slices {dataset.shape[1:]}; slice {count} is {array.shape}")
+                        raise ValueError(
+                            f"expected {number} slices {dataset.shape[1:]}; slice {count} is {array.shape}"
+                        )
                     dataset[count - 1] = array.reshape(dataset.shape[1:])
                 if sink.error:
                     raise sink.error

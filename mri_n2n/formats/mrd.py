@@ -1,0 +1,278 @@
+"""ISMRMRD (MRD) raw data in HDF5 (https://ismrmrd.readthedocs.io), Cartesian two-dimensional multi-slice, read with h5py:
+the format's own library opens files for writing.
+
+A group holds `xml`, the header, and `data`, one readout per row: an acquisition header and interleaved float32 samples.
+Read are image lines, sorted by their encoding counters: x is the phase-encoded axis, y the readout. Averages are
+averaged; noise readouts give the noise covariance of the coils; readout oversampling is removed in image space.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from xml.etree import ElementTree
+
+import h5py
+import numpy as np
+import torch
+
+from mri_n2n.acquisition import Acquisition, Geometry, Scan
+from mri_n2n.coils import noise_covariance
+from mri_n2n.errors import InputError
+from mri_n2n.files import one_line
+from mri_n2n.formats.hdf5 import check_size, checked_dataset, open_hdf5, size_limit
+
+FORMAT = "mrd"
+
+# Bits of `flags`, counted from 1 as in the specification.
+NOISE, CALIBRATION, CALIBRATION_AND_IMAGING, REVERSE = 19, 20, 21, 22
+# Navigator, phase correction, feedback, dummy, surface coil correction, phase stabilisation: no image data.
+NOT_IMAGE = (23, 24, 26, 27, 28, 29, 30, 31)
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """What the XML header says of the (first) encoding. Sizes are (readout, phase)."""
+
+    matrix: tuple[int, int]
+    field_of_view: tuple[float, float, float]  # mm: readout and phase as encoded, slice
+    recon_matrix: tuple[int, int]
+    recon_field_of_view: tuple[float, float]
+    phase_center: int
+    calibration: str
+
+
+def open_scan(path: Path | str, repetition: int | None = None) -> Scan:
+    """Check a file and index its readouts without reading samples. repetition: one of several; None: their mean.
+
+    Errors: NotFoundError; InputError for files that are damaged, not Cartesian or not two-dimensional.
+    """
+    path = Path(path)
+    with open_hdf5(path) as file:
+        group = _group(file, path)
+        encoding = _encoding(file, path, f"{group}/xml")
+        data = checked_dataset(file, path, f"{group}/data", (1,), "V", sparse=True)
+        check_size(path, "the headers of its readouts", len(data) * 400, size_limit())
+        if data.dtype.names is None or not {"head", "data"} <= set(data.dtype.names):
+            raise InputError(f"{one_line(path)}: {group}/data holds no readouts of ISMRMRD")
+        heads = data["head"]
+    flags, index = heads["flags"], heads["idx"]
+    has = lambda *bits: sum(flags >> np.uint64(bit - 1) & np.uint64(1) for bit in bits) > 0  # noqa: E731
+    image = ~has(NOISE, *NOT_IMAGE)
+    if encoding.calibration == "separate":  # another measurement, perhaps of another contrast
+        image &= ~(has(CALIBRATION) & ~has(CALIBRATION_AND_IMAGING))
+    image &= heads["encoding_space_ref"] == 0
+    if not image.any():
+        raise InputError(f"{one_line(path)} holds no image readouts")
+    for name in ("kspace_encode_step_2", "contrast", "phase", "set"):
+        if len(np.unique(index[name][image])) > 1:
+            raise InputError(f"{one_line(path)} varies in {name}; two-dimensional scans of one contrast are read")
+    repetitions = np.unique(index["repetition"][image])
+    if repetition is not None:
+        if repetition >= len(repetitions):
+            raise InputError(f"{one_line(path)} has {len(repetitions)} repetitions; no number {repetition}")
+        image &= index["repetition"] == repetitions[repetition]
+    coils = np.unique(heads["active_channels"][image])
+    lines = index["kspace_encode_step_1"].astype(int) + encoding.matrix[1] // 2 - encoding.phase_center
+    if len(coils) != 1 or not ((0 <= lines[image]) & (lines[image] < encoding.matrix[1])).all():
+        raise InputError(f"{one_line(path)}: numbers of coils or of lines do not fit its header")
+    used = heads["number_of_samples"].astype(int) - heads["discard_pre"] - heads["discard_post"]
+    if not ((0 < used[image]) & (used[image] <= encoding.matrix[0])).all():
+        raise InputError(
+            f"{one_line(path)}: readouts are longer than the encoded matrix of {encoding.matrix[0]} samples"
+        )
+    numbers = np.unique(index["slice"][image])
+    rows = {number: np.flatnonzero(image & (index["slice"] == value)) for number, value in enumerate(numbers)}
+    oversampling = encoding.field_of_view[0] / encoding.recon_field_of_view[0]
+    y = round(encoding.matrix[0] / oversampling)
+    shape = (len(rows), int(coils[0]), y, encoding.matrix[1])
+    covariance = _covariance(path, group, np.flatnonzero(has(NOISE)), heads, rows[0])
+
+    def read_slice(number: int) -> tuple[np.ndarray, np.ndarray, int]:
+        """(coils, y, x) k-space, (y, x) mask, and how often its lines were averaged."""
+        kspace = np.zeros((shape[1], *encoding.matrix), dtype=np.complex64)
+        count = np.zeros(encoding.matrix, dtype=np.int64)
+        with open_hdf5(path) as file:
+            samples = file[f"{group}/data"][rows[number]]["data"]
+        for row, values in zip(rows[number], samples, strict=True):
+            head = heads[row]
+            readout = _readout(path, head, values)
+            center = int(head["center_sample"]) - int(head["discard_pre"])
+            if has_bit(head, REVERSE):
+                readout, center = readout[:, ::-1], readout.shape[1] - 1 - center
+            start = encoding.matrix[0] // 2 - center
+            if start < 0 or start + readout.shape[1] > encoding.matrix[0]:
+                raise InputError(f"{one_line(path)}: a readout's centre lies outside the encoded matrix")
+            place = slice(start, start + readout.shape[1])
+            kspace[:, place, lines[row]] += readout
+            count[place, lines[row]] += 1
+        kspace /= np.maximum(count, 1)
+        return *_without_oversampling(kspace, count > 0, y), int(np.median(count[count > 0]))
+
+    def read(start: int, stop: int) -> Acquisition:
+        if not 0 <= start < stop <= shape[0]:
+            raise ValueError(f"slices must be in 0..{shape[0]}; got {start}..{stop}")
+        kspace, masks, averages = zip(*(read_slice(number) for number in range(start, stop)), strict=True)
+        kspace, masks = np.stack(kspace), np.stack(masks)[:, None]
+        if not np.isfinite(kspace).all():
+            raise InputError(f"{one_line(path)}: k-space holds NaN or infinite samples; expected finite")
+        variance = None if covariance is None else float(covariance.diagonal().real.mean()) / min(averages)
+        same = (masks == masks[:1]).all()
+        mask = torch.from_numpy((masks[:1] if same else masks).astype(np.float32))
+        return Acquisition(torch.from_numpy(kspace), mask, None, None, variance)
+
+    return Scan(
+        path=path,
+        format=FORMAT,
+        shape=shape,
+        read=read,
+        geometry=_geometry(heads, rows, encoding, shape),
+        mask_source="stored",
+        simulated=None,
+        has_reference=False,
+        noise_covariance=covariance,
+        repetitions=len(repetitions),
+    )
+
+
+def has_bit(head: np.void, bit: int) -> bool:
+    return bool(int(head["flags"]) >> (bit - 1) & 1)
+
+
+def is_mrd(file: h5py.File) -> bool:
+    return bool(_groups(file))
+
+
+def _groups(file: h5py.File) -> list[str]:
+    """The groups with `xml` and `data`."""
+    found = [name for name in file if isinstance(file.get(name, getlink=True), h5py.HardLink)]
+    return [name for name in found if isinstance(file[name], h5py.Group) and {"xml", "data"} <= set(file[name])]
+
+
+def _group(file: h5py.File, path: Path) -> str:
+    found = _groups(file)
+    if len(found) != 1:
+        raise InputError(f"{one_line(path)} holds {len(found)} ISMRMRD data sets; expected one group with xml and data")
+    return found[0]
+
+
+def _encoding(file: h5py.File, path: Path, name: str) -> Encoding:
+    dataset = checked_dataset(file, path, name, (1,), "OSV", sparse=True)
+    text = dataset[0]
+    text = text if isinstance(text, bytes) else str(text).encode()
+    if len(text) > 2**24 or b"<!DOCTYPE" in text or b"<!ENTITY" in text:
+        raise InputError(f"{one_line(path)}: its XML header declares entities or is far too long; refused")
+    try:
+        root = ElementTree.fromstring(text)
+    except ElementTree.ParseError as error:
+        raise InputError(f"{one_line(path)}: its XML header cannot be read ({one_line(error)})") from None
+
+    def value(where: str, kind: type, default: object = None):
+        node = root
+        for step in where.split("/"):
+            node = next((child for child in node if child.tag.rpartition("}")[2] == step), None)
+            if node is None:
+                if default is not None:
+                    return default
+                raise InputError(f"{one_line(path)}: its XML header lacks {where}")
+        try:
+            return kind((node.text or "").strip())
+        except ValueError:
+            raise InputError(f"{one_line(path)}: {where} in its XML header is {node.text!r:.40}") from None
+
+    space = "encoding/encodedSpace"
+    trajectory = value("encoding/trajectory", str)
+    if trajectory != "cartesian" or value(f"{space}/matrixSize/z", int) > 1:
+        raise InputError(
+            f"{one_line(path)}: {trajectory}, z {value(f'{space}/matrixSize/z', int)}; two-dimensional Cartesian scans are read"
+        )
+    axes = lambda what, names, kind: tuple(value(f"{what}/{name}", kind) for name in names)  # noqa: E731
+    matrix = axes(f"{space}/matrixSize", "xy", int)
+    encoding = Encoding(
+        matrix,
+        axes(f"{space}/fieldOfView_mm", "xyz", float),
+        axes("encoding/reconSpace/matrixSize", "xy", int),
+        axes("encoding/reconSpace/fieldOfView_mm", "xy", float),
+        value("encoding/encodingLimits/kspace_encoding_step_1/center", int, matrix[1] // 2),
+        value("encoding/parallelImaging/calibrationMode", str, "none"),
+    )
+    if not (all(0 < n < 2**15 for n in matrix) and all(0 < mm < 1e5 for mm in encoding.field_of_view)
+            and 0.99 < encoding.field_of_view[0] / encoding.recon_field_of_view[0] < 16):  # fmt: skip
+        raise InputError(
+            f"{one_line(path)}: the sizes in its XML header make no sense ({matrix}, {encoding.field_of_view} mm)"
+        )
+    return encoding
+
+
+def _readout(path: Path, head: np.void, values: np.ndarray) -> np.ndarray:
+    """(coils, samples) complex64 of one readout, without the samples to discard."""
+    channels, samples = int(head["active_channels"]), int(head["number_of_samples"])
+    if values.dtype != np.float32 or values.size != 2 * channels * samples:
+        raise InputError(
+            f"{one_line(path)}: a readout holds {values.size} numbers, not 2 x {channels} coils x {samples} samples"
+        )
+    readout = values.view(np.complex64).reshape(channels, samples)
+    return readout[:, int(head["discard_pre"]) : samples - int(head["discard_post"])]
+
+
+def _covariance(path: Path, group: str, noise: np.ndarray, heads: np.ndarray, image: np.ndarray) -> torch.Tensor | None:
+    """Noise covariance (coils, coils) of one image sample, from the noise readouts; None without them.
+
+    Noise power is proportional to the bandwidth, the inverse of the dwell time.
+    """
+    if not len(noise):
+        return None
+    with open_hdf5(path) as file:
+        samples = file[f"{group}/data"][noise]["data"]
+    readouts = np.concatenate(
+        [_readout(path, heads[row], values) for row, values in zip(noise, samples, strict=True)], 1
+    )
+    if len(readouts) != heads[image[0]]["active_channels"] or readouts.shape[1] < 4 * len(readouts):
+        return None
+    dwell, image_dwell = (float(heads[rows[0]]["sample_time_us"]) for rows in (noise, image))
+    ratio = dwell / image_dwell if dwell > 0 and image_dwell > 0 else 1.0
+    return noise_covariance(torch.from_numpy(np.ascontiguousarray(readouts))) * ratio
+
+
+def _without_oversampling(kspace: np.ndarray, mask: np.ndarray, y: int) -> tuple[np.ndarray, np.ndarray]:
+    """Crop the image of k-space (coils, y, x) to y pixels along the readout; the mask (y, x) is thinned out alike."""
+    size = kspace.shape[1]
+    if y == size:
+        return kspace, mask
+    shift = lambda array, how: how(array, axes=1)  # noqa: E731
+    images = np.fft.fftshift(np.fft.ifft(np.fft.ifftshift(kspace, axes=1), axis=1, norm="ortho"), axes=1)
+    images = images[:, size // 2 - y // 2 :][:, :y]
+    cropped = np.fft.fftshift(np.fft.fft(np.fft.ifftshift(images, axes=1), axis=1, norm="ortho"), axes=1)
+    nearest = np.clip(np.round((np.arange(y) - y // 2) * size / y).astype(int) + size // 2, 0, size - 1)
+    mask = mask[nearest]
+    return (cropped * mask).astype(np.complex64), mask
+
+
+def _geometry(
+    heads: np.ndarray, rows: dict[int, np.ndarray], encoding: Encoding, shape: tuple[int, ...]
+) -> Geometry | None:
+    """From the positions and directions of the readouts (patient coordinates L, P, S; mm); None when they are zero."""
+    firsts = [heads[found[0]] for found in rows.values()]
+    read, phase, normal = (
+        np.asarray(firsts[0][name], dtype=np.float64) for name in ("read_dir", "phase_dir", "slice_dir")
+    )
+    directions = np.stack((phase, read, normal))
+    if not np.allclose(directions @ directions.T, np.eye(3), atol=1e-2):
+        return None
+    positions = np.stack([np.asarray(head["position"], dtype=np.float64) for head in firsts])
+    _, _, y, x = shape
+    step = normal * encoding.field_of_view[2]
+    if len(positions) > 1:
+        step = (positions[-1] - positions[0]) / (len(positions) - 1)
+        if not (
+            np.allclose(np.diff(positions, axis=0), step, atol=1e-2 * np.linalg.norm(step)) and np.linalg.norm(step) > 0
+        ):
+            return None
+    affine = np.eye(4)
+    affine[:3, 0] = phase * encoding.field_of_view[1] / x
+    affine[:3, 1] = read * encoding.recon_field_of_view[0] / y
+    affine[:3, 2] = step
+    affine[:3, 3] = positions[0] - affine[:3, 0] * (x // 2) - affine[:3, 1] * (y // 2)
+    affine[:2] *= -1  # L, P, S to R, A, S
+    return Geometry(tuple(map(tuple, affine.tolist())), 2, 1, 1, "mm")
