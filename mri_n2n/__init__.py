@@ -26,6 +26,10 @@ _VERBS = {
 __all__ = [*_VERBS, "__version__"]
 
 
+def __dir__() -> list[str]:
+    return __all__
+
+
 def __getattr__(name: str):
     """Import a verb's module when it is first asked for, so that `import mri_n2n` is quick."""
     if name not in _VERBS:

@@ -123,7 +123,7 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--consistency",
         choices=("hard", "soft"),
-        help="unrolled: samples put back as measured, or trusted by a learned share (for noise); default hard, soft with --noise",
+        help="unrolled: samples put back as measured, or trusted by a learned share (for noise); default hard; soft with --noise and for data sets of measured k-space (pairs, fastmri)",
     )
     train.add_argument(
         "--mask", help=f"one of {', '.join(MASKS)}, several separated by commas, or all; default roulette"

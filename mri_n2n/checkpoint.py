@@ -12,7 +12,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from mri_n2n.errors import InputError, NotFoundError, UserError
-from mri_n2n.files import atomic_output
+from mri_n2n.files import atomic_output, check_readable
 from mri_n2n.networks import NETWORKS
 
 FORMAT = "mri-n2n weights 1"
@@ -32,6 +32,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:
     """Read what `save_tensors` wrote. Errors: NotFoundError, InputError."""
     if not path.is_file():
         raise NotFoundError(f"no weights at {path}; expected a run directory or a .safetensors file")
+    check_readable(path)
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -87,6 +88,8 @@ def load_network(path: Path) -> tuple[nn.Module, dict]:
     expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
     if expected != {name: tuple(value.shape) for name, value in tensors.items()}:
         raise InputError(f"{path} does not hold the tensors of its network {header['network']!r}")
+    if not all(torch.isfinite(value).all() for value in tensors.values()):
+        raise InputError(f"{path} holds weights that are not finite; it is damaged, or its training diverged")
     network.load_state_dict({name: value.float() for name, value in tensors.items()}, assign=True)
     return network.eval().requires_grad_(False), header
 

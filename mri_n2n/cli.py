@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
+import threading
 import warnings
 
 from mri_n2n.arguments import MASKS, parser
@@ -16,6 +18,9 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     warnings.formatwarning = lambda message, *_, **__: f"mri-n2n: warning: {' '.join(str(message).split())}\n"
     try:
+        for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(number, interrupted)  # a batch system's time limit: cleaned up as after Ctrl-C
         COMMANDS[options.command](options)
         if sys.stdout is not None:
             sys.stdout.flush()  # here a full disk behind it is still an error of ours
@@ -47,6 +52,10 @@ def main(arguments: list[str] | None = None) -> int:
     return options.exit_code if hasattr(options, "exit_code") else 0
 
 
+def interrupted(_number: int, _frame: object) -> None:
+    raise KeyboardInterrupt
+
+
 def run_demo(options: argparse.Namespace) -> None:
     from mri_n2n.demo import demo
     from mri_n2n.process import tune_process
@@ -56,6 +65,7 @@ def run_demo(options: argparse.Namespace) -> None:
 
 
 def run_simulate(options: argparse.Namespace) -> None:
+    from mri_n2n.formats import open_scan
     from mri_n2n.simulation import SimulationOptions, simulate_file
 
     simulation = SimulationOptions(
@@ -70,7 +80,8 @@ def run_simulate(options: argparse.Namespace) -> None:
         reference=not options.no_reference,
     )
     for path in simulate_file(options.volume, options.output, simulation, force=options.force):
-        print(f"{path} (simulated k-space)")
+        share = open_scan(path).read(0, 1).mask.mean().item()
+        print(f"{path} (simulated k-space, {1 / share:.2f}x)")
 
 
 def run_train(options: argparse.Namespace) -> None:
@@ -109,18 +120,16 @@ def train_options_from(options: argparse.Namespace):
     given = [name for name, value in simulated_only.items() if value is not None]
     if options.dataset == "pairs" and given:
         raise UserError(f"{' and '.join(given)} say how to simulate acquisitions; --dataset pairs holds measured ones")
-    masks = MASKS if options.mask == "all" else tuple((options.mask or "roulette").split(","))
+    masks = MASKS if options.mask == "all" else tuple(("roulette" if options.mask is None else options.mask).split(","))
     unknown = [mask for mask in masks if mask not in MASKS]
     if unknown:
         raise UserError(f"unknown mask {unknown[0]!r}; choose from {', '.join(MASKS)}")
-    wanted = options.acceleration or ("9.54" if recipe else "10")
+    wanted = ("9.54" if recipe else "10") if options.acceleration is None else options.acceleration
     try:
-        low, _, high = wanted.partition(":")
-        acceleration = (float(low), float(high or low))
+        low, colon, high = wanted.partition(":")
+        acceleration = (float(low), float(high if colon else low))
     except ValueError:
         raise UserError(f"--acceleration must be a number or a range such as 4:12; got {wanted!r}") from None
-    if not 1 <= acceleration[0] <= acceleration[1]:
-        raise UserError("--acceleration must be at least 1, and a range must rise")
     network_options = {"channels": options.channels, "cascades": options.cascades}
     network_options = {name: value for name, value in network_options.items() if value is not None}
     noisy = options.noise or options.dataset in ("fastmri", "pairs")

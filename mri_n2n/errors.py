@@ -1,7 +1,7 @@
 """Errors a user can act on: the command line prints their one line and exits with their code.
 
 Exit codes: 0 done; 1 internal error (a bug: run again with --debug); 2 wrong usage; 3 input that cannot be read or
-does not fit; 4 output that exists or cannot be written; 5 data or weights not found; 130 interrupted.
+does not fit; 4 output that exists or cannot be written; 5 data or weights not found; 130 interrupted (Ctrl-C, SIGTERM, SIGHUP).
 """
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from mri_n2n.acquisition import Geometry
 from mri_n2n.errors import InputError, NotFoundError
-from mri_n2n.formats import detect, open_scan, read_reference, read_result
+from mri_n2n.formats import detect, open_scan, read_reference, read_result, volume_geometry
 from mri_n2n.metrics import DEFINITION, METRICS, Score, VolumeScore, crop_as_fastmri, evaluate_arrays
 
 # The same image is often written twice, as HDF5 and as NIfTI: the first of these that exists is read.
@@ -100,7 +101,11 @@ def _images(path: Path) -> dict[str, list[Path]]:
     if path.is_file():
         return {_stem(path): [path]}
     found: dict[str, list[Path]] = {}
-    for file in sorted(path.iterdir()):
+    try:
+        files = sorted(path.iterdir())
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from None
+    for file in files:
         if file.is_file() and not file.name.startswith(".") and file.name.endswith(SUFFIXES):
             found.setdefault(_stem(file), []).append(file)
     if not found:
@@ -122,6 +127,7 @@ def _few(names: list[str]) -> str:
 
 def _evaluate_pair(reconstruction: Path, reference: Path, axis: int) -> VolumeScore:
     axis, simulated = _on_record(reconstruction, reference, axis)
+    _check_place(reconstruction, reference, axis)
     images = read_reference(reference, slice_axis=axis), read_reference(reconstruction, slice_axis=axis)
     try:
         *images, cropped = crop_as_fastmri(*images)
@@ -145,6 +151,34 @@ def _on_record(reconstruction: Path, reference: Path, axis: int) -> tuple[int, b
             _, attributes, recorded = read_result(path)
             geometry, simulated = recorded or geometry, attributes.get("simulated", simulated)
     return (axis if geometry is None else geometry.slice_axis), (None if simulated is None else bool(simulated))
+
+
+def _check_place(reconstruction: Path, reference: Path, axis: int) -> None:
+    """InputError when both files say where their voxels lie, and say different places: no voxel by voxel comparison."""
+    first, second = (_geometry(path, axis) for path in (reconstruction, reference))
+    if (
+        first is None
+        or second is None
+        or 0 in (first.qform_code + first.sform_code, second.qform_code + second.sform_code)
+    ):
+        return
+    affines = [np.asarray(geometry.affine) for geometry in (first, second)]
+    voxel = np.linalg.norm(affines[1][:3, :3], axis=0).min()
+    if first.slice_axis != second.slice_axis or not np.allclose(*affines, rtol=0, atol=1e-2 * voxel):
+        raise InputError(
+            f"{reconstruction.name} and {reference.name} lie in different places or orientations (their affines or slice "
+            "axes differ); resample one to the other"
+        )
+
+
+def _geometry(path: Path, axis: int) -> Geometry | None:
+    match detect(path):
+        case "fastmri-hdf5":
+            return open_scan(path).geometry
+        case "result-hdf5":
+            return read_result(path)[2]
+        case _:
+            return volume_geometry(path, axis)
 
 
 # --------------------------------------------------------------------------------------------------------- results

@@ -85,6 +85,8 @@ def atomic_outputs(directory: Path, name: str) -> Iterator[Path]:
 def check_readable(path: Path | str) -> Path:
     """`path` when it is a regular file that can be opened. Errors: NotFoundError, InputError."""
     path = Path(path)
+    if not path.name.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in path.name):
+        raise InputError(f"the name of {path.name.encode(errors='replace').decode()} is not UTF-8; rename the file")
     if not os.path.exists(path):
         raise NotFoundError(f"no file {one_line(path)}")
     if not os.path.isfile(path):  # a pipe would block for ever

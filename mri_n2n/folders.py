@@ -8,12 +8,17 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from mri_n2n.errors import InputError
+
 
 def files_in(folder: Path, patterns: Sequence[str], splits: Sequence[tuple[str, str]]) -> tuple[list[Path], list[Path]]:
     """(train, validation) files of the first pair of subfolders that both exist, else (all files, [])."""
 
     def matching(where: Path) -> list[Path]:
-        found = {path for pattern in patterns for path in where.rglob(pattern) if not path.name.startswith(".")}
+        try:
+            found = {path for pattern in patterns for path in where.rglob(pattern) if not path.name.startswith(".")}
+        except OSError as error:
+            raise InputError(f"{error.filename or where} cannot be read: {error.strerror}") from None
         return sorted((path for path in found if path.is_file()), key=lambda path: (path.name, path))
 
     if folder.is_file():

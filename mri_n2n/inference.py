@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,10 @@ from mri_n2n.pairs import flip
 
 # Pixels of coil images sent through the network at once: bounds memory whatever the number of slices and coils.
 PIXELS_AT_ONCE = 8 * 256 * 256
+
+
+# The bundled weights' known weakness, seen in pictures under every mask: `mri-n2n benchmark weights`.
+LINES = "line mask: the bundled weights leave ghosts that can look like structures; look before you use the image"
 
 
 @torch.inference_mode()
@@ -67,8 +72,8 @@ def reconstruct_array(
 ) -> np.ndarray:
     """Complex image of undersampled Cartesian k-space, on the input's scale.
 
-    kspace: complex (y, x), (slices, y, x) or (slices, coils, y, x), centred. mask: (x,), (y, x) or (slices, y, x);
-    when None found from the samples that are exactly zero in all coils (see `masks.mask_from_samples`).
+    kspace: complex (y, x), (slices, y, x) or (slices, coils, y, x), centred. mask: (x,), (y, x), (slices, y, x) or
+    as `simulate` gives it, (slices or 1, 1, y, x); when None found from the samples that are exactly zero in all coils (see `masks.mask_from_samples`).
     flips: average over mirror images, four passes of the network; None: if the weights were trained on mirror images.
     Returns complex64 (y, x) or (slices, y, x); several coils are combined by sensitivity maps from the scan's own centre.
     Errors: InputError for shapes that do not fit, and for non-finite or all-zero data.
@@ -92,6 +97,8 @@ def reconstruct_array(
         if mask.dtype.kind not in "fiub":
             raise InputError(f"mask must hold zeros and ones only; got {mask.dtype}")
         sampled = torch.from_numpy(mask.astype(np.float32))
+        if sampled.ndim == 4 and sampled.shape[1] == 1:
+            sampled = sampled[:, 0] if len(sampled) > 1 or len(full) == 1 else sampled[0, 0]
         fits = {
             1: sampled.shape[-1:] == shape[-1:],
             2: sampled.shape == shape[-2:],
@@ -113,10 +120,13 @@ def reconstruct_array(
             "weights of the 2018 recipe need the sampling probability, which arrays do not carry; reconstruct a scan file, or use others"
         )
     acquisition = Acquisition(full * sampled, sampled.contiguous())
+    share = (sampled.mean() if len(sampled) == len(full) else sampled[0].mean()).item()
+    said = cautions(loaded, sampled[len(sampled) // 2][None], share)
     if full.shape[1] > 1:
         acquisition, caution = with_sensitivity_maps(acquisition)
-        if caution:
-            warnings.warn(caution, stacklevel=2)
+        said += [caution] if caution else []
+    for caution in said:
+        warnings.warn(caution, stacklevel=3)
     images = reconstruct_acquisition(
         loaded.network, acquisition, loaded.device, flips=loaded.trained_on_flips if flips is None else flips
     )
@@ -147,3 +157,18 @@ def load_for_use(weights: Path | None, device: str) -> LoadedNetwork:
     path, chosen = find_weights(weights), choose_device(device)
     network, header = load_network(path)
     return LoadedNetwork(network.to(chosen), path, sha256_of(path), header, chosen)
+
+
+def cautions(loaded: LoadedNetwork, mask: Tensor, measured_share: float) -> list[str]:
+    """What speaks against these weights for a scan with this mask (1, 1, y, x) and share of samples in (0, 1]."""
+    found, training = [], loaded.header["training"]
+    low, high = training["protocol"].get("acceleration", (1.0, math.inf))
+    acceleration = 1 / measured_share
+    simulated = training.get("dataset") != "pairs"  # else the acceleration is the files', which nobody wrote down
+    if simulated and acceleration > 1 and not low / 1.25 <= acceleration <= high * 1.25:
+        trained = f"{low:g}x" if low == high else f"{low:g}x to {high:g}x"
+        found.append(f"sampled {acceleration:.1f}x; the weights were trained for {trained}")
+    lines = any(torch.equal(mask, mask.narrow(axis, 0, 1).expand_as(mask)) for axis in (-2, -1))
+    if loaded.bundled and lines and 0 < mask.mean() < 1:
+        found.append(LINES)
+    return found

@@ -122,7 +122,7 @@ def _gaussian_probability(shape: Shape, acceleration: float) -> Tensor:
 
 
 def _gaussian_lines(shape: Shape, acceleration: float, center_lines: int, generator: Generator) -> Sampling:
-    return _bernoulli(_gaussian_line_probability(shape[1], acceleration, center_lines), generator)
+    return _lines(_gaussian_line_probability(shape[1], acceleration, center_lines), generator)
 
 
 @lru_cache(maxsize=64)
@@ -135,10 +135,25 @@ def _gaussian_line_probability(x: int, acceleration: float, center_lines: int) -
     return probability
 
 
+def _lines(probability: Tensor, generator: Generator) -> Sampling:
+    """Draw lines (1, x), as many as their probabilities add up to: on each side of DC at most one more or less.
+
+    Systematic sampling in random order (Madow 1949): every line is met with its own probability exactly.
+    """
+    lines, index = torch.zeros_like(probability[0]), torch.arange(probability.shape[1])
+    first = index <= mirror_axes(index[None], (-1,))[0]  # what `mirror` keeps is drawn to number too
+    for side in (first, ~first):
+        order = index[side][torch.randperm(int(side.sum()), generator=generator)]
+        total = probability[0, order].cumsum(0) + torch.rand((), generator=generator, dtype=torch.float64)
+        lines[order] = (total.floor() > (total - probability[0, order]).floor()).to(lines.dtype)
+    lines[probability[0] == 1] = 1
+    return Sampling(lines[None].float(), probability.float())
+
+
 def _random_lines(shape: Shape, acceleration: float, center_lines: int, generator: Generator) -> Sampling:
     center = _center_lines(shape[1], center_lines)
     outside = (shape[1] / acceleration - center.sum()) / (shape[1] - center.sum())
-    return _bernoulli(torch.where(center, 1.0, outside.double())[None], generator)
+    return _lines(torch.where(center, 1.0, outside.double())[None], generator)
 
 
 def _equispaced_lines(shape: Shape, acceleration: float, center_lines: int, generator: Generator) -> Sampling:

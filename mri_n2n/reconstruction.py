@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
+import os
 import platform
 import time
 import warnings
@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 import mri_n2n
@@ -26,6 +25,7 @@ from mri_n2n.fourier import ifft2c
 from mri_n2n.inference import (
     PIXELS_AT_ONCE,
     LoadedNetwork,
+    cautions,
     load_for_use,
     reconstruct_acquisition,
     reconstruct_array,
@@ -34,9 +34,6 @@ from mri_n2n.operators import density_weights, root_sum_of_squares
 from mri_n2n.process import progress_shown
 from mri_n2n.report import comparison_figure
 from mri_n2n.resample import crop_or_pad
-
-# The bundled weights' known weakness, seen in pictures under every mask: `mri-n2n benchmark weights`.
-LINES = "line mask: the bundled weights leave ghosts that can look like structures; look before you use the image"
 
 
 def reconstruct_files(
@@ -67,7 +64,7 @@ def reconstruct_files(
                 raise OutputError(f"{target} is a directory; choose another -o")
             if target.exists() and any(path.exists() and target.samefile(path) for path in scans):
                 raise OutputError(f"{target} is an input itself; choose another -o")
-            if target.exists() and not force:
+            if os.path.lexists(target) and not force:
                 raise OutputError(f"{target} exists; give --force to replace it, or another -o")
     loaded = load_for_use(weights, device)
     flips = loaded.trained_on_flips if flips is None else flips
@@ -103,7 +100,7 @@ def reconstruct_file(
             )
             if not torch.isfinite(torch.view_as_real(complex_images)).all():
                 raise InputError(
-                    f"{path}: the image is not finite; its k-space is too large for float32, scale it down"
+                    f"{path}: the image is not finite; its k-space is too large or too small for float32, rescale it"
                 )
             count = complex_images.shape[0]
             reconstruction[start : start + count] = root_sum_of_squares(complex_images).numpy()
@@ -127,8 +124,9 @@ def reconstruct_file(
         note = "simulated k-space" if scan.simulated else ""
         if reference is not None and reference.shape != (y, x):  # fastMRI's references lack the readout oversampling
             middle = tuple(crop_or_pad(torch.from_numpy(image), *reference.shape).numpy() for image in middle)
-        comparison_figure(reference, *middle, png, geometry=scan.geometry, note=note)
         said = sorted(found) + cautions(loaded, scan.read(slices // 2, slices // 2 + 1).mask, measured / slices)
+        note = " | ".join(part for part in (note, "see the warnings in its .json" if said else "") if part)
+        comparison_figure(reference, *middle, png, geometry=scan.geometry, note=note)
         combination = "none" if coils == 1 else "coils reconstructed one by one, then root-sum-of-squares"
         combination = "sensitivity maps from the scan's own centre" if combined else combination
         sidecar = {
@@ -166,21 +164,6 @@ def reconstruct_file(
     return sidecar
 
 
-def cautions(loaded: LoadedNetwork, mask: Tensor, measured_share: float) -> list[str]:
-    """What speaks against these weights for a scan with this mask (1, 1, y, x) and share of samples in (0, 1]."""
-    found, training = [], loaded.header["training"]
-    low, high = training["protocol"].get("acceleration", (1.0, math.inf))
-    acceleration = 1 / measured_share
-    simulated = training.get("dataset") != "pairs"  # else the acceleration is the files', which nobody wrote down
-    if simulated and acceleration > 1 and not low / 1.25 <= acceleration <= high * 1.25:
-        trained = f"{low:g}x" if low == high else f"{low:g}x to {high:g}x"
-        found.append(f"sampled {acceleration:.1f}x; the weights were trained for {trained}")
-    lines = any(torch.equal(mask, mask.narrow(axis, 0, 1).expand_as(mask)) for axis in (-2, -1))
-    if loaded.bundled and lines and 0 < mask.mean() < 1:
-        found.append(LINES)
-    return found
-
-
 def intensity_scale(scan: Scan, loaded: LoadedNetwork, at_once: int) -> float:
     """What an intensity is divided by for the network: 1, or for the 2018 U-Net, which was trained on volumes with
     maximum 1, the largest magnitude of the scan's zero-filled images with samples divided by their probability.
@@ -216,8 +199,13 @@ def result_paths(directory: Path, name: str) -> tuple[Path, Path, Path, Path]:
 
 
 def reconstruct(source, output: Path | str | None = None, **options):
-    """`reconstruct(kspace, mask=...)` on arrays (see `reconstruct_array`), `reconstruct(path, output)` on a scan file
-    or a list of them (see `reconstruct_files`)."""
+    """`reconstruct(kspace, mask=...)` on arrays, `reconstruct(path, output)` on a scan file or a list of them.
+
+    Arrays: complex (y, x), (slices, y, x) or (slices, coils, y, x); returns complex images of the same shape. Options:
+    mask, weights, device, flips; see `mri_n2n.inference.reconstruct_array`.
+    Files: writes NAME.h5, NAME.nii.gz, NAME.png, NAME.json into the directory `output`; returns the sidecars. Options:
+    weights, force, device, flips, quiet; see `reconstruct_files`.
+    """
     paths = list(source) if isinstance(source, (list, tuple)) else [source]
     if paths and all(isinstance(path, (str, Path)) for path in paths):
         if output is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from contextlib import suppress
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from mri_n2n.checkpoint import load_tensors, optimizer_tensors, save_tensors
 from mri_n2n.errors import InputError, NotFoundError, OutputError
-from mri_n2n.files import atomic_output
+from mri_n2n.files import atomic_output, one_line
 
 FILES = ("weights.safetensors", "checkpoint.safetensors", "log.jsonl", "example.png", "run.json")
 # Options that a resumed run may change: where and how long, not what.
@@ -24,8 +25,9 @@ def check_unused(run: Path) -> None:
     """OutputError when `run` holds a run already."""
     if (run / "checkpoint.safetensors").exists():
         raise OutputError(f"{run} already holds a run; give --resume to continue it, or another -o")
-    if (run / "weights.safetensors").exists():
-        raise OutputError(f"{run} already holds weights, and no checkpoint to resume; give another -o")
+    taken = [name for name in FILES if os.path.lexists(run / name)]
+    if taken:
+        raise OutputError(f"{run} already holds {', '.join(taken)}, and no checkpoint to resume; give another -o")
 
 
 def read_checkpoint(run: Path, options: dict, data: dict) -> tuple[dict[str, Tensor], dict]:
@@ -71,9 +73,15 @@ def save_run(run: Path, network: nn.Module, optimizer: torch.optim.Optimizer, he
 
 
 def read_log(run: Path) -> list[dict]:
-    """The entries of log.jsonl, oldest first."""
+    """The entries of log.jsonl, oldest first. Errors: InputError."""
     path = run / "log.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    try:
+        entries = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        if not all(isinstance(entry["step"], int) for entry in entries):
+            raise ValueError("a step that is no number")
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is damaged ({one_line(error)}); move it away and resume without it") from None
+    return entries
 
 
 def write_log(run: Path, entries: list[dict]) -> None:

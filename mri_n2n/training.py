@@ -230,6 +230,7 @@ def check_options(options: TrainOptions) -> None:
     protocol = options.protocol
     low, high = protocol.acceleration
     wrong = {
+        f"--matrix-size must be at most 8192; got {options.matrix_size}": (options.matrix_size or 0) <= 8192,
         f"--batch-size must be at least 1; got {options.batch_size}": options.batch_size >= 1,
         f"--learning-rate must be between 0 and 1; got {options.learning_rate}": 0 < options.learning_rate < 1,
         f"--acceleration must be 1 or more, a range rising; got {low}:{high}": 1 <= low <= high < math.inf,

@@ -187,6 +187,7 @@ TRAIN = ["train", "--dataset", "phantom", "--matrix-size", "24", "--channels", "
         ["--mask", "dots"], ["--mask", "roulette,"], ["--noise", "-1"], ["--noise", "nan"], ["--phase", "2"],
         ["--cascades", "0"], ["--channels", "0"], ["--channels", "-8"], ["--matrix-size", "2"],
         ["--network", "unet", "--cascades", "3"], ["--recipe", "noise2noise-2018", "--network", "unrolled"],
+        ["--acceleration", "4:"], ["--mask", ""], ["--matrix-size", "100000"],
         ["--device", "toaster"], ["--validation-subjects", "ann"],
     ],
     ids=" ".join,
@@ -443,7 +444,9 @@ def test_big_endian_files_are_read(weights, tmp_path, capsys):
 # ------------------------------------------------------------------------- weights, places, and things that are missing
 
 
-@pytest.mark.parametrize("kind", ["pickle", "torch.save", "text", "empty", "a scan", "no protocol", "no header"])
+@pytest.mark.parametrize(
+    "kind", ["pickle", "torch.save", "text", "empty", "a scan", "no protocol", "no header", "not finite"]
+)
 def test_bad_weights(kind, tmp_path, capsys):
     scan, bad = good_scan(tmp_path / "scan.h5"), tmp_path / "bad.safetensors"
     match kind:
@@ -455,6 +458,12 @@ def test_bad_weights(kind, tmp_path, capsys):
             bad.write_text("text" * 100 * (kind == "text"))
         case "a scan":
             good_scan(bad)
+        case "not finite":
+            network, header = load_network(BUNDLED)
+            spoiled = {name: torch.full_like(value, torch.nan) for name, value in network.state_dict().items()}
+            save_tensors(bad, spoiled, header)
+            refused(["reconstruct", scan, "-o", tmp_path / "out", "--weights", bad], 3, tmp_path, capsys, "not finite")
+            return
         case "no protocol" | "no header":
             network, header = load_network(BUNDLED)
             save_tensors(bad, network.state_dict(), header | {"training": {"protocol": None}} if "pro" in kind else [])
@@ -590,6 +599,9 @@ def test_odd_places_and_numbers_end_in_one_line(tmp_path, capsys):
     run(["simulate", volume, "-o", scan, "--acceleration", "3"], capsys)
     huge, train = "9" * 25, ["train", "--dataset", "phantom", "--steps", "1", "-o", tmp_path / "run"]
     refused(["demo", "-o", volume], 4, tmp_path, capsys, "is a file")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "s.h5").symlink_to("nowhere")
+    refused(["reconstruct", scan, "-o", tmp_path / "out"], 4, tmp_path, capsys, "--force")
     refused(["simulate", volume, "-o", tmp_path / ("x" * 300 + ".h5")], 4, tmp_path, capsys, "too long")
     refused(["simulate", volume, "-o", tmp_path / "t.nii.gz"], 2, tmp_path, capsys, ".h5")
     refused(["simulate", volume, "-o", tmp_path / "t.h5", "--seed", huge], 2, tmp_path, capsys, "--seed")

@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from pathlib import Path
 
 import nibabel
@@ -281,6 +281,24 @@ def test_the_slice_axis_on_record_is_used_for_nifti_references(tmp_path, axis):
     ]:
         (volume,) = evaluate_files(reconstruction, reference, axis=argument).volumes
         assert volume.slices == expected.slices and volume.shape == x.shape
+
+
+def test_files_that_lie_in_different_places_are_not_compared(tmp_path):
+    """The reference reoriented by nibabel is the same image in another voxel order: no score instead of a wrong one."""
+    x, y = pair((12, 10, 11))
+    geometry = Geometry(AFFINE, 2)
+    write_nifti(tmp_path / "volume.nii.gz", x, geometry)
+    turned = nibabel.as_closest_canonical(nibabel.load(tmp_path / "volume.nii.gz"))
+    nibabel.save(turned, tmp_path / "turned.nii.gz")
+    for result in (save_result(tmp_path / "recon.h5", y, geometry), tmp_path / "volume.nii.gz"):
+        with pytest.raises(InputError, match="different places or orientations"):
+            evaluate_files(result, tmp_path / "turned.nii.gz")
+    shifted = replace(geometry, affine=(*AFFINE[:2], (0.0, 0.0, 2.5, 5.001), AFFINE[3]))  # rounding of a header
+    write_nifti(tmp_path / "shifted.nii.gz", x, shifted)
+    assert evaluate_files(tmp_path / "recon.h5", tmp_path / "shifted.nii.gz").volumes
+    unknown = replace(shifted, affine=((2.0, 0, 0, 0), *AFFINE[1:]), qform_code=0, sform_code=0)
+    write_nifti(tmp_path / "unknown.nii.gz", x, unknown)  # says nothing of where it lies
+    assert evaluate_files(tmp_path / "recon.h5", tmp_path / "unknown.nii.gz").volumes
 
 
 def test_directories_of_files(tmp_path):

@@ -181,6 +181,17 @@ def test_fewer_than_one_line_beyond_the_centre_is_no_error(kind, x, acceleration
     assert abs(shares.mean() - 1 / acceleration) < 5 * shares.std(ddof=1) / math.sqrt(60) + 1e-6
 
 
+@pytest.mark.parametrize("kind", ["random-lines", "gaussian-lines"])
+@pytest.mark.parametrize("x", [40, 65, 128])
+def test_the_number_of_lines_is_met_to_one_on_each_side_of_dc(kind, x):
+    """Independent draws would give anything from 5x to 14x where 8x of 128 lines is asked for."""
+    wanted = x / 5.0
+    for seed in range(50):
+        for hermitian, off in ((False, 2), (True, 3)):  # of mirrored pairs one makes two lines
+            lines = draw_mask(kind, (8, x), 5.0, generator(seed), hermitian=hermitian).mask[0].sum().item()
+            assert abs(lines - wanted) < off
+
+
 def test_equispaced_lines_are_equally_spaced_outside_the_centre():
     for seed in range(20):
         mask = draw_mask("equispaced-lines", (2, 200), 5.0, generator(seed), center_fraction=0.04).mask[0]

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 import warnings
 from importlib import import_module
 from pathlib import Path
@@ -134,7 +135,10 @@ def test_what_weights_were_not_made_for_is_said(scans, run, tmp_path):
     """In the sidecar and as a warning: line masks with the bundled weights, accelerations far from the trained ones."""
     with pytest.warns(UserWarning, match="scan.h5: line mask"):
         (sidecar,) = reconstruct_files([scans["line"]], tmp_path / "line", quiet=True)
-    assert len(sidecar["warnings"]) == 1
+    assert [said.split(";")[0] for said in sidecar["warnings"]] == [
+        "sampled 2.9x",
+        "line mask: the bundled weights leave ghosts that can look like structures",
+    ]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         (sidecar,) = reconstruct_files([scans["single"]], tmp_path / "points", quiet=True)
@@ -144,6 +148,43 @@ def test_what_weights_were_not_made_for_is_said(scans, run, tmp_path):
     )
     with pytest.warns(UserWarning, match=r"sampled 1\.5x; the weights were trained for 4x to 12x"):
         reconstruct_files([wide], tmp_path / "wide", quiet=True)
+
+
+def test_arrays_are_warned_of_too_and_masks_of_simulate_fit(scans):
+    kspace, mask = kspace_of(scans["line"])
+    with pytest.warns(UserWarning, match="line mask"):
+        image = mri_n2n.reconstruct(kspace[:, 0], mask=mask)
+    images = np.stack([head(26, 20, i) for i in range(3)])
+    (scan,) = mri_n2n.simulate(images, options=SimulationOptions(acceleration=4))
+    for wanted in (scan.kspace, scan.kspace[:, 0]):
+        image = mri_n2n.reconstruct(wanted, mask=scan.mask)
+        np.testing.assert_array_equal(image, mri_n2n.reconstruct(wanted, mask=scan.mask[0, 0]))
+        assert image.shape == tuple(wanted.shape)
+    each = scan.mask.expand(3, 1, 26, 20)
+    np.testing.assert_array_equal(mri_n2n.reconstruct(scan.kspace, mask=each).squeeze(), image)
+
+
+def test_a_mask_that_calls_zeros_measured_is_pointed_out(scans, run, tmp_path):
+    path = copy(scans["single"], tmp_path / "in" / "scan.h5")
+    with h5py.File(path, "r+") as file:
+        file["mask"][...] = 1
+    with pytest.warns(UserWarning, match=r"7\d% of the samples that its mask calls measured are exactly zero"):
+        reconstruct_files([path], tmp_path / "out", weights=run, quiet=True)
+
+
+def test_a_time_limit_leaves_nothing_hidden(tmp_path):
+    """SIGTERM, as a batch system sends it, cleans up as Ctrl-C does."""
+    kspace = torch.randn((40, 96, 96), dtype=torch.complex64, generator=torch.Generator().manual_seed(0)).numpy()
+    with h5py.File(tmp_path / "scan.h5", "w") as file:
+        file["kspace"] = kspace * (np.arange(96) % 4 == 0)
+    command = [sys.executable, "-m", "mri_n2n", "reconstruct", str(tmp_path / "scan.h5"), "-o", str(tmp_path / "out")]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        while process.poll() is None and not list((tmp_path / "out").glob(".*.partial")):
+            time.sleep(0.01)
+        process.terminate()
+        said = process.communicate()[1]
+    assert process.returncode == 130 and "interrupted" in said and said.count("\n") == 1, said
+    assert [path.name for path in tmp_path.iterdir()] == ["scan.h5"]
 
 
 @pytest.mark.parametrize(("name", "axis"), [("axis0", 0), ("axis1", 1), ("single", 2)])

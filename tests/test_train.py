@@ -360,6 +360,22 @@ def test_weights_alone_are_not_overwritten_either(data, tmp_path):
     assert (tmp_path / "weights.safetensors").read_bytes() == kept
 
 
+@pytest.mark.parametrize("name", ["log.jsonl", "example.png", "run.json"])
+def test_files_of_these_names_are_not_overwritten(name, data, tmp_path):
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(OutputError, match=name):
+        train(options("nifti", data, steps=1), tmp_path)
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, "mine")]
+
+
+def test_a_damaged_log_is_named(data, tmp_path):
+    train(options("nifti", data, steps=1), tmp_path)
+    with open(tmp_path / "log.jsonl", "a") as log:
+        log.write("garbage\n")
+    with pytest.raises(InputError, match="log.jsonl is damaged"):
+        train(options("nifti", data, steps=2), tmp_path, resume=True)
+
+
 # ------------------------------------------------------------------------------------------------ pairs, epoch by epoch
 
 

@@ -15,7 +15,7 @@ from mri_n2n.files import check_readable, one_line
 from mri_n2n.formats import cfl, fastmri_hdf5, mrd, nifti, numpy_array, result
 from mri_n2n.formats.fastmri_hdf5 import write_scan
 from mri_n2n.formats.hdf5 import contents, has, open_hdf5
-from mri_n2n.formats.nifti import read_volume, volume_shape, write_nifti
+from mri_n2n.formats.nifti import read_volume, volume_geometry, volume_shape, write_nifti
 from mri_n2n.formats.result import read_result, write_result
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "read_reference",
     "read_result",
     "read_volume",
+    "volume_geometry",
     "volume_shape",
     "write_nifti",
     "write_result",

@@ -55,7 +55,7 @@ def open_scan(path: Path | str) -> Scan:
     variance = known.get("noise_variance")
     if not (isinstance(variance, (int, float)) and 0 <= variance < math.inf):
         variance = None
-    zero_mask, nonzero, outside = ZeroMask(lambda: _sampled(path, shape[0])), [], []
+    zero_mask, nonzero, outside, blank = ZeroMask(lambda: _sampled(path, shape[0])), [], [], []
 
     def read(start: int, stop: int) -> Acquisition:
         """Slices start..stop-1. InputError: samples not finite, a scan that is zero everywhere, mask not 0 and 1."""
@@ -78,6 +78,14 @@ def open_scan(path: Path | str) -> Scan:
             outside.append(True)
             warnings.warn(f"{one_line(path)} has samples where its mask is 0; they are left out", stacklevel=2)
         kspace = kspace * mask
+        empty = 1 - (kspace != 0).any(axis=1).sum() / np.broadcast_to(mask, (len(kspace), 1, *shape[-2:])).sum().clip(1)
+        if stored_mask and kspace.any() and empty > 0.02 and not blank:
+            blank.append(True)
+            warnings.warn(
+                f"{one_line(path)}: {empty:.0%} of the samples that its mask calls measured are exactly zero; if they were "
+                "not measured, store the true mask, or none",
+                stacklevel=2,
+            )
         if kspace.any():
             nonzero.append(True)
         elif not nonzero:  # an empty slice is common, an empty scan is not: look at the whole file once
@@ -162,7 +170,10 @@ def write_scan(
         if reference is not None:
             reference = np.asarray(reference, dtype=np.float32)
             file[REFERENCES[0] if coils == 1 else REFERENCES[1]] = reference
-            extra |= {"max": float(reference.max()), "norm": float(np.linalg.norm(reference.ravel()))}
+            extra |= {
+                "max": float(reference.max()),
+                "norm": float(np.linalg.norm(reference.ravel().astype(np.float64))),
+            }
         write_attributes(file, {**extra, **(attributes or {})}, geometry)
 
 

@@ -68,6 +68,14 @@ def volume_shape(path: Path | str) -> tuple[int, int, int]:
         return _checked_header(stream, path)[1]
 
 
+def volume_geometry(path: Path | str, axis: int = 2) -> Geometry:
+    """Where the voxels of a volume lie, slices along array axis `axis`. Errors: NotFoundError, InputError."""
+    path = check_readable(path)
+    with _opened(path) as (stream, _):
+        header, shape, _ = _checked_header(stream, path)
+        return _checked_geometry(header, path, shape, axis)
+
+
 def write_nifti(
     path: Path | str, array: np.ndarray, geometry: Geometry | None, force: bool = False, *, simulated: bool = False
 ) -> None:
