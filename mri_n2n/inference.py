@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from mri_n2n.acquisition import Acquisition
-from mri_n2n.coils import with_sensitivity_maps
 from mri_n2n.checkpoint import BUNDLED, find_weights, load_network
+from mri_n2n.coils import with_sensitivity_maps
 from mri_n2n.device import choose_device
 from mri_n2n.errors import InputError
 from mri_n2n.files import sha256_of

@@ -39,13 +39,13 @@ def open_scan(path: Path | str, repetition: int | None = None) -> Scan:
     """
     path = Path(path)
     sizes = read_sizes(path)
+    sizes += [1] * (16 - len(sizes))
     matrix = [axis for axis in (0, 1, 2) if sizes[axis] > 1]
     others = [axis for axis in range(3, len(sizes)) if sizes[axis] > 1 and axis not in (COIL, SLICE, AVERAGE)]
     if len(matrix) != 2 or others:
         raise InputError(
             f"{one_line(path)} has sizes {sizes}; expected two of READ, PHS1, PHS2 above 1, and coils, slices, averages"
         )
-    sizes = sizes + [1] * (16 - len(sizes))
     shape = (sizes[SLICE], sizes[COIL], sizes[matrix[0]], sizes[matrix[1]])
     repetitions = sizes[AVERAGE]
     if repetition is not None and not 0 <= repetition < repetitions:

@@ -8,7 +8,6 @@ averaged; noise readouts give the noise covariance of the coils; readout oversam
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
@@ -240,7 +239,6 @@ def _without_oversampling(kspace: np.ndarray, mask: np.ndarray, y: int) -> tuple
     size = kspace.shape[1]
     if y == size:
         return kspace, mask
-    shift = lambda array, how: how(array, axes=1)  # noqa: E731
     images = np.fft.fftshift(np.fft.ifft(np.fft.ifftshift(kspace, axes=1), axis=1, norm="ortho"), axes=1)
     images = images[:, size // 2 - y // 2 :][:, :y]
     cropped = np.fft.fftshift(np.fft.fft(np.fft.ifftshift(images, axes=1), axis=1, norm="ortho"), axes=1)
