@@ -7,10 +7,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from mri_n2n.acquisition import Acquisition
+from mri_n2n.acquisition import Acquisition, Scan
 from mri_n2n.errors import InputError
 from mri_n2n.fourier import ifft2c
 
+# Coils that are kept at most: more cost time and hardly add signal.
+VIRTUAL_COILS = 12
 # Samples along one side of a calibration region: as many as are used, and as few as ESPIRiT can do with.
 SIDE, SMALLEST = 24, 6
 # Pixels whose coil-by-coil matrices are in memory at once.
@@ -48,6 +50,24 @@ def compression_matrix(kspace: Tensor, coils: int) -> Tensor:
     samples = kspace.movedim(-3, 0).flatten(1)
     _, vectors = torch.linalg.eigh(samples @ samples.conj().T)
     return vectors[:, -coils:].flip(1).conj().T.contiguous()
+
+
+def coil_mixing(scan: Scan, virtual_coils: int = VIRTUAL_COILS) -> Tensor | None:
+    """The (virtual coils, coils) matrix that whitens a scan's noise, where its covariance is known, and compresses more
+    coils than `virtual_coils` by the samples near the k-space centre; None when there is nothing to do."""
+    slices, coils, y, x = scan.shape
+    if scan.noise_covariance is None and coils <= virtual_coils:
+        return None
+    one = torch.eye(coils, dtype=torch.complex64)
+    white = one if scan.noise_covariance is None else whitening_matrix(scan.noise_covariance)
+    if coils <= virtual_coils:
+        return white
+    high, wide = min(y, 2 * SIDE), min(x, 2 * SIDE)
+    some = range(0, slices, max(1, slices // 8))  # a sensitivity changes little from slice to slice
+    centers = [
+        scan.read(i, i + 1).kspace[:, :, y // 2 - high // 2 :, x // 2 - wide // 2 :][:, :, :high, :wide] for i in some
+    ]
+    return compression_matrix(combine(white, torch.cat(centers)), virtual_coils) @ white
 
 
 def combine(matrix: Tensor, kspace: Tensor) -> Tensor:

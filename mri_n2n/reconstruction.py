@@ -9,6 +9,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from tqdm import tqdm
 
 import mri_n2n
 from mri_n2n.acquisition import Scan
-from mri_n2n.coils import with_sensitivity_maps
+from mri_n2n.coils import coil_mixing, combine, with_sensitivity_maps
 from mri_n2n.errors import InputError, OptionError, OutputError
 from mri_n2n.files import atomic_outputs, check_readable, sha256_of
 from mri_n2n.formats import open_scan, read_reference, write_nifti, write_result
@@ -79,9 +80,11 @@ def reconstruct_file(
     scan = open_scan(path)
     slices, coils, y, x = scan.shape
     at_once = max(1, PIXELS_AT_ONCE // (coils * y * x))
+    mixing = coil_mixing(scan) if coils > 1 else None
+    virtual = coils if mixing is None else len(mixing)
     combined = coils > 1 and loaded.header["network"] != "unet"  # the 2018 U-Net knows no coils
-    shapes = {"image": (slices, y, x) if coils == 1 or combined else (slices, coils, y, x)}
-    shapes |= {"sensitivity_maps": (slices, coils, y, x)} if combined else {}
+    shapes = {"image": (slices, y, x) if coils == 1 or combined else (slices, virtual, y, x)}
+    shapes |= {"sensitivity_maps": (slices, virtual, y, x)} if combined else {}
     found: set[str] = set()
     reconstruction = np.empty((slices, y, x), dtype=np.float32)
     measured = 0.0
@@ -92,6 +95,8 @@ def reconstruct_file(
         nonlocal measured, middle
         for start in tqdm(range(0, slices, at_once), desc=name, unit="batch", disable=not progress_shown(quiet)):
             acquisition = scan.read(start, min(start + at_once, slices))
+            if mixing is not None:
+                acquisition = replace(acquisition, kspace=combine(mixing, acquisition.kspace))
             if combined:
                 acquisition, caution = with_sensitivity_maps(acquisition)
                 found.update([caution] if caution else [])
@@ -149,6 +154,8 @@ def reconstruct_file(
             "output_sha256": {file.name: sha256_of(file) for file in (h5, nii)},
             "slices": slices,
             "coils": coils,
+            "virtual_coils": virtual,
+            "noise_whitened": scan.noise_covariance is not None,
             "matrix": [y, x],
             "combination": combination,
             "intensity": "the input's own scale",

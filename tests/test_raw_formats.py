@@ -40,7 +40,9 @@ def noise(*shape: int, seed: int = 0) -> np.ndarray:
     return torch.randn(shape, dtype=torch.complex64, generator=generator).numpy()
 
 
-def write_mrd(path: Path, kspace: np.ndarray, *, oversampling: int = 1, lines=None, noise_readouts=None, xml=None, changes=()) -> Path:
+def write_mrd(
+    path: Path, kspace: np.ndarray, *, oversampling: int = 1, lines=None, noise_readouts=None, xml=None, changes=()
+) -> Path:
     """kspace: (slices, coils, readout, phase) as encoded. changes: functions of the heads and the list of readouts."""
     slices, coils, readout, phase = kspace.shape
     heads, rows = [], []
@@ -60,12 +62,21 @@ def write_mrd(path: Path, kspace: np.ndarray, *, oversampling: int = 1, lines=No
     for slice_ in range(slices):
         for line in range(phase) if lines is None else lines:
             add(kspace[slice_, :, :, line], line, slice_)
-    table = np.zeros(len(heads), [("head", HEAD), ("traj", h5py.vlen_dtype(np.float32)), ("data", h5py.vlen_dtype(np.float32))])
+    table = np.zeros(
+        len(heads), [("head", HEAD), ("traj", h5py.vlen_dtype(np.float32)), ("data", h5py.vlen_dtype(np.float32))]
+    )
     for number, (head, row) in enumerate(zip(heads, rows, strict=True)):
         table[number] = (head, np.zeros(0, np.float32), row)
     for change in changes:
         change(table)
-    sizes = {"x": readout, "y": phase, "rx": readout // oversampling, "fx": 200.0 * oversampling, "frx": 200.0, "fy": 150.0}
+    sizes = {
+        "x": readout,
+        "y": phase,
+        "rx": readout // oversampling,
+        "fx": 200.0 * oversampling,
+        "frx": 200.0,
+        "fy": 150.0,
+    }
     sizes |= {"last": phase - 1, "center": phase // 2, "trajectory": "cartesian"}
     with h5py.File(path, "w") as file:
         file.create_dataset("dataset/data", data=table, maxshape=(None,), chunks=(1,))
@@ -183,7 +194,22 @@ def test_a_file_of_ismrmrds_own_tools(tmp_path):
     with h5py.File(tmp_path / "full.h5") as file:
         theirs = file["dataset/cpp/data"][0, 0, 0].T
     np.testing.assert_allclose(ours / ours.max(), theirs / theirs.max(), atol=1e-5)
-    noisy = ["ismrmrd_generate_cartesian_shepp_logan", "-C", "-n", "0.1", "-m", "64", "-c", "3", "-a", "2", "-w", "12", "-r", "2"]
+    noisy = [
+        "ismrmrd_generate_cartesian_shepp_logan",
+        "-C",
+        "-n",
+        "0.1",
+        "-m",
+        "64",
+        "-c",
+        "3",
+        "-a",
+        "2",
+        "-w",
+        "12",
+        "-r",
+        "2",
+    ]
     subprocess.run([*noisy, "-o", "noisy.h5"], cwd=tmp_path, check=True, capture_output=True)
     scan = open_scan(tmp_path / "noisy.h5", repetition=0)
     assert scan.repetitions == 4 and scan.noise_covariance.shape == (3, 3)
@@ -282,7 +308,11 @@ def test_numpy_arrays_that_are_no_scan(tmp_path):
     np.save(path, noise(3, 9, 8))
     with pytest.raises(OptionError, match="--format npy-coils"):
         open_scan(path)
-    for array, match in ((np.ones((9, 8)), "complex"), (noise(2, 2, 2, 9, 8), "2 to 4"), (np.zeros((9, 8), complex), "zero everywhere")):
+    for array, match in (
+        (np.ones((9, 8)), "complex"),
+        (noise(2, 2, 2, 9, 8), "2 to 4"),
+        (np.zeros((9, 8), complex), "zero everywhere"),
+    ):
         np.save(path, array)
         with pytest.raises(InputError, match=match):
             open_scan(path).read(0, 1)
