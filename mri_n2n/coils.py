@@ -48,6 +48,7 @@ def compression_matrix(kspace: Tensor, coils: int) -> Tensor:
     Buehrer et al., MRM 57, 2007: the leading eigenvectors of the coils' covariance. White noise stays white.
     """
     samples = kspace.movedim(-3, 0).flatten(1)
+    samples = samples / samples.abs().amax().clamp_min(torch.finfo(torch.float32).tiny)  # raw units leave float32 squared
     _, vectors = torch.linalg.eigh(samples @ samples.conj().T)
     return vectors[:, -coils:].flip(1).conj().T.contiguous()
 
@@ -105,7 +106,9 @@ def low_resolution_maps(kspace: Tensor, radius: int = SIDE // 2) -> Tensor:
         windows.append(0.5 + 0.5 * torch.cos(torch.pi * distance))
     images = ifft2c(kspace * windows[0][:, None] * windows[1])
     images = images * torch.sgn(images[:, :1]).conj()
-    return images / images.abs().square().sum(dim=1, keepdim=True).sqrt().clamp_min(1e-30)
+    largest = images.abs().amax(dim=1, keepdim=True)
+    images = torch.where(largest > 0, images / largest, 0.0)  # raw units leave float32 squared
+    return images / images.abs().square().sum(dim=1, keepdim=True).sqrt().clamp_min(1)
 
 
 def calibration_region(mask: Tensor) -> tuple[int, int]:
@@ -169,8 +172,9 @@ def _projection_spectrum(center: Tensor, kernel: int, threshold: float) -> Tenso
     slices, coils = center.shape[:2]
     patches = center.unfold(2, kernel, 1).unfold(3, kernel, 1)  # (slices, coils, ny, nx, kernel, kernel)
     rows = patches.permute(0, 2, 3, 1, 4, 5).reshape(slices, -1, coils * kernel**2)
+    rows = rows / rows.abs().amax(dim=(1, 2), keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
     _, values, vectors = torch.linalg.svd(rows, full_matrices=False)
-    kept = values > threshold * values[:, :1]
+    kept = (values > threshold * values[:, :1]) & (values > 0)
     vectors = vectors * kept[..., None]
     # A row is a patch, so patches are combinations of conj(conj(vectors)): the projector on their span.
     projector = vectors.mT @ vectors.conj()
