@@ -184,6 +184,8 @@ def run_reconstruct(options: argparse.Namespace) -> None:
         force=options.force,
         device=options.device,
         flips=False if options.no_flips else None,
+        format=options.format,
+        repetition=options.repetition,
         quiet=options.quiet,
     )
     if options.json:
@@ -206,7 +208,7 @@ def run_evaluate(options: argparse.Namespace) -> None:
 def run_info(options: argparse.Namespace) -> None:
     from mri_n2n.inspection import describe
 
-    facts = describe(options.file)
+    facts = describe(options.file, options.format, options.repetition)
     print(
         json.dumps(facts, indent=2) if options.json else "\n".join(f"{key:<16} {as_text(facts[key])}" for key in facts)
     )
@@ -216,6 +218,20 @@ def as_text(value: object) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{name} {one}" for name, one in value.items())
     return " to ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
+def run_convert(options: argparse.Namespace) -> None:
+    from mri_n2n.conversion import convert
+
+    lost = convert(
+        options.source,
+        options.target,
+        format=options.format,
+        repetition=options.repetition,
+        lossy=options.lossy,
+        force=options.force,
+    )
+    print(f"{options.target}" + (f" (without {', '.join(lost)})" if lost else ""))
 
 
 def run_benchmark(options: argparse.Namespace) -> None:
@@ -236,6 +252,7 @@ COMMANDS = {
     "reconstruct": run_reconstruct,
     "evaluate": run_evaluate,
     "info": run_info,
+    "convert": run_convert,
     "benchmark": run_benchmark,
 }
 

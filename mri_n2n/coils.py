@@ -48,7 +48,9 @@ def compression_matrix(kspace: Tensor, coils: int) -> Tensor:
     Buehrer et al., MRM 57, 2007: the leading eigenvectors of the coils' covariance. White noise stays white.
     """
     samples = kspace.movedim(-3, 0).flatten(1)
-    samples = samples / samples.abs().amax().clamp_min(torch.finfo(torch.float32).tiny)  # raw units leave float32 squared
+    samples = samples / samples.abs().amax().clamp_min(
+        torch.finfo(torch.float32).tiny
+    )  # raw units leave float32 squared
     _, vectors = torch.linalg.eigh(samples @ samples.conj().T)
     return vectors[:, -coils:].flip(1).conj().T.contiguous()
 

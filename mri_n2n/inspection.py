@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from mri_n2n.acquisition import Scan
 from mri_n2n.checkpoint import load_tensors
 from mri_n2n.errors import NotFoundError
-from mri_n2n.formats import detect, open_scan, read_result, read_volume
+from mri_n2n.formats import SCAN_FORMATS, detect, open_scan, read_result, read_volume
 
 
-def describe(path: Path | str) -> dict[str, object]:
+def describe(path: Path | str, format: str | None = None, repetition: int | None = None) -> dict[str, object]:
     """Facts about a scan, volume, result or weights file (or a run directory), JSON-able, in reading order.
 
     Errors: NotFoundError, InputError.
@@ -23,9 +24,9 @@ def describe(path: Path | str) -> dict[str, object]:
         return _describe_weights(path / "weights.safetensors")
     if path.suffix == ".safetensors":
         return _describe_weights(path)
-    kind = detect(path)
-    if kind == "fastmri-hdf5":
-        return _describe_scan(path)
+    kind = format or detect(path)
+    if kind in SCAN_FORMATS:
+        return _describe_scan(open_scan(path, format, repetition))
     if kind == "nifti":
         images, geometry = read_volume(path)
         return {
@@ -49,8 +50,7 @@ def describe(path: Path | str) -> dict[str, object]:
     }
 
 
-def _describe_scan(path: Path) -> dict[str, object]:
-    scan = open_scan(path)
+def _describe_scan(scan: Scan) -> dict[str, object]:
     slices, coils, y, x = scan.shape
     middle = scan.read(slices // 2, slices // 2 + 1)
     mask = middle.mask[0, 0]
@@ -61,10 +61,11 @@ def _describe_scan(path: Path) -> dict[str, object]:
         scan.simulated
     ]
     return {
-        "file": path.name,
+        "file": scan.path.name,
         "kind": f"raw scan ({scan.format})",
         "slices": slices,
         "coils": coils,
+        "repetitions": scan.repetitions,
         "matrix": f"{y} x {x} (y x x)",
         "sampling": "full"
         if full

@@ -45,12 +45,15 @@ def reconstruct_files(
     force: bool = False,
     device: str = "auto",
     flips: bool | None = None,
+    format: str | None = None,
+    repetition: int | None = None,
     quiet: bool = False,
 ) -> list[dict]:
     """Reconstruct scan files into the directory `output`: NAME.h5, NAME.nii.gz, NAME.png, NAME.json each.
 
     The four files of a scan appear together when all are complete; a failure leaves none of them. Returns the sidecars.
     flips: average over mirror images, four passes of the network; None: if the weights were trained on mirror images.
+    format: of the scans, None: found from their content. repetition: one of several, None: their mean.
     Errors: InputError, NotFoundError, OutputError.
     """
     names = [stem(path) for path in scans]
@@ -69,15 +72,18 @@ def reconstruct_files(
                 raise OutputError(f"{target} exists; give --force to replace it, or another -o")
     loaded = load_for_use(weights, device)
     flips = loaded.trained_on_flips if flips is None else flips
-    return [reconstruct_file(path, output, name, loaded, flips=flips, quiet=quiet) for path, name in zip(scans, names)]
+    return [
+        reconstruct_file(open_scan(path, format, repetition), output, name, loaded, flips=flips, quiet=quiet)
+        for path, name in zip(scans, names)
+    ]
 
 
 def reconstruct_file(
-    path: Path, output: Path, name: str, loaded: LoadedNetwork, *, flips: bool, quiet: bool = False
+    scan: Scan, output: Path, name: str, loaded: LoadedNetwork, *, flips: bool, quiet: bool = False
 ) -> dict:
     """Reconstruct one scan, slices streaming through the network; returns the sidecar."""
     started = time.monotonic()
-    scan = open_scan(path)
+    path = scan.path
     slices, coils, y, x = scan.shape
     at_once = max(1, PIXELS_AT_ONCE // (coils * y * x))
     mixing = coil_mixing(scan) if coils > 1 else None
@@ -194,7 +200,7 @@ def intensity_scale(scan: Scan, loaded: LoadedNetwork, at_once: int) -> float:
 def stem(path: Path) -> str:
     """The name of a file without its known suffixes."""
     name = path.name
-    for suffix in (".nii.gz", ".h5", ".hdf5", ".nii"):
+    for suffix in (".nii.gz", ".h5", ".hdf5", ".nii", ".cfl", ".hdr", ".npy", ".mrd"):
         if name.lower().endswith(suffix) and len(name) > len(suffix):
             return name[: -len(suffix)]
     return name

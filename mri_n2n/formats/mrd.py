@@ -8,6 +8,7 @@ averaged; noise readouts give the noise covariance of the coils; readout oversam
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
@@ -18,12 +19,24 @@ import torch
 
 from mri_n2n.acquisition import Acquisition, Geometry, Scan
 from mri_n2n.coils import noise_covariance
-from mri_n2n.errors import InputError
-from mri_n2n.files import one_line
+from mri_n2n.errors import InputError, OptionError
+from mri_n2n.files import atomic_output, one_line
 from mri_n2n.formats.hdf5 import check_size, checked_dataset, open_hdf5, size_limit
 
 FORMAT = "mrd"
 
+HEAD = np.dtype(
+    [("version", "<u2"), ("flags", "<u8"), ("measurement_uid", "<u4"), ("scan_counter", "<u4"),
+     ("acquisition_time_stamp", "<u4"), ("physiology_time_stamp", "<u4", (3,)), ("number_of_samples", "<u2"),
+     ("available_channels", "<u2"), ("active_channels", "<u2"), ("channel_mask", "<u8", (16,)), ("discard_pre", "<u2"),
+     ("discard_post", "<u2"), ("center_sample", "<u2"), ("encoding_space_ref", "<u2"), ("trajectory_dimensions", "<u2"),
+     ("sample_time_us", "<f4"), ("position", "<f4", (3,)), ("read_dir", "<f4", (3,)), ("phase_dir", "<f4", (3,)),
+     ("slice_dir", "<f4", (3,)), ("patient_table_position", "<f4", (3,)),
+     ("idx", [("kspace_encode_step_1", "<u2"), ("kspace_encode_step_2", "<u2"), ("average", "<u2"), ("slice", "<u2"),
+              ("contrast", "<u2"), ("phase", "<u2"), ("repetition", "<u2"), ("set", "<u2"), ("segment", "<u2"),
+              ("user", "<u2", (8,))]),
+     ("user_int", "<i4", (8,)), ("user_float", "<f4", (8,))]
+)  # fmt: skip
 # Bits of `flags`, counted from 1 as in the specification.
 NOISE, CALIBRATION, CALIBRATION_AND_IMAGING, REVERSE = 19, 20, 21, 22
 # Navigator, phase correction, feedback, dummy, surface coil correction, phase stabilisation: no image data.
@@ -274,3 +287,61 @@ def _geometry(
     affine[:3, 3] = positions[0] - affine[:3, 0] * (x // 2) - affine[:3, 1] * (y // 2)
     affine[:2] *= -1  # L, P, S to R, A, S
     return Geometry(tuple(map(tuple, affine.tolist())), 2, 1, 1, "mm")
+
+
+def write_scan(path: Path | str, slices: Iterable[Acquisition], scan: Scan, force: bool) -> None:
+    """Write single slices as readouts along y of the lines that were sampled, complete or not at all.
+
+    Errors: OutputError; OptionError for masks that are no lines, since a readout is measured as a whole.
+    """
+    _, coils, y, x = scan.shape
+    affine = np.eye(4) if scan.geometry is None else _axes_of_slices(scan.geometry)
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    vlen = h5py.vlen_dtype(np.float32)
+    with atomic_output(path, force) as temporary, h5py.File(temporary, "w") as file:
+        dtype = np.dtype([("head", HEAD), ("traj", vlen), ("data", vlen)])
+        data = file.create_dataset("dataset/data", (0,), dtype, maxshape=(None,), chunks=(64,))
+        for number, acquisition in enumerate(slices):
+            mask = acquisition.mask[0, 0].numpy()
+            if (mask != mask[:1]).any():
+                raise OptionError(f"{one_line(scan.path)} is sampled at points; MRD holds readouts, lines along y")
+            lines = np.flatnonzero(mask[0])
+            table = np.zeros(len(lines), dtype)
+            head = table["head"]
+            head["version"], head["number_of_samples"], head["center_sample"] = 1, y, y // 2
+            head["available_channels"] = head["active_channels"] = coils
+            head["idx"]["kspace_encode_step_1"], head["idx"]["slice"] = lines, number
+            if scan.geometry is not None:
+                place = affine @ [x // 2, y // 2, number, 1]
+                for name, value in (("phase_dir", 0), ("read_dir", 1), ("slice_dir", 2)):
+                    head[name] = affine[:3, value] / spacing[value]
+                head["position"] = place[:3]
+            table["head"] = head
+            for row, line in enumerate(lines):
+                readout = np.ascontiguousarray(acquisition.kspace[0, :, :, line].numpy(), dtype=np.complex64)
+                table[row]["traj"], table[row]["data"] = np.zeros(0, np.float32), readout.view(np.float32).ravel()
+            data.resize(len(data) + len(lines), axis=0)
+            data[len(data) - len(lines) :] = table
+        file["dataset/xml"] = np.array([_xml(y, x, spacing)], dtype=h5py.string_dtype())
+
+
+def _axes_of_slices(geometry: Geometry) -> np.ndarray:
+    """(x, y, slice) -> millimetres in L, P, S: the affine with its columns in the order of our slices."""
+    low, high = (axis for axis in range(3) if axis != geometry.slice_axis)
+    scale = {"meter": 1e3, "micron": 1e-3}.get(geometry.spatial_unit, 1.0)
+    affine = np.asarray(geometry.affine)[:, [low, high, geometry.slice_axis, 3]]
+    return affine * np.array([-scale, -scale, scale, 1])[:, None]
+
+
+def _xml(y: int, x: int, spacing: np.ndarray) -> str:
+    sizes = f"<matrixSize><x>{y}</x><y>{x}</y><z>1</z></matrixSize>"
+    field = "".join(f"<{n}>{mm:.9g}</{n}>" for n, mm in zip("xyz", spacing[[1, 0, 2]] * (y, x, 1), strict=True))
+    space = f"{sizes}<fieldOfView_mm>{field}</fieldOfView_mm>"
+    limits = f"<minimum>0</minimum><maximum>{x - 1}</maximum><center>{x // 2}</center>"
+    return (
+        '<?xml version="1.0"?><ismrmrdHeader xmlns="http://www.ismrm.org/ISMRMRD">'
+        "<experimentalConditions><H1resonanceFrequency_Hz>0</H1resonanceFrequency_Hz></experimentalConditions>"
+        f"<encoding><encodedSpace>{space}</encodedSpace><reconSpace>{space}</reconSpace>"
+        f"<encodingLimits><kspace_encoding_step_1>{limits}</kspace_encoding_step_1></encodingLimits>"
+        "<trajectory>cartesian</trajectory></encoding></ismrmrdHeader>"
+    )

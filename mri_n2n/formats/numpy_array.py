@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 
 from mri_n2n.acquisition import Acquisition, Scan
 from mri_n2n.errors import InputError, OptionError
-from mri_n2n.files import check_readable, one_line
+from mri_n2n.files import atomic_output, check_readable, one_line
 from mri_n2n.formats.hdf5 import FILE_FACTOR, check_size, size_limit
 from mri_n2n.formats.sampling import ZeroMask
 
@@ -68,3 +69,13 @@ def _mapped(path: Path) -> np.ndarray:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
         raise InputError(f"{one_line(path)} is no readable .npy array ({one_line(error, 120)})") from None
+
+
+def write_scan(
+    path: Path | str, kspace_slices: Iterable[np.ndarray], shape: tuple[int, int, int, int], force: bool
+) -> None:
+    """Write slices (coils, y, x) as one complex64 array (slices, coils, y, x), complete or not at all."""
+    with atomic_output(path, force) as temporary, open(temporary, "wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "<c8", "fortran_order": False, "shape": shape})
+        for one in kspace_slices:
+            file.write(np.ascontiguousarray(one, dtype="<c8").tobytes())
