@@ -12,7 +12,7 @@ MASKS = ("roulette", "gaussian-points", "random-lines", "equispaced-lines", "gau
 SCAN_FORMATS = ("fastmri-hdf5", "mrd", "cfl", "npy", "npy-coils", "npy-slices")
 EXIT_CODES = (
     "exit codes: 0 done; 1 internal error; 2 wrong usage; 3 input that cannot be read or does not fit; "
-    "4 output that exists or cannot be written; 5 data or weights not found; 130 interrupted. Research use only."
+    "4 output that exists or cannot be written; 5 data or weights not found; 6 some of several scans failed; 130 interrupted. Research use only."
 )
 
 
@@ -193,7 +193,7 @@ def parser() -> argparse.ArgumentParser:
         "Reconstruct scans; writes NAME.h5, NAME.nii.gz, NAME.png and NAME.json for each.",
     )
     add_scan_options(reconstruct)
-    reconstruct.add_argument("scans", type=path, nargs="+", metavar="scan.h5")
+    reconstruct.add_argument("scans", type=path, nargs="+", metavar="SCAN|DIR")
     reconstruct.add_argument(
         "-o", "--output", type=path, default=Path("reconstruction"), metavar="DIR", help="made when missing"
     )
@@ -207,6 +207,7 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="reconstruct every slice once, not as the mean over its four mirror images (weights trained on such): one pass instead of four",
     )
+    reconstruct.add_argument("--skip-existing", action="store_true", help="leave out scans whose sidecar is there")
     reconstruct.add_argument("--json", action="store_true", help="print the sidecars on stdout")
 
     evaluate = command(

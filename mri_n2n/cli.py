@@ -10,7 +10,7 @@ import threading
 import warnings
 
 from mri_n2n.arguments import MASKS, parser
-from mri_n2n.errors import UserError
+from mri_n2n.errors import PartialError, UserError
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -177,17 +177,22 @@ def run_reconstruct(options: argparse.Namespace) -> None:
     from mri_n2n.reconstruction import reconstruct_files
 
     tune_process()
-    sidecars = reconstruct_files(
-        options.scans,
-        options.output,
-        weights=options.weights,
-        force=options.force,
-        device=options.device,
-        flips=False if options.no_flips else None,
-        format=options.format,
-        repetition=options.repetition,
-        quiet=options.quiet,
-    )
+    failed = None
+    try:
+        sidecars = reconstruct_files(
+            options.scans,
+            options.output,
+            weights=options.weights,
+            force=options.force,
+            device=options.device,
+            flips=False if options.no_flips else None,
+            format=options.format,
+            repetition=options.repetition,
+            skip_existing=options.skip_existing,
+            quiet=options.quiet,
+        )
+    except PartialError as error:
+        sidecars, failed = error.done, error
     if options.json:
         print(json.dumps(sidecars, indent=2))
     else:
@@ -196,6 +201,8 @@ def run_reconstruct(options: argparse.Namespace) -> None:
             print(
                 f"{options.output / name}.h5 .nii.gz .png .json: {sidecar['slices']} slices in {sidecar['seconds']} s, {sidecar['measured_share']:.1%} of the samples measured"
             )
+    if failed:
+        raise failed
 
 
 def run_evaluate(options: argparse.Namespace) -> None:

@@ -19,9 +19,9 @@ from tqdm import tqdm
 import mri_n2n
 from mri_n2n.acquisition import Scan
 from mri_n2n.coils import coil_mixing, combine, with_sensitivity_maps
-from mri_n2n.errors import InputError, OptionError, OutputError
-from mri_n2n.files import atomic_outputs, check_readable, sha256_of
-from mri_n2n.formats import open_scan, read_reference, write_nifti, write_result
+from mri_n2n.errors import InputError, NotFoundError, OptionError, OutputError, PartialError, UserError
+from mri_n2n.files import atomic_outputs, check_readable, one_line, sha256_of
+from mri_n2n.formats import detect, open_scan, read_reference, write_nifti, write_result
 from mri_n2n.fourier import ifft2c
 from mri_n2n.inference import (
     PIXELS_AT_ONCE,
@@ -36,6 +36,9 @@ from mri_n2n.process import progress_shown
 from mri_n2n.report import comparison_figure
 from mri_n2n.resample import crop_or_pad
 
+# Of raw scans; of BART's pairs the samples.
+SUFFIXES = (".h5", ".hdf5", ".mrd", ".cfl", ".npy")
+
 
 def reconstruct_files(
     scans: list[Path],
@@ -47,21 +50,28 @@ def reconstruct_files(
     flips: bool | None = None,
     format: str | None = None,
     repetition: int | None = None,
+    skip_existing: bool = False,
     quiet: bool = False,
 ) -> list[dict]:
     """Reconstruct scan files into the directory `output`: NAME.h5, NAME.nii.gz, NAME.png, NAME.json each.
 
-    The four files of a scan appear together when all are complete; a failure leaves none of them. Returns the sidecars.
+    The four files of a scan appear together when all are complete; a failure leaves none of them. Of several scans, those
+    that fail do not stop the rest. A directory stands for the raw scans in it. Under torchrun each process takes its share.
+    Returns the sidecars. skip_existing: leave out scans whose sidecar is there.
     flips: average over mirror images, four passes of the network; None: if the weights were trained on mirror images.
     format: of the scans, None: found from their content. repetition: one of several, None: their mean.
-    Errors: InputError, NotFoundError, OutputError.
+    Errors: InputError, NotFoundError, OutputError; of several scans PartialError, which has the sidecars of the others.
     """
+    scans = [scan for path in scans for scan in (scans_in(path) if path.is_dir() else [path])]
     names = [stem(path) for path in scans]
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise OutputError(f"several inputs would write {twice[0]}.h5; reconstruct them into different directories")
-    for path in scans:
-        check_readable(path)
+    if len(scans) == 1:
+        check_readable(scans[0])
+    if skip_existing:
+        scans = [path for path, name in zip(scans, names) if not result_paths(output, name)[-1].exists()]
+        names = [stem(path) for path in scans]
     for name in names:
         for target in result_paths(output, name):
             if target.is_dir():
@@ -72,10 +82,42 @@ def reconstruct_files(
                 raise OutputError(f"{target} exists; give --force to replace it, or another -o")
     loaded = load_for_use(weights, device)
     flips = loaded.trained_on_flips if flips is None else flips
-    return [
-        reconstruct_file(open_scan(path, format, repetition), output, name, loaded, flips=flips, quiet=quiet)
-        for path, name in zip(scans, names)
-    ]
+    rank, processes = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
+    sidecars, failures = [], []
+    for path, name in list(zip(scans, names))[rank::processes]:
+        try:
+            scan = open_scan(path, format, repetition)
+            sidecars.append(reconstruct_file(scan, output, name, loaded, flips=flips, quiet=quiet))
+        except UserError as error:
+            if len(scans) == 1:
+                raise
+            failures.append(f"{path.name} ({one_line(error)})")
+    if failures:
+        raise PartialError(
+            f"{len(failures)} of {len(failures) + len(sidecars)} scans failed: {'; '.join(failures)}", sidecars
+        )
+    return sidecars
+
+
+def scans_in(folder: Path) -> list[Path]:
+    """The files of a directory that may be raw scans, by their suffix; results and volumes are left out by their content.
+
+    Errors: NotFoundError when there is none.
+    """
+    files = sorted(
+        path for path in folder.iterdir() if path.suffix in SUFFIXES and path.is_file() and path.name[0] != "."
+    )
+
+    def may_be_scan(path: Path) -> bool:
+        try:
+            return detect(path) != "result-hdf5"
+        except UserError:
+            return True  # a damaged file is named later, not passed over
+
+    found = [path for path in files if may_be_scan(path)]
+    if not found:
+        raise NotFoundError(f"{folder} holds no raw scan ({', '.join(SUFFIXES)})")
+    return found
 
 
 def reconstruct_file(

@@ -553,7 +553,9 @@ WRITERS = {
     "scan.h5": lambda path, **o: write_scan(
         path, iter(IMAGE[:, None] + 0j), (8, 1, 64, 64), mask=IMAGE[0], attributes={}, **o
     ),
-    "result.h5": lambda path, **o: write_result(path, IMAGE, ((one + 0j,) for one in IMAGE), {"image": IMAGE.shape}, **o),
+    "result.h5": lambda path, **o: write_result(
+        path, IMAGE, ((one + 0j,) for one in IMAGE), {"image": IMAGE.shape}, **o
+    ),
     "volume.nii": lambda path, **o: write_nifti(path, IMAGE, None, **o),
     "volume.nii.gz": lambda path, **o: write_nifti(path, np.random.default_rng(0).random(IMAGE.shape), None, **o),
     "text": lambda path, **o: atomic_output(path, o.get("force", False)).__enter__(),

@@ -49,7 +49,9 @@ def test_samples_go_round_bit_for_bit(suffix, scan, tmp_path):
 def test_mrd_keeps_the_geometry_and_its_own_package_reads_it(scan, tmp_path):
     ismrmrd = pytest.importorskip("ismrmrd")
     with pytest.raises(OptionError, match="points"):  # before anything is written
-        points = simulate_file(scan.parent / "volume.nii.gz", tmp_path / "points.h5", SimulationOptions(acceleration=2))[0]
+        points = simulate_file(
+            scan.parent / "volume.nii.gz", tmp_path / "points.h5", SimulationOptions(acceleration=2)
+        )[0]
         convert(points, tmp_path / "points.mrd", lossy=True)
     assert not (tmp_path / "points.mrd").exists()
     straight = nibabel.load(scan.parent / "volume.nii.gz")

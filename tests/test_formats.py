@@ -356,7 +356,9 @@ def test_result_round_trip(tmp_path, coils):
             reconstruction[i] = i + 1
             yield (one,)
 
-    write_result(tmp_path / "r.h5", reconstruction, slices(), {"image": shape}, {"software": "x 1", "n": 2, "no": None}, GEOMETRY)
+    write_result(
+        tmp_path / "r.h5", reconstruction, slices(), {"image": shape}, {"software": "x 1", "n": 2, "no": None}, GEOMETRY
+    )
     found, attributes, geometry = read_result(tmp_path / "r.h5")
     assert found.dtype == np.float32 and found[:, 0, 0].tolist() == [1, 2, 3] and geometry == GEOMETRY
     assert attributes == {"note": "research use only", "software": "x 1", "n": 2}

@@ -19,7 +19,7 @@ from PIL import Image
 import mri_n2n
 from mri_n2n.batches import Protocol
 from mri_n2n.checkpoint import BUNDLED, build_network, save_tensors
-from mri_n2n.errors import InputError, NotFoundError, OutputError
+from mri_n2n.errors import InputError, NotFoundError, OutputError, PartialError
 from mri_n2n.files import sha256_of
 from mri_n2n.formats import open_scan, read_reference, read_result, write_scan
 from mri_n2n.fourier import fft2c, ifft2c
@@ -350,9 +350,52 @@ def test_of_several_scans_the_good_ones_are_whole(scans, run, tmp_path):
     good, bad = copy(scans["single"], tmp_path / "a.h5"), copy(scans["single"], tmp_path / "b.h5")
     with h5py.File(bad, "r+") as file:
         file["kspace"][1] = np.inf
-    with pytest.raises(InputError, match="b.h5"):
-        reconstruct_files([good, bad], tmp_path / "out", weights=run, quiet=True)
+    with pytest.raises(PartialError, match="1 of 2 scans failed: b.h5") as failed:
+        reconstruct_files([bad, good], tmp_path / "out", weights=run, quiet=True)
+    assert [sidecar["output"] for sidecar in failed.value.done] == ["a"]
     assert set(tree(tmp_path / "out")) == {name.replace("scan", "a") for name in OUTPUTS}
+
+
+def test_a_directory_stands_for_its_scans_and_can_be_gone_on_with(scans, run, tmp_path):
+    folder, out = tmp_path / "in", tmp_path / "out"
+    for name in ("single", "line"):
+        copy(scans[name], folder / f"{name}.h5")
+    reconstruct_files([folder / "line.h5"], out, weights=run, quiet=True)
+    before = (out / "line.json").stat().st_mtime_ns
+    copy(out / "line.h5", folder / "result.h5")  # no raw scan
+    (folder / "notes.txt").write_text("notes")
+    (folder / "damaged.h5").write_bytes(b"not HDF5")
+    with pytest.raises(PartialError, match="1 of 2 scans failed: damaged.h5"):
+        reconstruct_files([folder], out, weights=run, skip_existing=True, quiet=True)
+    assert {path.name for path in out.glob("*.json")} == {"line.json", "single.json"}
+    assert (out / "line.json").stat().st_mtime_ns == before
+    (folder / "damaged.h5").unlink()
+    assert reconstruct_files([folder], out, weights=run, skip_existing=True, quiet=True) == []
+    with pytest.raises(NotFoundError, match="no raw scan"):
+        reconstruct_files([run], out, weights=run, quiet=True)
+
+
+def test_two_processes_share_the_scans(scans, run, tmp_path):
+    """As torchrun starts them, with its environment."""
+    for number in range(3):
+        copy(scans["single"], tmp_path / "in" / f"{number}.h5")
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "2",
+        "--master-port",
+        "29517",
+        "-m",
+        "mri_n2n",
+    ]
+    command += ["reconstruct", str(tmp_path / "in"), "-o", str(tmp_path / "out"), "--weights", str(run), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
+    assert done.returncode == 0, done.stderr
+    assert {path.stem for path in (tmp_path / "out").glob("*.json")} == {"0", "1", "2"}
+    found = [json.loads((tmp_path / "out" / f"{number}.json").read_text())["output"] for number in range(3)]
+    assert found == ["0", "1", "2"] and done.stdout.count('"output": ') == 3  # each by one process
 
 
 def test_a_directory_in_the_way_leaves_nothing_half_written(scans, run, tmp_path):
