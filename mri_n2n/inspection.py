@@ -8,6 +8,7 @@ from mri_n2n.acquisition import Scan
 from mri_n2n.checkpoint import load_tensors
 from mri_n2n.errors import NotFoundError
 from mri_n2n.formats import SCAN_FORMATS, detect, open_scan, read_result, read_volume
+from mri_n2n.formats.sampling import Box, acquired_box
 
 
 def describe(path: Path | str, format: str | None = None, repetition: int | None = None) -> dict[str, object]:
@@ -70,6 +71,7 @@ def _describe_scan(scan: Scan) -> dict[str, object]:
         "sampling": "full"
         if full
         else f"{share:.1%} of the samples ({1 / share:.1f}x), {'lines along y' if lines else 'points'} (middle slice)",
+        "acquired": describe_box(acquired_box(scan), y, x),
         "mask": "stored" if scan.mask_source == "stored" else "not stored; found from the zeros",
         "probability": "stored" if middle.probability is not None else "not stored",
         "noise variance": "unknown" if middle.noise_variance is None else f"{middle.noise_variance:g}",
@@ -78,6 +80,13 @@ def _describe_scan(scan: Scan) -> dict[str, object]:
         "simulated": simulated,
         "commands": "reconstruct" + (", evaluate --reference" if scan.has_reference else ""),
     }
+
+
+def describe_box(acquired: Box, y: int, x: int) -> str:
+    (y0, y1), (x0, x1) = acquired
+    if acquired == ((0, y), (0, x)):
+        return "all of k-space, undersampling apart"
+    return f"rows {y0} to {y1 - 1} of {y}, columns {x0} to {x1 - 1} of {x}; the rest is zero padding or partial Fourier"
 
 
 def _describe_weights(path: Path) -> dict[str, object]:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 import mri_n2n
@@ -22,7 +23,8 @@ from mri_n2n.coils import coil_mixing, combine, with_sensitivity_maps
 from mri_n2n.errors import InputError, NotFoundError, OptionError, OutputError, PartialError, UserError
 from mri_n2n.files import atomic_outputs, check_readable, one_line, sha256_of
 from mri_n2n.formats import detect, open_scan, read_reference, write_nifti, write_result
-from mri_n2n.fourier import ifft2c
+from mri_n2n.formats.sampling import Box, acquired_box
+from mri_n2n.fourier import fft2c, ifft2c
 from mri_n2n.inference import (
     PIXELS_AT_ONCE,
     LoadedNetwork,
@@ -128,6 +130,8 @@ def reconstruct_file(
     path = scan.path
     slices, coils, y, x = scan.shape
     at_once = max(1, PIXELS_AT_ONCE // (coils * y * x))
+    acquired = acquired_box(scan)
+    complete = acquired == ((0, y), (0, x))
     mixing = coil_mixing(scan) if coils > 1 else None
     virtual = coils if mixing is None else len(mixing)
     combined = coils > 1 and loaded.header["network"] != "unet"  # the 2018 U-Net knows no coils
@@ -151,6 +155,8 @@ def reconstruct_file(
             complex_images = scale * reconstruct_acquisition(
                 loaded.network, acquisition, loaded.device, scale, flips=flips
             )
+            if not complete:  # beyond what was acquired nothing is known, and nothing is claimed
+                complex_images = within(complex_images, acquired)
             if not torch.isfinite(torch.view_as_real(complex_images)).all():
                 raise InputError(
                     f"{path}: the image is not finite; its k-space is too large or too small for float32, rescale it"
@@ -177,6 +183,11 @@ def reconstruct_file(
         note = "simulated k-space" if scan.simulated else ""
         if reference is not None and reference.shape != (y, x):  # fastMRI's references lack the readout oversampling
             middle = tuple(crop_or_pad(torch.from_numpy(image), *reference.shape).numpy() for image in middle)
+        if not complete:
+            found.add(
+                f"k-space was acquired in rows {acquired[0][0]} to {acquired[0][1] - 1} of {y} and columns {acquired[1][0]} to "
+                f"{acquired[1][1] - 1} of {x} only (zero padding or partial Fourier); beyond, the image has none"
+            )
         said = sorted(found) + cautions(loaded, scan.read(slices // 2, slices // 2 + 1).mask, measured / slices)
         note = " | ".join(part for part in (note, "see the warnings in its .json" if said else "") if part)
         comparison_figure(reference, *middle, png, geometry=scan.geometry, note=note)
@@ -210,6 +221,7 @@ def reconstruct_file(
             "geometry": "unknown: the input has none" if scan.geometry is None else "as the input's",
             "mask_source": scan.mask_source,
             "measured_share": round(measured / slices, 6),
+            "acquired": {"y": acquired[0], "x": acquired[1]},
             "warnings": said,
             "seconds": round(time.monotonic() - started, 2),
         }
@@ -217,6 +229,14 @@ def reconstruct_file(
     for caution in said:
         warnings.warn(f"{path.name}: {caution}", stacklevel=2)
     return sidecar
+
+
+def within(images: Tensor, acquired: Box) -> Tensor:
+    """Images (..., y, x) without the spatial frequencies outside the rectangle `acquired` of k-space."""
+    (y0, y1), (x0, x1) = acquired
+    kspace, kept = fft2c(images), torch.zeros(images.shape[-2:])
+    kept[y0:y1, x0:x1] = 1
+    return ifft2c(kspace * kept)
 
 
 def intensity_scale(scan: Scan, loaded: LoadedNetwork, at_once: int) -> float:

@@ -191,6 +191,25 @@ def test_a_time_limit_leaves_nothing_hidden(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["scan.h5"]
 
 
+def test_nothing_is_claimed_of_kspace_that_was_never_acquired(scans, run, tmp_path):
+    """Zero-padded columns on one side and rows on both: the image has no such frequencies, and the sidecar says so."""
+    kspace, _ = kspace_of(scans["single"])
+    kspace[..., :5], kspace[..., :2, :], kspace[..., -3:, :] = 0, 0, 0
+    with h5py.File(tmp_path / "scan.h5", "w") as file:
+        file["kspace"] = kspace[:, 0]
+    with pytest.warns(UserWarning, match="rows 2 to 22 of 26 and columns 5 to 19 of 20 only"):
+        (sidecar,) = reconstruct_files([tmp_path / "scan.h5"], tmp_path / "out", weights=run, quiet=True)
+    assert sidecar["acquired"] == {"y": (2, 23), "x": (5, 20)}
+    with h5py.File(tmp_path / "out" / "scan.h5") as file:
+        found = fft2c(torch.from_numpy(file["image"][()])).numpy()
+    largest = np.abs(found).max()
+    outside = np.ones(found.shape[1:], bool)
+    outside[2:23, 5:] = False
+    assert np.abs(found[:, outside]).max() < 1e-5 * largest
+    unmeasured = ~outside & (kspace[:, 0] == 0)
+    assert np.abs(found[unmeasured]).max() > 1e-3 * largest  # undersampled k-space is reconstructed
+
+
 @pytest.mark.parametrize(("name", "axis"), [("axis0", 0), ("axis1", 1), ("single", 2)])
 def test_nifti_and_hdf5_agree_voxel_by_voxel(name, axis, scans, run, tmp_path):
     reconstruct_files([scans[name]], tmp_path, weights=run, quiet=True)
