@@ -153,7 +153,7 @@ def parser() -> argparse.ArgumentParser:
         "--coils",
         type=int,
         metavar="N",
-        help="phantoms with coil sensitivities and phase, each coil an image of its own",
+        help="phantoms with coil sensitivities and phase",
     )
     train.add_argument(
         "--matrix-size", type=int, metavar="N", help="pad slices to a square and Fourier-crop them to N x N"
