@@ -135,10 +135,11 @@ def reconstruct_file(
     mixing = coil_mixing(scan) if coils > 1 else None
     virtual = coils if mixing is None else len(mixing)
     combined = coils > 1 and loaded.header["network"] != "unet"  # the 2018 U-Net knows no coils
-    shapes = {"image": (slices, y, x) if coils == 1 or combined else (slices, virtual, y, x)}
-    shapes |= {"sensitivity_maps": (slices, virtual, y, x)} if combined else {}
+    matrix = scan.image_matrix or (y, x)  # without the oversampling
+    shapes = {"image": (slices, *matrix) if coils == 1 or combined else (slices, virtual, *matrix)}
+    shapes |= {"sensitivity_maps": (slices, virtual, *matrix)} if combined else {}
     found: set[str] = set()
-    reconstruction = np.empty((slices, y, x), dtype=np.float32)
+    reconstruction = np.empty((slices, *matrix), dtype=np.float32)
     measured = 0.0
     scale = intensity_scale(scan, loaded, at_once)
     middle: tuple[np.ndarray, np.ndarray] | None = None
@@ -161,15 +162,17 @@ def reconstruct_file(
                 raise InputError(
                     f"{path}: the image is not finite; its k-space is too large or too small for float32, rescale it"
                 )
+            complex_images = crop_or_pad(complex_images, *matrix)
             count = complex_images.shape[0]
             reconstruction[start : start + count] = root_sum_of_squares(complex_images).numpy()
             measured += acquisition.mask.expand(count, 1, y, x).mean().item() * count
             if start <= slices // 2 < start + count:
                 at = slices // 2 - start
-                zero_filled = root_sum_of_squares(ifft2c(acquisition.kspace[at : at + 1]))[0].numpy()
+                zero_filled = crop_or_pad(ifft2c(acquisition.kspace[at : at + 1]), *matrix)
+                zero_filled = root_sum_of_squares(zero_filled)[0].numpy()
                 middle = zero_filled, reconstruction[slices // 2]
             arrays = [complex_images[:, 0] if len(shapes["image"]) == 3 else complex_images]
-            arrays += [acquisition.sensitivity_maps] if combined else []
+            arrays += [crop_or_pad(acquisition.sensitivity_maps, *matrix)] if combined else []
             yield from zip(*(array.numpy() for array in arrays), strict=True)
 
     with atomic_outputs(output, name) as folder:
@@ -181,7 +184,7 @@ def reconstruct_file(
         write_nifti(nii, reconstruction, scan.geometry, simulated=bool(scan.simulated))
         reference = read_reference(path)[slices // 2] if scan.has_reference else None
         note = "simulated k-space" if scan.simulated else ""
-        if reference is not None and reference.shape != (y, x):  # fastMRI's references lack the readout oversampling
+        if reference is not None and reference.shape != matrix:  # fastMRI's references lack the readout oversampling
             middle = tuple(crop_or_pad(torch.from_numpy(image), *reference.shape).numpy() for image in middle)
         if not complete:
             found.add(
@@ -216,12 +219,13 @@ def reconstruct_file(
             "virtual_coils": virtual,
             "noise_whitened": scan.noise_covariance is not None,
             "matrix": [y, x],
+            "image_matrix": list(matrix),
             "combination": combination,
             "intensity": "the input's own scale",
             "geometry": "unknown: the input has none" if scan.geometry is None else "as the input's",
             "mask_source": scan.mask_source,
             "measured_share": round(measured / slices, 6),
-            "acquired": {"y": acquired[0], "x": acquired[1]},
+            "acquired": {"y": list(acquired[0]), "x": list(acquired[1])},
             "warnings": said,
             "seconds": round(time.monotonic() - started, 2),
         }

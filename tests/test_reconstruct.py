@@ -29,6 +29,7 @@ from mri_n2n.phantom import phantom_kspace
 from mri_n2n.reconstruction import reconstruct_files
 from mri_n2n.simulation import SimulationOptions, simulate_file, smooth_phase
 from mri_n2n.training import TrainOptions, train
+from test_raw_formats import XML
 
 reconstruction = import_module("mri_n2n.reconstruction")  # the module: `mri_n2n.reconstruct` is the verb
 
@@ -191,20 +192,37 @@ def test_a_time_limit_leaves_nothing_hidden(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["scan.h5"]
 
 
+def test_fastmris_oversampling_is_removed_as_its_header_says(scans, run, tmp_path):
+    """An oversampled readout of 26 of which the header's image has 14, and 18 of 20 columns: the central crop."""
+    header = XML.format(x=26, y=20, rx=14, fx=260.0, frx=140.0, fy=200.0, last=19, center=10, trajectory="cartesian")
+    header = header.replace("<x>14</x><y>20</y>", "<x>14</x><y>18</y>")
+    path = copy(scans["coils"], tmp_path / "scan.h5")
+    reconstruct_files([path], tmp_path / "whole", weights=run, quiet=True)
+    with h5py.File(path, "r+") as file:
+        del file["ismrmrd_header"]
+        file["ismrmrd_header"] = header
+        del file["reconstruction_rss"]
+    (sidecar,) = reconstruct_files([path], tmp_path / "cropped", weights=run, quiet=True)
+    assert sidecar["image_matrix"] == [14, 18] and sidecar["matrix"] == [26, 20]
+    with h5py.File(tmp_path / "whole" / "scan.h5") as whole, h5py.File(tmp_path / "cropped" / "scan.h5") as cropped:
+        for name in ("reconstruction", "image", "sensitivity_maps"):
+            np.testing.assert_array_equal(cropped[name], whole[name][..., 6:20, 1:19])
+
+
 def test_nothing_is_claimed_of_kspace_that_was_never_acquired(scans, run, tmp_path):
     """Zero-padded columns on one side and rows on both: the image has no such frequencies, and the sidecar says so."""
     kspace, _ = kspace_of(scans["single"])
-    kspace[..., :5], kspace[..., :2, :], kspace[..., -3:, :] = 0, 0, 0
+    kspace[..., :5], kspace[..., :5, :], kspace[..., -6:, :] = 0, 0, 0
     with h5py.File(tmp_path / "scan.h5", "w") as file:
         file["kspace"] = kspace[:, 0]
-    with pytest.warns(UserWarning, match="rows 2 to 22 of 26 and columns 5 to 19 of 20 only"):
+    with pytest.warns(UserWarning, match="rows 5 to 19 of 26 and columns 5 to 19 of 20 only"):
         (sidecar,) = reconstruct_files([tmp_path / "scan.h5"], tmp_path / "out", weights=run, quiet=True)
-    assert sidecar["acquired"] == {"y": (2, 23), "x": (5, 20)}
+    assert sidecar["acquired"] == {"y": [5, 20], "x": [5, 20]}
     with h5py.File(tmp_path / "out" / "scan.h5") as file:
         found = fft2c(torch.from_numpy(file["image"][()])).numpy()
     largest = np.abs(found).max()
     outside = np.ones(found.shape[1:], bool)
-    outside[2:23, 5:] = False
+    outside[5:20, 5:] = False
     assert np.abs(found[:, outside]).max() < 1e-5 * largest
     unmeasured = ~outside & (kspace[:, 0] == 0)
     assert np.abs(found[unmeasured]).max() > 1e-3 * largest  # undersampled k-space is reconstructed

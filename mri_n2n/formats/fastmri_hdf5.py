@@ -21,6 +21,7 @@ import torch
 from mri_n2n.acquisition import Acquisition, Geometry, Scan
 from mri_n2n.errors import InputError
 from mri_n2n.files import one_line
+from mri_n2n.formats.encoding import read_encoding
 from mri_n2n.formats.hdf5 import (
     checked_dataset,
     create_hdf5,
@@ -50,6 +51,7 @@ def open_scan(path: Path | str) -> Scan:
         simulated = known.get("simulated")
         stored_mask, geometry = has(file, "mask"), read_geometry(file, path)
         has_reference = any(has(file, name) for name in REFERENCES)
+        image_matrix = _image_matrix(file, path, shape)
         for name in (name for name in REFERENCES if has(file, name)):
             _check_reference(path, name, checked_dataset(file, path, name, (3,), "fiub").shape, shape)
     variance = known.get("noise_variance")
@@ -109,6 +111,24 @@ def open_scan(path: Path | str) -> Scan:
         mask_source="stored" if stored_mask else "zeros",
         simulated=bool(simulated) if isinstance(simulated, (bool, int)) else None,
         has_reference=has_reference,
+        image_matrix=image_matrix,
+    )
+
+
+def _image_matrix(file: h5py.File, path: Path, shape: tuple[int, int, int, int]) -> tuple[int, int] | None:
+    """(y, x) of the image that the header asks for, where it is smaller than k-space: without the oversampling."""
+    if not has(file, "ismrmrd_header"):
+        return None
+    try:
+        dataset = checked_dataset(file, path, "ismrmrd_header", (0,), "OS", sparse=True)
+        encoding = read_encoding(dataset[()], path)
+    except InputError:
+        return None  # nothing else depends on it
+    (readout, phase), (y, x) = encoding.recon_matrix, shape[-2:]
+    return (
+        (readout, phase)
+        if encoding.matrix[0] == y and readout <= y and phase <= x and (readout, phase) != (y, x)
+        else None
     )
 
 

@@ -117,7 +117,7 @@ def checked_dataset(
         raise InputError(f"{where} must hold {expected} numbers; got {one_line(dtype, 60)}")
     size, limit = math.prod(shape) * dtype.itemsize, size_limit()
     check_size(path, f"dataset {name!r}", size, limit * FILE_FACTOR if streamed else limit)
-    check_size(path, f"one slice of {name!r}", size // shape[0], limit)
+    check_size(path, f"one slice of {name!r}", size // (shape or (1,))[0], limit)
     if dataset.chunks:
         check_size(path, f"one chunk of {name!r}", math.prod(dataset.chunks) * dtype.itemsize, limit)
     stored = min(dataset.id.get_storage_size(), path.stat().st_size)

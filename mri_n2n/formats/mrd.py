@@ -9,9 +9,7 @@ averaged; noise readouts give the noise covariance of the coils; readout oversam
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
-from xml.etree import ElementTree
 
 import h5py
 import numpy as np
@@ -21,6 +19,7 @@ from mri_n2n.acquisition import Acquisition, Geometry, Scan
 from mri_n2n.coils import noise_covariance
 from mri_n2n.errors import InputError, OptionError
 from mri_n2n.files import atomic_output, one_line
+from mri_n2n.formats.encoding import Encoding, read_encoding
 from mri_n2n.formats.hdf5 import check_size, checked_dataset, open_hdf5, size_limit
 
 FORMAT = "mrd"
@@ -41,18 +40,6 @@ HEAD = np.dtype(
 NOISE, CALIBRATION, CALIBRATION_AND_IMAGING, REVERSE = 19, 20, 21, 22
 # Navigator, phase correction, feedback, dummy, surface coil correction, phase stabilisation: no image data.
 NOT_IMAGE = (23, 24, 26, 27, 28, 29, 30, 31)
-
-
-@dataclass(frozen=True)
-class Encoding:
-    """What the XML header says of the (first) encoding. Sizes are (readout, phase)."""
-
-    matrix: tuple[int, int]
-    field_of_view: tuple[float, float, float]  # mm: readout and phase as encoded, slice
-    recon_matrix: tuple[int, int]
-    recon_field_of_view: tuple[float, float]
-    phase_center: int
-    calibration: str
 
 
 def open_scan(path: Path | str, repetition: int | None = None) -> Scan:
@@ -170,49 +157,10 @@ def _group(file: h5py.File, path: Path) -> str:
 
 
 def _encoding(file: h5py.File, path: Path, name: str) -> Encoding:
-    dataset = checked_dataset(file, path, name, (1,), "OSV", sparse=True)
-    text = dataset[0]
-    text = text if isinstance(text, bytes) else str(text).encode()
-    if len(text) > 2**24 or b"<!DOCTYPE" in text or b"<!ENTITY" in text:
-        raise InputError(f"{one_line(path)}: its XML header declares entities or is far too long; refused")
-    try:
-        root = ElementTree.fromstring(text)
-    except ElementTree.ParseError as error:
-        raise InputError(f"{one_line(path)}: its XML header cannot be read ({one_line(error)})") from None
-
-    def value(where: str, kind: type, default: object = None):
-        node = root
-        for step in where.split("/"):
-            node = next((child for child in node if child.tag.rpartition("}")[2] == step), None)
-            if node is None:
-                if default is not None:
-                    return default
-                raise InputError(f"{one_line(path)}: its XML header lacks {where}")
-        try:
-            return kind((node.text or "").strip())
-        except ValueError:
-            raise InputError(f"{one_line(path)}: {where} in its XML header is {node.text!r:.40}") from None
-
-    space = "encoding/encodedSpace"
-    trajectory = value("encoding/trajectory", str)
-    if trajectory != "cartesian" or value(f"{space}/matrixSize/z", int) > 1:
+    encoding = read_encoding(checked_dataset(file, path, name, (1,), "OSV", sparse=True)[0], path)
+    if encoding.trajectory != "cartesian" or encoding.partitions > 1:
         raise InputError(
-            f"{one_line(path)}: {trajectory}, z {value(f'{space}/matrixSize/z', int)}; two-dimensional Cartesian scans are read"
-        )
-    axes = lambda what, names, kind: tuple(value(f"{what}/{name}", kind) for name in names)  # noqa: E731
-    matrix = axes(f"{space}/matrixSize", "xy", int)
-    encoding = Encoding(
-        matrix,
-        axes(f"{space}/fieldOfView_mm", "xyz", float),
-        axes("encoding/reconSpace/matrixSize", "xy", int),
-        axes("encoding/reconSpace/fieldOfView_mm", "xy", float),
-        value("encoding/encodingLimits/kspace_encoding_step_1/center", int, matrix[1] // 2),
-        value("encoding/parallelImaging/calibrationMode", str, "none"),
-    )
-    if not (all(0 < n < 2**15 for n in matrix) and all(0 < mm < 1e5 for mm in encoding.field_of_view)
-            and 0.99 < encoding.field_of_view[0] / encoding.recon_field_of_view[0] < 16):  # fmt: skip
-        raise InputError(
-            f"{one_line(path)}: the sizes in its XML header make no sense ({matrix}, {encoding.field_of_view} mm)"
+            f"{one_line(path)}: {encoding.trajectory}, {encoding.partitions} partitions; two-dimensional Cartesian scans are read"
         )
     return encoding
 

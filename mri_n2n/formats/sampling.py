@@ -47,14 +47,18 @@ def acquired_box(scan: Scan) -> Box:
         return (0, y), (0, x)
     read = (scan.read(i, i + 1) for i in {0, slices // 2, slices - 1})
     sampled = np.stack([(one.kspace[0] != 0).any(dim=0).numpy() for one in read]).any(axis=0)
-    return acquired_range(sampled.any(axis=1)), acquired_range(sampled.any(axis=0))
+    if (sampled == sampled[:1]).all():  # lines: one draw each
+        return (0, y), acquired_range(sampled[0].astype(float))
+    return acquired_range(1 - np.exp(-sampled.sum(axis=1))), acquired_range(1 - np.exp(-sampled.sum(axis=0)))
 
 
 def acquired_range(sampled: np.ndarray) -> tuple[int, int]:
-    """The part of an axis, from where it is sampled (n,) bool, that a scan could have sampled: all of it but for edges that
-    are empty although the chance of that is below 0.1 %, and that are three times as wide as any gap in the outer half.
+    """The part of an axis that a scan could have sampled: all of it but for edges that are empty although the chance of that
+    is below 0.1 %, and that are three times as wide as any gap in the outer half.
 
-    The density at an edge is that of the outer quarter of what is sampled; where it falls outwards, it is taken to fall on.
+    sampled: (n,), 0 where there is no sample, else the chance that such an index has any: 1 for a line, 1 - exp(-count) for
+    independent points. At an edge it is that of the outer quarter of what is sampled; where it falls outwards, it is taken
+    to fall on.
     """
     count, at = len(sampled), np.flatnonzero(sampled)
     if not len(at):
