@@ -24,7 +24,7 @@ from mri_n2n.report import montage
 
 MASKS = ("random-lines", "equispaced-lines", "gaussian-lines")
 ACCELERATIONS = (4.0, 8.0, 12.0)
-STEPS = 1500
+STEPS = 1000
 TARGETS = {"undersampled": "Noise2Noise", "clean": "supervised"}
 
 

@@ -3,7 +3,8 @@
 The T1W volume of subject 04 at 256x256, roulette 10x with one mask for all slices, in simulated k-space; every fourth
 slice. Compressed sensing is BART `pics -e -S -i 200 -R W:3:0:L` (Debian's bart; wavelets): the whole sweep of L is shown, so
 its best row is chosen on the test volume itself, in its favour. The weights were trained on subjects 01, 03, 09, 12
-without ever using a full k-space as target (see the model card); no choice was made on subject 04.
+without ever using a full k-space as target (see the model card); no choice was made on subject 04 but for
+what the head of this document says.
 """
 
 from __future__ import annotations
