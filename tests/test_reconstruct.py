@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from test_raw_formats import XML
 
 import mri_n2n
 from mri_n2n.batches import Protocol
@@ -29,7 +30,6 @@ from mri_n2n.phantom import phantom_kspace
 from mri_n2n.reconstruction import reconstruct_files
 from mri_n2n.simulation import SimulationOptions, simulate_file, smooth_phase
 from mri_n2n.training import TrainOptions, train
-from test_raw_formats import XML
 
 reconstruction = import_module("mri_n2n.reconstruction")  # the module: `mri_n2n.reconstruct` is the verb
 

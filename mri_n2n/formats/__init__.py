@@ -89,7 +89,11 @@ def read_reference(path: Path | str, slice_axis: int = 2) -> np.ndarray:
     kind = detect(path)
     if kind == nifti.FORMAT:
         return read_volume(path, axis=slice_axis)[0]
-    return read_result(path)[0] if kind == result.FORMAT else fastmri_hdf5.read_scan_reference(Path(path))
+    if kind == result.FORMAT:
+        return read_result(path)[0]
+    if kind != fastmri_hdf5.FORMAT:
+        raise InputError(f"{one_line(path)} is a raw scan ({kind}), which holds no reference")
+    return fastmri_hdf5.read_scan_reference(Path(path))
 
 
 def _first_bytes(path: Path) -> bytes:

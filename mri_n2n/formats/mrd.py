@@ -140,17 +140,18 @@ def has_bit(head: np.void, bit: int) -> bool:
 
 
 def is_mrd(file: h5py.File) -> bool:
-    return bool(_groups(file))
+    """Whether a group holds an XML header or readouts; what is missing or damaged, reading tells."""
+    return bool(_groups(file, {"xml"}) + _groups(file, {"data"}))
 
 
-def _groups(file: h5py.File) -> list[str]:
-    """The groups with `xml` and `data`."""
+def _groups(file: h5py.File, names: set[str]) -> list[str]:
+    """The groups that hold these names."""
     found = [name for name in file if isinstance(file.get(name, getlink=True), h5py.HardLink)]
-    return [name for name in found if isinstance(file[name], h5py.Group) and {"xml", "data"} <= set(file[name])]
+    return [name for name in found if isinstance(file[name], h5py.Group) and names <= set(file[name])]
 
 
 def _group(file: h5py.File, path: Path) -> str:
-    found = _groups(file)
+    found = _groups(file, {"xml", "data"})
     if len(found) != 1:
         raise InputError(f"{one_line(path)} holds {len(found)} ISMRMRD data sets; expected one group with xml and data")
     return found[0]
