@@ -280,7 +280,7 @@ def result_paths(directory: Path, name: str) -> tuple[Path, Path, Path, Path]:
 def reconstruct(source, output: Path | str | None = None, **options):
     """`reconstruct(kspace, mask=...)` on arrays, `reconstruct(path, output)` on a scan file or a list of them.
 
-    Arrays: complex (y, x), (slices, y, x) or (slices, coils, y, x); returns complex images of the same shape. Options:
+    Arrays: complex (y, x), (slices, y, x) or (slices, coils, y, x); returns complex (y, x) or (slices, y, x). Options:
     mask, weights, device, flips; see `mri_n2n.inference.reconstruct_array`.
     Files: writes NAME.h5, NAME.nii.gz, NAME.png, NAME.json into the directory `output`; returns the sidecars. Options:
     weights, force, device, flips, quiet; see `reconstruct_files`.
