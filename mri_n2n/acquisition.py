@@ -73,6 +73,9 @@ class Scan:
     read: read(start, stop) -> Acquisition of slices start..stop-1.
     mask_source: "stored", or "zeros" when the mask was found from the samples that are exactly zero in every slice and coil.
     simulated: True when the k-space was made from an image; None when the file does not say.
+    noise_covariance: E[n n^H] (coils, coils) of one complex sample, from noise readouts; None without.
+    repetitions: how many the file holds; `read` gives one of them, or their mean, as it was opened.
+    image_matrix: (y, x) of the image where it is smaller than that of k-space: without the oversampling. None: the same.
     """
 
     path: Path
@@ -83,3 +86,6 @@ class Scan:
     mask_source: str
     simulated: bool | None
     has_reference: bool
+    noise_covariance: Tensor | None = None
+    repetitions: int = 1
+    image_matrix: tuple[int, int] | None = None

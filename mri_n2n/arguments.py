@@ -9,9 +9,10 @@ from typing import NoReturn
 import mri_n2n
 
 MASKS = ("roulette", "gaussian-points", "random-lines", "equispaced-lines", "gaussian-lines")
+SCAN_FORMATS = ("fastmri-hdf5", "mrd", "cfl", "npy", "npy-coils", "npy-slices")
 EXIT_CODES = (
     "exit codes: 0 done; 1 internal error; 2 wrong usage; 3 input that cannot be read or does not fit; "
-    "4 output that exists or cannot be written; 5 data or weights not found; 130 interrupted. Research use only."
+    "4 output that exists or cannot be written; 5 data or weights not found; 6 some of several scans failed; 130 interrupted. Research use only."
 )
 
 
@@ -26,6 +27,13 @@ def path(text: str) -> Path:
     if not text:  # Path("") is the current directory, which nobody meant
         raise argparse.ArgumentTypeError("an empty path")
     return Path(text)
+
+
+def add_scan_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--format", choices=SCAN_FORMATS, help="of the scan; default: found from its content")
+    command.add_argument(
+        "--repetition", type=int, metavar="N", help="one of several in the file, from 0; default: their mean"
+    )
 
 
 def parser() -> argparse.ArgumentParser:
@@ -145,7 +153,7 @@ def parser() -> argparse.ArgumentParser:
         "--coils",
         type=int,
         metavar="N",
-        help="phantoms with coil sensitivities and phase, each coil an image of its own",
+        help="phantoms with coil sensitivities and phase",
     )
     train.add_argument(
         "--matrix-size", type=int, metavar="N", help="pad slices to a square and Fourier-crop them to N x N"
@@ -184,7 +192,8 @@ def parser() -> argparse.ArgumentParser:
         "reconstruct",
         "Reconstruct scans; writes NAME.h5, NAME.nii.gz, NAME.png and NAME.json for each.",
     )
-    reconstruct.add_argument("scans", type=path, nargs="+", metavar="scan.h5")
+    add_scan_options(reconstruct)
+    reconstruct.add_argument("scans", type=path, nargs="+", metavar="SCAN|DIR")
     reconstruct.add_argument(
         "-o", "--output", type=path, default=Path("reconstruction"), metavar="DIR", help="made when missing"
     )
@@ -198,6 +207,7 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="reconstruct every slice once, not as the mean over its four mirror images (weights trained on such): one pass instead of four",
     )
+    reconstruct.add_argument("--skip-existing", action="store_true", help="leave out scans whose sidecar is there")
     reconstruct.add_argument("--json", action="store_true", help="print the sidecars on stdout")
 
     evaluate = command(
@@ -216,7 +226,17 @@ def parser() -> argparse.ArgumentParser:
 
     info = command("info", "Say what a scan, volume, result or weights file holds.")
     info.add_argument("file", type=path, metavar="FILE")
+    add_scan_options(info)
     info.add_argument("--json", action="store_true", help="print JSON on stdout")
+
+    convert = command(
+        "convert", "Write a raw scan in another format, which the suffix of OUT says: .h5, .cfl, .npy or .mrd."
+    )
+    convert.add_argument("source", type=path, metavar="IN")
+    convert.add_argument("target", type=path, metavar="OUT")
+    add_scan_options(convert)
+    convert.add_argument("--lossy", action="store_true", help="leave out what the target has no room for")
+    convert.add_argument("--force", action="store_true", help="replace an existing file")
 
     benchmark = command("benchmark", "Run one of the measurements behind docs/benchmarks.md.")
     benchmark.add_argument("name", nargs="?", help="which one; without a name they are listed")

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Generator, Tensor
 
 from mri_n2n.acquisition import Acquisition
+from mri_n2n.coils import with_sensitivity_maps
 from mri_n2n.fourier import fft2c, ifft2c
 from mri_n2n.masks import draw_mask
 from mri_n2n.pairs import PAIR_MAKERS, Pair, flip, translate
@@ -22,8 +23,10 @@ from mri_n2n.volumes import Volume
 
 # Slices are shuffled within groups of files; groups and their order change every epoch.
 FILES_IN_GROUP = 4
-# Volumes stay in memory up to this size, so that a small data set is read once and a large one does not fill memory.
+# Volumes stay in memory up to this size, so that a small data set is read once and a large one does not fill memory;
+# so do sensitivity maps, which take longer to estimate than a training step.
 MEMORY_FOR_VOLUMES = 2**30
+MEMORY_FOR_MAPS = 2**30
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,8 @@ class Protocol:
     pairs: "fixed", each slice is acquired exactly twice, for ever; "redrawn", anew at every step: over time that shows
     the network the full k-space, which no study has. noise: standard deviation of the complex noise, of the volume
     maximum. phase: share of the slices given a smooth phase. translation: largest shift, as a share of the matrix.
-    flips: mirror half of the examples along each axis.
+    flips: mirror half of the examples along each axis. combined: of several coils one image, by sensitivity maps from the
+    input's own k-space centre, the loss over all coils; else, and always with the 2018 U-Net, each coil is an image of its own.
     """
 
     recipe: str = "default"
@@ -46,6 +50,7 @@ class Protocol:
     phase: float = 0.0
     translation: float = 0.25
     flips: bool = True
+    combined: bool = True
     seed: int = 0
 
 
@@ -57,16 +62,23 @@ def steps_per_epoch(sources: Sequence[Source], batch_size: int) -> int:
 def training_batches(
     sources: Sequence[Source], protocol: Protocol, batch_size: int, first_step: int = 0
 ) -> Iterator[list[Pair]]:
-    """Endless batches from step `first_step` on; each a list of pairs, one per matrix size that the batch holds."""
+    """Endless batches from step `first_step` on; each a list of pairs, one per shape of k-space that the batch holds."""
     epoch, skip = divmod(first_step, steps_per_epoch(sources, batch_size))
     loaded: dict[int, Volume] = {}
+    maps: dict[tuple, Tensor] = {}
     while True:
-        yield from _epoch(sources, protocol, batch_size, epoch, skip, loaded)
+        yield from _epoch(sources, protocol, batch_size, epoch, skip, loaded, maps)
         epoch, skip = epoch + 1, 0
 
 
 def _epoch(
-    sources: Sequence[Source], protocol: Protocol, batch_size: int, epoch: int, skip: int, loaded: dict[int, Volume]
+    sources: Sequence[Source],
+    protocol: Protocol,
+    batch_size: int,
+    epoch: int,
+    skip: int,
+    loaded: dict[int, Volume],
+    maps: dict[tuple, Tensor],
 ) -> Iterator[list[Pair]]:
     generator = seeded(protocol.seed, "order", epoch)
     files = torch.randperm(len(sources), generator=generator).tolist()
@@ -83,7 +95,7 @@ def _epoch(
             if file not in loaded:
                 loaded[file] = sources[file].load()
             draw = seeded(protocol.seed, "epoch", epoch, sources[file].name, index)
-            examples.append(_example(loaded[file], index, sources[file].name, protocol, draw))
+            examples.append(_example(loaded[file], index, sources[file].name, protocol, draw, maps))
         yield _collate(examples, protocol)
         done = [file for file in loaded if last[file] < start + batch_size]
         while done and sum(map(_bytes, loaded.values())) > MEMORY_FOR_VOLUMES:
@@ -99,27 +111,36 @@ def _bytes(data: Volume) -> int:
 
 
 def _example(
-    data: Volume, index: int, name: str, protocol: Protocol, draw: Generator
+    data: Volume, index: int, name: str, protocol: Protocol, draw: Generator, maps: dict[tuple, Tensor]
 ) -> tuple[Acquisition, Acquisition]:
-    """(input, target) acquisitions of one slice. What belongs to the scan is drawn by its name, what to training by `draw`."""
+    """(input, target) acquisitions of one slice. What belongs to the scan is drawn by its name, what to training by `draw`.
+
+    maps: sensitivity maps of inputs that come again, by what they are of; filled here.
+    """
     if isinstance(data, Tensor):
         full = data[index : index + 1]
         if protocol.recipe == "noise2noise-2018" and is_hermitian(full):
             full = eight_bit(full)  # as the paper stored its slices
         coil = 0
-        if full.shape[1] > 1:  # without sensitivity maps every coil is an image of its own, under one mask
+        if full.shape[1] > 1 and not protocol.combined:  # every coil is an image of its own, under one mask
             coil = int(torch.randint(full.shape[1], (), generator=draw))
             full = full[:, coil : coil + 1]
         first, second, full = simulated_repetitions(
             full, index, name, protocol, draw if protocol.pairs == "redrawn" else None, coil
         )
-        if torch.rand((), generator=draw) < 0.5:
+        swapped = bool(torch.rand((), generator=draw) < 0.5)
+        if swapped:
             first, second = second, first
-        target = full if protocol.targets == "clean" else second
+        target, which = full if protocol.targets == "clean" else second, int(swapped)
+        comes_again = protocol.pairs == "fixed"
     else:
         chosen = torch.randperm(len(data), generator=draw)[:2].tolist()
         coil = int(torch.randint(data[0].kspace.shape[1], (), generator=draw))
+        coil = None if protocol.combined else coil
         first, target = (one_slice(data[i], index, coil) for i in chosen)
+        which, comes_again = chosen[0], True
+    if first.kspace.shape[1] > 1:
+        first = _with_maps(first, (name, index, which) if comes_again else None, maps)
     *_, y, x = first.kspace.shape
     shift = [round((2 * torch.rand((), generator=draw).item() - 1) * protocol.translation * n) for n in (y, x)]
     axes = tuple(axis for axis in (-2, -1) if protocol.flips and torch.rand((), generator=draw) < 0.5)
@@ -127,10 +148,21 @@ def _example(
     return first, target
 
 
+def _with_maps(acquisition: Acquisition, key: tuple | None, maps: dict[tuple, Tensor]) -> Acquisition:
+    """With sensitivity maps: those found before under `key`, or new ones, kept as long as there is room."""
+    if key in maps:
+        return replace(acquisition, sensitivity_maps=maps[key])
+    acquisition, _ = with_sensitivity_maps(acquisition)
+    found = acquisition.sensitivity_maps
+    if key is not None and (len(maps) + 1) * found.numel() * found.element_size() <= MEMORY_FOR_MAPS:
+        maps[key] = found
+    return acquisition
+
+
 def simulated_repetitions(
     full: Tensor, index: int, name: str, protocol: Protocol, draw: Generator | None = None, coil: int = 0
 ) -> tuple[Acquisition, Acquisition, Acquisition]:
-    """Two independent acquisitions and the full one, of one coil of one slice's full k-space (1, 1, y, x).
+    """Two independent acquisitions and the full one, of one slice's full k-space (1, coils, y, x), or of one coil of it.
 
     With `draw` None everything depends on the seed, the name and the slice (noise on the coil too): the same two
     acquisitions for ever.
@@ -160,31 +192,33 @@ def is_hermitian(kspace: Tensor) -> bool:
     return bool(image.imag.abs().amax() <= 1e-5 * image.real.abs().amax())
 
 
-def one_slice(acquisition: Acquisition, index: int, coil: int) -> Acquisition:
-    """One coil of one slice, as an acquisition (1, 1, y, x) of its own."""
+def one_slice(acquisition: Acquisition, index: int, coil: int | None) -> Acquisition:
+    """One slice, of all coils or of one, as an acquisition (1, coils, y, x) of its own."""
     of_slice = lambda value: value if value is None or value.shape[0] == 1 else value[index : index + 1]  # noqa: E731
-    kspace = acquisition.kspace[index : index + 1, coil : coil + 1].clone()  # not a view that keeps the volume alive
+    coils = slice(None) if coil is None else slice(coil, coil + 1)
+    kspace = acquisition.kspace[index : index + 1, coils].clone()  # not a view that keeps the volume alive
     return Acquisition(
         kspace, of_slice(acquisition.mask), of_slice(acquisition.probability), None, acquisition.noise_variance
     )
 
 
 def _collate(examples: list[tuple[Acquisition, Acquisition]], protocol: Protocol) -> list[Pair]:
-    by_matrix: dict[torch.Size, list[tuple[Acquisition, Acquisition]]] = defaultdict(list)
+    by_shape: dict[torch.Size, list[tuple[Acquisition, Acquisition]]] = defaultdict(list)
     for example in examples:
-        by_matrix[example[0].kspace.shape[-2:]].append(example)
+        by_shape[example[0].kspace.shape].append(example)
     make = PAIR_MAKERS[protocol.recipe, protocol.targets]
-    return [make(*(concatenate(list(side)) for side in zip(*same))) for same in by_matrix.values()]
+    return [make(*(concatenate(list(side)) for side in zip(*same))) for same in by_shape.values()]
 
 
 def concatenate(acquisitions: Sequence[Acquisition]) -> Acquisition:
-    """One batch of single-slice acquisitions of one matrix size, without maps; the noise variance is the mean."""
+    """One batch of single-slice acquisitions of one shape; the noise variance is the mean."""
     probabilities = [a.probability for a in acquisitions]
+    maps = [a.sensitivity_maps for a in acquisitions]
     variances = [a.noise_variance for a in acquisitions]
     return Acquisition(
         torch.cat([a.kspace for a in acquisitions]),
         torch.cat([a.mask for a in acquisitions]),
         None if any(p is None for p in probabilities) else torch.cat(probabilities),
-        None,
+        None if any(m is None for m in maps) else torch.cat(maps),
         None if any(v is None for v in variances) else sum(variances) / len(variances),
     )

@@ -10,7 +10,7 @@ import threading
 import warnings
 
 from mri_n2n.arguments import MASKS, parser
-from mri_n2n.errors import UserError
+from mri_n2n.errors import PartialError, UserError
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -177,15 +177,22 @@ def run_reconstruct(options: argparse.Namespace) -> None:
     from mri_n2n.reconstruction import reconstruct_files
 
     tune_process()
-    sidecars = reconstruct_files(
-        options.scans,
-        options.output,
-        weights=options.weights,
-        force=options.force,
-        device=options.device,
-        flips=False if options.no_flips else None,
-        quiet=options.quiet,
-    )
+    failed = None
+    try:
+        sidecars = reconstruct_files(
+            options.scans,
+            options.output,
+            weights=options.weights,
+            force=options.force,
+            device=options.device,
+            flips=False if options.no_flips else None,
+            format=options.format,
+            repetition=options.repetition,
+            skip_existing=options.skip_existing,
+            quiet=options.quiet,
+        )
+    except PartialError as error:
+        sidecars, failed = error.done, error
     if options.json:
         print(json.dumps(sidecars, indent=2))
     else:
@@ -194,6 +201,8 @@ def run_reconstruct(options: argparse.Namespace) -> None:
             print(
                 f"{options.output / name}.h5 .nii.gz .png .json: {sidecar['slices']} slices in {sidecar['seconds']} s, {sidecar['measured_share']:.1%} of the samples measured"
             )
+    if failed:
+        raise failed
 
 
 def run_evaluate(options: argparse.Namespace) -> None:
@@ -206,7 +215,7 @@ def run_evaluate(options: argparse.Namespace) -> None:
 def run_info(options: argparse.Namespace) -> None:
     from mri_n2n.inspection import describe
 
-    facts = describe(options.file)
+    facts = describe(options.file, options.format, options.repetition)
     print(
         json.dumps(facts, indent=2) if options.json else "\n".join(f"{key:<16} {as_text(facts[key])}" for key in facts)
     )
@@ -216,6 +225,20 @@ def as_text(value: object) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{name} {one}" for name, one in value.items())
     return " to ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
+def run_convert(options: argparse.Namespace) -> None:
+    from mri_n2n.conversion import convert
+
+    lost = convert(
+        options.source,
+        options.target,
+        format=options.format,
+        repetition=options.repetition,
+        lossy=options.lossy,
+        force=options.force,
+    )
+    print(f"{options.target}" + (f" (without {', '.join(lost)})" if lost else ""))
 
 
 def run_benchmark(options: argparse.Namespace) -> None:
@@ -236,6 +259,7 @@ COMMANDS = {
     "reconstruct": run_reconstruct,
     "evaluate": run_evaluate,
     "info": run_info,
+    "convert": run_convert,
     "benchmark": run_benchmark,
 }
 

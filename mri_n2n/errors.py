@@ -1,7 +1,8 @@
 """Errors a user can act on: the command line prints their one line and exits with their code.
 
 Exit codes: 0 done; 1 internal error (a bug: run again with --debug); 2 wrong usage; 3 input that cannot be read or
-does not fit; 4 output that exists or cannot be written; 5 data or weights not found; 130 interrupted (Ctrl-C, SIGTERM, SIGHUP).
+does not fit; 4 output that exists or cannot be written; 5 data or weights not found; 6 some of
+several scans failed; 130 interrupted (Ctrl-C, SIGTERM, SIGHUP).
 """
 
 
@@ -25,3 +26,13 @@ class OutputError(UserError):
 
 class NotFoundError(UserError):
     exit_code = 5
+
+
+class PartialError(UserError):
+    """Some of several scans failed; `done` holds what the others gave."""
+
+    exit_code = 6
+
+    def __init__(self, message: str, done: list) -> None:
+        super().__init__(message)
+        self.done = done

@@ -10,7 +10,7 @@ import numpy as np
 
 from mri_n2n.acquisition import Geometry
 from mri_n2n.errors import InputError, NotFoundError
-from mri_n2n.formats import detect, open_scan, read_reference, read_result, volume_geometry
+from mri_n2n.formats import SCAN_FORMATS, detect, open_scan, read_reference, read_result, volume_geometry
 from mri_n2n.metrics import DEFINITION, METRICS, Score, VolumeScore, crop_as_fastmri, evaluate_arrays
 
 # The same image is often written twice, as HDF5 and as NIfTI: the first of these that exists is read.
@@ -139,7 +139,7 @@ def _evaluate_pair(reconstruction: Path, reference: Path, axis: int) -> VolumeSc
 
 def _on_record(reconstruction: Path, reference: Path, axis: int) -> tuple[int, bool | None]:
     """The slice axis, and whether the k-space was simulated, by what the two files say; `axis` where they do not."""
-    if detect(reconstruction) == "fastmri-hdf5":
+    if detect(reconstruction) in SCAN_FORMATS:
         raise InputError(f"{reconstruction.name} is a scan (k-space), no reconstruction; give the scan as --reference")
     geometry, simulated = None, None
     for path in (reference, reconstruction):  # the reconstruction's word comes last, and counts

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from mri_n2n.acquisition import Acquisition
 from mri_n2n.checkpoint import BUNDLED, find_weights, load_network
+from mri_n2n.coils import with_sensitivity_maps
 from mri_n2n.device import choose_device
 from mri_n2n.errors import InputError
 from mri_n2n.files import sha256_of
@@ -37,27 +38,28 @@ def reconstruct_acquisition(
     *,
     flips: bool = False,
 ) -> Tensor:
-    """Complex images (slices, coils, y, x) of an acquisition, in its intensity unit divided by `scale`.
+    """Complex images of an acquisition, in its intensity unit divided by `scale`: (slices, 1, y, x) with sensitivity
+    maps; without them (slices, coils, y, x), every coil on its own as a batch item of one coil.
 
-    Until sensitivity maps come every coil is reconstructed on its own, as a batch item of one coil.
     flips: the mean over the four mirror images of each slice, mirrored back (test-time augmentation); four passes.
     """
     slices, coils, y, x = acquisition.kspace.shape
-    images = torch.empty((slices * coils, 1, y, x), dtype=torch.complex64)
-    flat = acquisition.kspace.reshape(slices * coils, 1, y, x) / scale
-    per_item = lambda value: None if value is None else value.expand(slices, 1, y, x).repeat_interleave(coils, dim=0)  # noqa: E731
-    mask, probability = per_item(acquisition.mask), per_item(acquisition.probability)
-    step = max(1, PIXELS_AT_ONCE // (y * x))
+    maps = acquisition.sensitivity_maps
+    together = 1 if maps is None else coils  # coils of one batch item
+    flat = acquisition.kspace.reshape(-1, together, y, x) / scale
+    images = torch.empty((len(flat), 1, y, x), dtype=torch.complex64)
+    repeated = lambda value: value.expand(slices, 1, y, x).repeat_interleave(coils // together, dim=0)  # noqa: E731
+    mask = repeated(acquisition.mask)
+    probability = None if acquisition.probability is None else repeated(acquisition.probability)
+    step = max(1, PIXELS_AT_ONCE // (together * y * x))
     views = ((), (-2,), (-1,), (-2, -1)) if flips else ((),)
-    for start in range(0, slices * coils, step):
-        part = slice(start, start + step)
-        batch = Acquisition(
-            flat[part], mask[part], None if probability is None else probability[part], None, acquisition.noise_variance
-        ).to(device)
+    for start in range(0, len(flat), step):
+        of = lambda value: None if value is None else value[start : start + step]  # noqa: B023, E731
+        batch = Acquisition(of(flat), of(mask), of(probability), of(maps), acquisition.noise_variance).to(device)
         seen = [mirror_axes(network(flip(batch, axes)), axes) for axes in views]
-        images[part] = (sum(seen) / len(seen)).cpu()
+        images[start : start + step] = (sum(seen) / len(seen)).cpu()
     images[~flat.any(dim=(1, 2, 3))] = 0  # a slice or coil without signal stays empty
-    return images.reshape(slices, coils, y, x)
+    return images.reshape(slices, -1, y, x)
 
 
 def reconstruct_array(
@@ -73,7 +75,7 @@ def reconstruct_array(
     kspace: complex (y, x), (slices, y, x) or (slices, coils, y, x), centred. mask: (x,), (y, x), (slices, y, x) or
     as `simulate` gives it, (slices or 1, 1, y, x); when None found from the samples that are exactly zero in all coils (see `masks.mask_from_samples`).
     flips: average over mirror images, four passes of the network; None: if the weights were trained on mirror images.
-    Returns complex64 of the shape of kspace (several coils: coil images; magnitude is their root-sum-of-squares).
+    Returns complex64 (y, x) or (slices, y, x); several coils are combined by sensitivity maps from the scan's own centre.
     Errors: InputError for shapes that do not fit, and for non-finite or all-zero data.
     """
     kspace = np.asarray(kspace)
@@ -117,16 +119,18 @@ def reconstruct_array(
         raise InputError(
             "weights of the 2018 recipe need the sampling probability, which arrays do not carry; reconstruct a scan file, or use others"
         )
+    acquisition = Acquisition(full * sampled, sampled.contiguous())
     share = (sampled.mean() if len(sampled) == len(full) else sampled[0].mean()).item()
-    for caution in cautions(loaded, sampled[len(sampled) // 2][None], share):
+    said = cautions(loaded, sampled[len(sampled) // 2][None], share)
+    if full.shape[1] > 1:
+        acquisition, caution = with_sensitivity_maps(acquisition)
+        said += [caution] if caution else []
+    for caution in said:
         warnings.warn(caution, stacklevel=3)
     images = reconstruct_acquisition(
-        loaded.network,
-        Acquisition(full * sampled, sampled.contiguous()),
-        loaded.device,
-        flips=loaded.trained_on_flips if flips is None else flips,
+        loaded.network, acquisition, loaded.device, flips=loaded.trained_on_flips if flips is None else flips
     )
-    return images.reshape(shape).numpy()
+    return images.reshape(*shape[:-2][:1], *shape[-2:]).numpy()
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from mri_n2n.acquisition import Scan
 from mri_n2n.checkpoint import load_tensors
 from mri_n2n.errors import NotFoundError
-from mri_n2n.formats import detect, open_scan, read_result, read_volume
+from mri_n2n.formats import SCAN_FORMATS, detect, open_scan, read_result, read_volume
+from mri_n2n.formats.sampling import Box, acquired_box
 
 
-def describe(path: Path | str) -> dict[str, object]:
+def describe(path: Path | str, format: str | None = None, repetition: int | None = None) -> dict[str, object]:
     """Facts about a scan, volume, result or weights file (or a run directory), JSON-able, in reading order.
 
     Errors: NotFoundError, InputError.
@@ -23,9 +25,9 @@ def describe(path: Path | str) -> dict[str, object]:
         return _describe_weights(path / "weights.safetensors")
     if path.suffix == ".safetensors":
         return _describe_weights(path)
-    kind = detect(path)
-    if kind == "fastmri-hdf5":
-        return _describe_scan(path)
+    kind = format or detect(path)
+    if kind in SCAN_FORMATS:
+        return _describe_scan(open_scan(path, format, repetition))
     if kind == "nifti":
         images, geometry = read_volume(path)
         return {
@@ -49,8 +51,7 @@ def describe(path: Path | str) -> dict[str, object]:
     }
 
 
-def _describe_scan(path: Path) -> dict[str, object]:
-    scan = open_scan(path)
+def _describe_scan(scan: Scan) -> dict[str, object]:
     slices, coils, y, x = scan.shape
     middle = scan.read(slices // 2, slices // 2 + 1)
     mask = middle.mask[0, 0]
@@ -61,14 +62,16 @@ def _describe_scan(path: Path) -> dict[str, object]:
         scan.simulated
     ]
     return {
-        "file": path.name,
+        "file": scan.path.name,
         "kind": f"raw scan ({scan.format})",
         "slices": slices,
         "coils": coils,
+        "repetitions": scan.repetitions,
         "matrix": f"{y} x {x} (y x x)",
         "sampling": "full"
         if full
         else f"{share:.1%} of the samples ({1 / share:.1f}x), {'lines along y' if lines else 'points'} (middle slice)",
+        "acquired": describe_box(acquired_box(scan), y, x),
         "mask": "stored" if scan.mask_source == "stored" else "not stored; found from the zeros",
         "probability": "stored" if middle.probability is not None else "not stored",
         "noise variance": "unknown" if middle.noise_variance is None else f"{middle.noise_variance:g}",
@@ -77,6 +80,13 @@ def _describe_scan(path: Path) -> dict[str, object]:
         "simulated": simulated,
         "commands": "reconstruct" + (", evaluate --reference" if scan.has_reference else ""),
     }
+
+
+def describe_box(acquired: Box, y: int, x: int) -> str:
+    (y0, y1), (x0, x1) = acquired
+    if acquired == ((0, y), (0, x)):
+        return "all of k-space, undersampling apart"
+    return f"rows {y0} to {y1 - 1} of {y}, columns {x0} to {x1 - 1} of {x}; the rest is zero padding or partial Fourier"
 
 
 def _describe_weights(path: Path) -> dict[str, object]:

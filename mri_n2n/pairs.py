@@ -7,7 +7,7 @@ A pair maker takes acquisitions and returns (input, target, weight). A new metho
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -62,26 +62,20 @@ PAIR_MAKERS: dict[tuple[str, str], Callable[[Acquisition, Acquisition], Pair]] =
 
 
 def translate(acquisition: Acquisition, shift: tuple[int, int]) -> Acquisition:
-    """Shift the imaged object by (y, x) pixels, cyclically, as phase ramps: every sample stays as it was measured."""
+    """Shift the object, and the coils with it, by (y, x) pixels, cyclically, as phase ramps: samples stay as measured."""
     *_, y, x = acquisition.kspace.shape
     ramp = _ramp(y, shift[0])[:, None] * _ramp(x, shift[1])[None, :]
-    if acquisition.sensitivity_maps is not None:
-        raise ValueError("translation moves the object under the coils; it needs acquisitions without sensitivity maps")
-    return Acquisition(
-        acquisition.kspace * ramp, acquisition.mask, acquisition.probability, None, acquisition.noise_variance
-    )
+    maps = acquisition.sensitivity_maps
+    moved = None if maps is None else maps.roll(shift, (-2, -1))
+    return replace(acquisition, kspace=acquisition.kspace * ramp, sensitivity_maps=moved)
 
 
 def flip(acquisition: Acquisition, axes: tuple[int, ...]) -> Acquisition:
-    """Mirror the imaged object about the centre pixel of `axes` (-2: y, -1: x): k-space is mirrored with it, every sample
-    as it was measured."""
-    if acquisition.sensitivity_maps is not None:
-        raise ValueError("a flip moves the object under the coils; it needs acquisitions without sensitivity maps")
-    kspace, mask, probability = (
-        None if value is None else mirror_axes(value, axes)
-        for value in (acquisition.kspace, acquisition.mask, acquisition.probability)
-    )
-    return Acquisition(kspace, mask, probability, None, acquisition.noise_variance)
+    """Mirror the object, and the coils with it, about the centre pixel of `axes` (-2: y, -1: x): k-space is mirrored,
+    every sample as it was measured."""
+    names = ("kspace", "mask", "probability", "sensitivity_maps")
+    found = {name: value for name in names if (value := getattr(acquisition, name)) is not None}
+    return replace(acquisition, **{name: mirror_axes(value, axes) for name, value in found.items()})
 
 
 def _ramp(size: int, shift: int) -> Tensor:

@@ -9,18 +9,22 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 import mri_n2n
 from mri_n2n.acquisition import Scan
-from mri_n2n.errors import InputError, OptionError, OutputError
-from mri_n2n.files import atomic_outputs, check_readable, sha256_of
-from mri_n2n.formats import open_scan, read_reference, write_nifti, write_result
-from mri_n2n.fourier import ifft2c
+from mri_n2n.coils import coil_mixing, combine, with_sensitivity_maps
+from mri_n2n.errors import InputError, NotFoundError, OptionError, OutputError, PartialError, UserError
+from mri_n2n.files import atomic_outputs, check_readable, one_line, sha256_of
+from mri_n2n.formats import detect, open_scan, read_reference, write_nifti, write_result
+from mri_n2n.formats.sampling import Box, acquired_box
+from mri_n2n.fourier import fft2c, ifft2c
 from mri_n2n.inference import (
     PIXELS_AT_ONCE,
     LoadedNetwork,
@@ -34,6 +38,9 @@ from mri_n2n.process import progress_shown
 from mri_n2n.report import comparison_figure
 from mri_n2n.resample import crop_or_pad
 
+# Of raw scans; of BART's pairs the samples.
+SUFFIXES = (".h5", ".hdf5", ".mrd", ".cfl", ".npy")
+
 
 def reconstruct_files(
     scans: list[Path],
@@ -43,20 +50,30 @@ def reconstruct_files(
     force: bool = False,
     device: str = "auto",
     flips: bool | None = None,
+    format: str | None = None,
+    repetition: int | None = None,
+    skip_existing: bool = False,
     quiet: bool = False,
 ) -> list[dict]:
     """Reconstruct scan files into the directory `output`: NAME.h5, NAME.nii.gz, NAME.png, NAME.json each.
 
-    The four files of a scan appear together when all are complete; a failure leaves none of them. Returns the sidecars.
+    The four files of a scan appear together when all are complete; a failure leaves none of them. Of several scans, those
+    that fail do not stop the rest. A directory stands for the raw scans in it. Under torchrun each process takes its share.
+    Returns the sidecars. skip_existing: leave out scans whose sidecar is there.
     flips: average over mirror images, four passes of the network; None: if the weights were trained on mirror images.
-    Errors: InputError, NotFoundError, OutputError.
+    format: of the scans, None: found from their content. repetition: one of several, None: their mean.
+    Errors: InputError, NotFoundError, OutputError; of several scans PartialError, which has the sidecars of the others.
     """
+    scans = [scan for path in scans for scan in (scans_in(path) if path.is_dir() else [path])]
     names = [stem(path) for path in scans]
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise OutputError(f"several inputs would write {twice[0]}.h5; reconstruct them into different directories")
-    for path in scans:
-        check_readable(path)
+    if len(scans) == 1:
+        check_readable(scans[0])
+    if skip_existing:
+        scans = [path for path, name in zip(scans, names) if not result_paths(output, name)[-1].exists()]
+        names = [stem(path) for path in scans]
     for name in names:
         for target in result_paths(output, name):
             if target.is_dir():
@@ -67,57 +84,118 @@ def reconstruct_files(
                 raise OutputError(f"{target} exists; give --force to replace it, or another -o")
     loaded = load_for_use(weights, device)
     flips = loaded.trained_on_flips if flips is None else flips
-    return [reconstruct_file(path, output, name, loaded, flips=flips, quiet=quiet) for path, name in zip(scans, names)]
+    rank, processes = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
+    sidecars, failures = [], []
+    for path, name in list(zip(scans, names))[rank::processes]:
+        try:
+            scan = open_scan(path, format, repetition)
+            sidecars.append(reconstruct_file(scan, output, name, loaded, flips=flips, quiet=quiet))
+        except UserError as error:
+            if len(scans) == 1:
+                raise
+            failures.append(f"{path.name} ({one_line(error)})")
+    if failures:
+        raise PartialError(
+            f"{len(failures)} of {len(failures) + len(sidecars)} scans failed: {'; '.join(failures)}", sidecars
+        )
+    return sidecars
+
+
+def scans_in(folder: Path) -> list[Path]:
+    """The files of a directory that may be raw scans, by their suffix; results and volumes are left out by their content.
+
+    Errors: NotFoundError when there is none.
+    """
+    files = sorted(
+        path for path in folder.iterdir() if path.suffix in SUFFIXES and path.is_file() and path.name[0] != "."
+    )
+
+    def may_be_scan(path: Path) -> bool:
+        try:
+            return detect(path) != "result-hdf5"
+        except UserError:
+            return True  # a damaged file is named later, not passed over
+
+    found = [path for path in files if may_be_scan(path)]
+    if not found:
+        raise NotFoundError(f"{folder} holds no raw scan ({', '.join(SUFFIXES)})")
+    return found
 
 
 def reconstruct_file(
-    path: Path, output: Path, name: str, loaded: LoadedNetwork, *, flips: bool, quiet: bool = False
+    scan: Scan, output: Path, name: str, loaded: LoadedNetwork, *, flips: bool, quiet: bool = False
 ) -> dict:
     """Reconstruct one scan, slices streaming through the network; returns the sidecar."""
     started = time.monotonic()
-    scan = open_scan(path)
+    path = scan.path
     slices, coils, y, x = scan.shape
     at_once = max(1, PIXELS_AT_ONCE // (coils * y * x))
-    image_shape = (slices, y, x) if coils == 1 else (slices, coils, y, x)
-    reconstruction = np.empty((slices, y, x), dtype=np.float32)
+    acquired = acquired_box(scan)
+    complete = acquired == ((0, y), (0, x))
+    mixing = coil_mixing(scan) if coils > 1 else None
+    virtual = coils if mixing is None else len(mixing)
+    combined = coils > 1 and loaded.header["network"] != "unet"  # the 2018 U-Net knows no coils
+    matrix = scan.image_matrix or (y, x)  # without the oversampling
+    shapes = {"image": (slices, *matrix) if coils == 1 or combined else (slices, virtual, *matrix)}
+    shapes |= {"sensitivity_maps": (slices, virtual, *matrix)} if combined else {}
+    found: set[str] = set()
+    reconstruction = np.empty((slices, *matrix), dtype=np.float32)
     measured = 0.0
     scale = intensity_scale(scan, loaded, at_once)
     middle: tuple[np.ndarray, np.ndarray] | None = None
 
-    def images() -> Iterator[np.ndarray]:
+    def images() -> Iterator[tuple[np.ndarray, ...]]:
         nonlocal measured, middle
         for start in tqdm(range(0, slices, at_once), desc=name, unit="batch", disable=not progress_shown(quiet)):
             acquisition = scan.read(start, min(start + at_once, slices))
+            if mixing is not None:
+                acquisition = replace(acquisition, kspace=combine(mixing, acquisition.kspace))
+            if combined:
+                acquisition, caution = with_sensitivity_maps(acquisition)
+                found.update([caution] if caution else [])
             complex_images = scale * reconstruct_acquisition(
                 loaded.network, acquisition, loaded.device, scale, flips=flips
             )
+            if not complete:  # beyond what was acquired nothing is known, and nothing is claimed
+                complex_images = within(complex_images, acquired)
             if not torch.isfinite(torch.view_as_real(complex_images)).all():
                 raise InputError(
                     f"{path}: the image is not finite; its k-space is too large or too small for float32, rescale it"
                 )
+            complex_images = crop_or_pad(complex_images, *matrix)
             count = complex_images.shape[0]
             reconstruction[start : start + count] = root_sum_of_squares(complex_images).numpy()
             measured += acquisition.mask.expand(count, 1, y, x).mean().item() * count
             if start <= slices // 2 < start + count:
                 at = slices // 2 - start
-                zero_filled = root_sum_of_squares(ifft2c(acquisition.kspace[at : at + 1]))[0].numpy()
+                zero_filled = crop_or_pad(ifft2c(acquisition.kspace[at : at + 1]), *matrix)
+                zero_filled = root_sum_of_squares(zero_filled)[0].numpy()
                 middle = zero_filled, reconstruction[slices // 2]
-            yield from (complex_images[:, 0] if coils == 1 else complex_images).numpy()
+            arrays = [complex_images[:, 0] if len(shapes["image"]) == 3 else complex_images]
+            arrays += [crop_or_pad(acquisition.sensitivity_maps, *matrix)] if combined else []
+            yield from zip(*(array.numpy() for array in arrays), strict=True)
 
     with atomic_outputs(output, name) as folder:
         h5, nii, png, sidecar_path = result_paths(folder, name)
         attributes = {"software": f"mri-n2n {mri_n2n.__version__}"} | (
             {} if scan.simulated is None else {"simulated": scan.simulated}
         )
-        write_result(h5, reconstruction, images(), image_shape, attributes, scan.geometry)
+        write_result(h5, reconstruction, images(), shapes, attributes, scan.geometry)
         write_nifti(nii, reconstruction, scan.geometry, simulated=bool(scan.simulated))
         reference = read_reference(path)[slices // 2] if scan.has_reference else None
         note = "simulated k-space" if scan.simulated else ""
-        if reference is not None and reference.shape != (y, x):  # fastMRI's references lack the readout oversampling
+        if reference is not None and reference.shape != matrix:  # fastMRI's references lack the readout oversampling
             middle = tuple(crop_or_pad(torch.from_numpy(image), *reference.shape).numpy() for image in middle)
-        found = cautions(loaded, scan.read(slices // 2, slices // 2 + 1).mask, measured / slices)
-        note = " | ".join(part for part in (note, "see the warnings in its .json" if found else "") if part)
+        if not complete:
+            found.add(
+                f"k-space was acquired in rows {acquired[0][0]} to {acquired[0][1] - 1} of {y} and columns {acquired[1][0]} to "
+                f"{acquired[1][1] - 1} of {x} only (zero padding or partial Fourier); beyond, the image has none"
+            )
+        said = sorted(found) + cautions(loaded, scan.read(slices // 2, slices // 2 + 1).mask, measured / slices)
+        note = " | ".join(part for part in (note, "see the warnings in its .json" if said else "") if part)
         comparison_figure(reference, *middle, png, geometry=scan.geometry, note=note)
+        combination = "none" if coils == 1 else "coils reconstructed one by one, then root-sum-of-squares"
+        combination = "sensitivity maps from the scan's own centre" if combined else combination
         sidecar = {
             "note": "research use only",
             "software": {
@@ -138,19 +216,31 @@ def reconstruct_file(
             "output_sha256": {file.name: sha256_of(file) for file in (h5, nii)},
             "slices": slices,
             "coils": coils,
+            "virtual_coils": virtual,
+            "noise_whitened": scan.noise_covariance is not None,
             "matrix": [y, x],
-            "combination": "none" if coils == 1 else "coils reconstructed one by one, then root-sum-of-squares",
+            "image_matrix": list(matrix),
+            "combination": combination,
             "intensity": "the input's own scale",
             "geometry": "unknown: the input has none" if scan.geometry is None else "as the input's",
             "mask_source": scan.mask_source,
             "measured_share": round(measured / slices, 6),
-            "warnings": found,
+            "acquired": {"y": list(acquired[0]), "x": list(acquired[1])},
+            "warnings": said,
             "seconds": round(time.monotonic() - started, 2),
         }
         sidecar_path.write_text(json.dumps(sidecar, indent=2) + "\n")
-    for caution in found:
+    for caution in said:
         warnings.warn(f"{path.name}: {caution}", stacklevel=2)
     return sidecar
+
+
+def within(images: Tensor, acquired: Box) -> Tensor:
+    """Images (..., y, x) without the spatial frequencies outside the rectangle `acquired` of k-space."""
+    (y0, y1), (x0, x1) = acquired
+    kspace, kept = fft2c(images), torch.zeros(images.shape[-2:])
+    kept[y0:y1, x0:x1] = 1
+    return ifft2c(kspace * kept)
 
 
 def intensity_scale(scan: Scan, loaded: LoadedNetwork, at_once: int) -> float:
@@ -176,7 +266,7 @@ def intensity_scale(scan: Scan, loaded: LoadedNetwork, at_once: int) -> float:
 def stem(path: Path) -> str:
     """The name of a file without its known suffixes."""
     name = path.name
-    for suffix in (".nii.gz", ".h5", ".hdf5", ".nii"):
+    for suffix in (".nii.gz", ".h5", ".hdf5", ".nii", ".cfl", ".hdr", ".npy", ".mrd"):
         if name.lower().endswith(suffix) and len(name) > len(suffix):
             return name[: -len(suffix)]
     return name
@@ -190,7 +280,7 @@ def result_paths(directory: Path, name: str) -> tuple[Path, Path, Path, Path]:
 def reconstruct(source, output: Path | str | None = None, **options):
     """`reconstruct(kspace, mask=...)` on arrays, `reconstruct(path, output)` on a scan file or a list of them.
 
-    Arrays: complex (y, x), (slices, y, x) or (slices, coils, y, x); returns complex images of the same shape. Options:
+    Arrays: complex (y, x), (slices, y, x) or (slices, coils, y, x); returns complex (y, x) or (slices, y, x). Options:
     mask, weights, device, flips; see `mri_n2n.inference.reconstruct_array`.
     Files: writes NAME.h5, NAME.nii.gz, NAME.png, NAME.json into the directory `output`; returns the sidecars. Options:
     weights, force, device, flips, quiet; see `reconstruct_files`.

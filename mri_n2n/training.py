@@ -9,7 +9,7 @@ import signal
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -158,8 +158,9 @@ def train(options: TrainOptions, run: Path | str, *, resume: bool = False) -> Tr
 
     per_epoch = steps_per_epoch(sources.train, options.batch_size)
     total = options.steps or (options.epochs or 0) * per_epoch or None
-    validation = validation_set(sources.validation, options.protocol)
-    batches = training_batches(sources.train, options.protocol, options.batch_size, step)
+    protocol = replace(options.protocol, combined=options.protocol.combined and options.network != "unet")
+    validation = validation_set(sources.validation, protocol)
+    batches = training_batches(sources.train, protocol, options.batch_size, step)
     header = {
         "network": options.network,
         "network_options": network_options(options.network, options.network_options),

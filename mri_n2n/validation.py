@@ -10,10 +10,12 @@ from torch import Tensor, nn
 
 from mri_n2n.acquisition import Acquisition
 from mri_n2n.batches import Protocol, one_slice, simulated_repetitions
+from mri_n2n.coils import with_sensitivity_maps
 from mri_n2n.device import autocast
 from mri_n2n.files import atomic_output
 from mri_n2n.fourier import ifft2c
 from mri_n2n.losses import weighted_squared_error
+from mri_n2n.operators import root_sum_of_squares
 from mri_n2n.pairs import noise2noise
 from mri_n2n.report import comparison_figure
 from mri_n2n.sources import Source
@@ -34,7 +36,8 @@ class ValidationSlice:
 
 
 def validation_set(sources: list[Source], protocol: Protocol) -> list[ValidationSlice]:
-    """Some slices of the validation files, acquired once with a mask fixed per file (of several coils the first).
+    """Some slices of the validation files, acquired once with a mask fixed per file (of several coils the first, unless
+    they are combined).
 
     At most `VALIDATION_SLICES` in all, evenly spaced in each file.
     """
@@ -46,13 +49,16 @@ def validation_set(sources: list[Source], protocol: Protocol) -> list[Validation
         for index in indices:
             if isinstance(data, Tensor):
                 # The draws know the file, not the slice: every slice of a file has the same mask.
-                first, _, full = simulated_repetitions(
-                    data[index : index + 1, :1], 0, f"validation {source.name}", protocol
-                )
+                kspace = data[index : index + 1] if protocol.combined else data[index : index + 1, :1]
+                first, _, full = simulated_repetitions(kspace, 0, f"validation {source.name}", protocol)
+                first = with_sensitivity_maps(first)[0] if kspace.shape[1] > 1 else first
+                reference = root_sum_of_squares(ifft2c(full.kspace))[:, None]
                 note = "simulated k-space" if source.simulated else "undersampled by simulation"
-                chosen.append(ValidationSlice(first, None, ifft2c(full.kspace).abs(), note))
+                chosen.append(ValidationSlice(first, None, reference, note))
             else:
-                first, second = (one_slice(data[repetition], index, 0) for repetition in (0, 1))
+                coil = None if protocol.combined else 0
+                first, second = (one_slice(data[repetition], index, coil) for repetition in (0, 1))
+                first = with_sensitivity_maps(first)[0] if first.kspace.shape[1] > 1 else first
                 chosen.append(ValidationSlice(first, second, None, "simulated k-space" if source.simulated else ""))
     return chosen
 
@@ -76,7 +82,7 @@ def validate(
             values.append(weighted_squared_error(image, noise2noise(item.first, item.second)).item())
         if number == len(validation) // 2:
             reference = None if item.reference is None else item.reference[0, 0].numpy()
-            zero_filled = ifft2c(item.first.kspace).abs()[0, 0].numpy()
+            zero_filled = root_sum_of_squares(ifft2c(item.first.kspace))[0].numpy()
             with atomic_output(figure, force=True) as temporary:
                 comparison_figure(reference, zero_filled, magnitude[0, 0].numpy(), temporary, note=item.note)
     if not values:

@@ -14,7 +14,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 SCRIPTS = sorted((PACKAGE.parent / "data_scripts").glob("*.py"))
 
 # What an array method may stand on: these modules know nothing of files, data sets, training or the command line.
-ARRAYS = {"acquisition", "errors", "fourier", "losses", "masks", "networks", "operators", "pairs", "phantom"}
+ARRAYS = {"acquisition", "coils", "errors", "fourier", "losses", "masks", "networks", "operators", "pairs", "phantom"}
 
 
 def name_of(path: Path) -> str:

@@ -26,7 +26,7 @@ from mri_n2n.errors import InputError, NotFoundError, OutputError, UserError
 from mri_n2n.masks import draw_mask
 
 ROOT = Path(__file__).parent.parent
-COMMANDS = ("demo", "simulate", "train", "reconstruct", "evaluate", "info", "benchmark")
+COMMANDS = ("demo", "simulate", "train", "reconstruct", "evaluate", "info", "convert", "benchmark")
 
 
 def random_kspace(*shape: int) -> np.ndarray:
@@ -215,7 +215,7 @@ def test_debug_shows_where(tmp_path):
 
 
 def test_an_internal_error_is_code_1_and_one_line(tmp_path, capsys, monkeypatch):
-    def broken(_):
+    def broken(*_):
         raise ZeroDivisionError("two\nlines")
 
     monkeypatch.setattr(import_module("mri_n2n.inspection"), "describe", broken)
@@ -225,7 +225,7 @@ def test_an_internal_error_is_code_1_and_one_line(tmp_path, capsys, monkeypatch)
 
 
 def test_ctrl_c_is_code_130(tmp_path, capsys, monkeypatch):
-    def interrupted(_):
+    def interrupted(*_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(import_module("mri_n2n.inspection"), "describe", interrupted)

@@ -236,7 +236,15 @@ def save_scan(path: Path, reference: np.ndarray | None, geometry: Geometry | Non
 
 def save_result(path: Path, image: np.ndarray, geometry: Geometry | None = None, **attributes) -> Path:
     slices, y, x = image.shape
-    write_result(path, image, iter(image.astype(np.complex64)), image.shape, attributes, geometry, force=False)
+    write_result(
+        path,
+        image,
+        ((one.astype(np.complex64),) for one in image),
+        {"image": image.shape},
+        attributes,
+        geometry,
+        force=False,
+    )
     return path
 
 

@@ -354,9 +354,11 @@ def test_result_round_trip(tmp_path, coils):
     def slices():
         for i, one in enumerate(image):  # the reconstruction is filled while the slices are made
             reconstruction[i] = i + 1
-            yield one
+            yield (one,)
 
-    write_result(tmp_path / "r.h5", reconstruction, slices(), shape, {"software": "x 1", "n": 2, "no": None}, GEOMETRY)
+    write_result(
+        tmp_path / "r.h5", reconstruction, slices(), {"image": shape}, {"software": "x 1", "n": 2, "no": None}, GEOMETRY
+    )
     found, attributes, geometry = read_result(tmp_path / "r.h5")
     assert found.dtype == np.float32 and found[:, 0, 0].tolist() == [1, 2, 3] and geometry == GEOMETRY
     assert attributes == {"note": "research use only", "software": "x 1", "n": 2}
@@ -371,7 +373,7 @@ def test_a_wrong_number_of_slices_is_not_written(tmp_path, slices):
     with pytest.raises(ValueError, match="3 slices"):
         write_scan(tmp_path / "s.h5", kspace, (3, 1, 4, 4), mask=np.ones(4), attributes={})
     with pytest.raises(ValueError, match="3 slices"):
-        write_result(tmp_path / "r.h5", np.zeros((3, 4, 4)), kspace[:, 0], (3, 4, 4))
+        write_result(tmp_path / "r.h5", np.zeros((3, 4, 4)), ((one[0],) for one in kspace), {"image": (3, 4, 4)})
     assert names(tmp_path) == []
 
 

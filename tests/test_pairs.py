@@ -270,11 +270,17 @@ def test_flip_mirrors_the_image_about_its_centre_pixel(shape, axes):
     assert torch.equal(flip(flipped, axes).kspace, scan.kspace)
 
 
-def test_translation_and_flip_refuse_sensitivity_maps():
-    full = complex_normal(1, 2, 4, 4, seed=0)
-    for move, how in ((translate, (1, 1)), (flip, (-1,))):
-        with pytest.raises(ValueError, match="coils"):
-            move(Acquisition(full, torch.ones(1, 1, 4, 4), None, full), how)
+@pytest.mark.parametrize(("move", "how"), [(translate, (2, -3)), (flip, (-1,)), (flip, (-2, -1))])
+@pytest.mark.parametrize("shape", [(8, 6), (7, 9)])
+def test_coils_move_with_the_object(move, how, shape):
+    """The maps of the moved acquisition times the moved image are the moved coil images."""
+    image, maps = complex_normal(1, 1, *shape, seed=1), complex_normal(1, 3, *shape, seed=2)
+    full = transform(maps * image).to(torch.complex64)
+    scan = Acquisition(full, torch.ones(1, 1, *shape), None, maps.to(torch.complex64))
+    alone = move(Acquisition(transform(image).to(torch.complex64), torch.ones(1, 1, *shape)), how)
+    moved = move(scan, how)
+    expected = moved.sensitivity_maps * inverse(alone.kspace)
+    torch.testing.assert_close(inverse(moved.kspace), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_loss_follows_the_shift_of_pair_and_prediction():

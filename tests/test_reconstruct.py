@@ -15,11 +15,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from test_raw_formats import XML
 
 import mri_n2n
 from mri_n2n.batches import Protocol
 from mri_n2n.checkpoint import BUNDLED, build_network, save_tensors
-from mri_n2n.errors import InputError, NotFoundError, OutputError
+from mri_n2n.errors import InputError, NotFoundError, OutputError, PartialError
 from mri_n2n.files import sha256_of
 from mri_n2n.formats import open_scan, read_reference, read_result, write_scan
 from mri_n2n.fourier import fft2c, ifft2c
@@ -109,11 +110,15 @@ def test_the_four_files_are_complete(name, scans, run, tmp_path):
     slices, coils, y, x = kspace.shape
     with h5py.File(results / "scan.h5") as file:
         image, magnitude = file["image"][()], file["reconstruction"][()]
+        maps = file["sensitivity_maps"][()] if coils > 1 else None
+        assert set(file) == {"image", "reconstruction", *(["sensitivity_maps"] if coils > 1 else [])}
         assert file.attrs["note"] == "research use only" and bool(file.attrs["simulated"])
     assert magnitude.dtype == np.float32 and magnitude.shape == (slices, y, x)
-    assert image.dtype == np.complex64 and image.shape == ((slices, y, x) if coils == 1 else (slices, coils, y, x))
-    combined = np.sqrt((np.abs(image.reshape(slices, coils, y, x)) ** 2).sum(axis=1))
-    np.testing.assert_allclose(magnitude, combined, rtol=1e-5, atol=1e-4)
+    assert image.dtype == np.complex64 and image.shape == (slices, y, x)
+    np.testing.assert_allclose(magnitude, np.abs(image), rtol=1e-5, atol=1e-4)
+    if coils > 1:
+        energy = np.square(np.abs(maps)).sum(axis=1)
+        assert maps.shape == (slices, coils, y, x) and ((np.abs(energy - 1) < 1e-4) | (energy == 0)).all()
     # On the input's scale, and not just the zero-filled image.
     zero_filled = np.sqrt((np.abs(ifft2c(torch.from_numpy(kspace)).numpy()) ** 2).sum(axis=1))
     assert 0.5 < magnitude.max() / zero_filled.max() < 2 and not np.allclose(magnitude, zero_filled, rtol=1e-3)
@@ -128,7 +133,7 @@ def test_the_four_files_are_complete(name, scans, run, tmp_path):
     assert sidecar["input"]["sha256"] == sha256_of(scans[name])
     assert sidecar["weights"]["sha256"] == sha256_of(run / "weights.safetensors")
     assert sidecar["output_sha256"] == {n: sha256_of(results / n) for n in ("scan.h5", "scan.nii.gz")}
-    assert ("root-sum-of-squares" in sidecar["combination"]) == (coils > 1)
+    assert ("sensitivity maps" in sidecar["combination"]) == (coils > 1)
 
 
 def test_what_weights_were_not_made_for_is_said(scans, run, tmp_path):
@@ -159,7 +164,7 @@ def test_arrays_are_warned_of_too_and_masks_of_simulate_fit(scans):
     for wanted in (scan.kspace, scan.kspace[:, 0]):
         image = mri_n2n.reconstruct(wanted, mask=scan.mask)
         np.testing.assert_array_equal(image, mri_n2n.reconstruct(wanted, mask=scan.mask[0, 0]))
-        assert image.shape == tuple(wanted.shape)
+        assert image.shape == (3, 26, 20)
     each = scan.mask.expand(3, 1, 26, 20)
     np.testing.assert_array_equal(mri_n2n.reconstruct(scan.kspace, mask=each).squeeze(), image)
 
@@ -187,6 +192,42 @@ def test_a_time_limit_leaves_nothing_hidden(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["scan.h5"]
 
 
+def test_fastmris_oversampling_is_removed_as_its_header_says(scans, run, tmp_path):
+    """An oversampled readout of 26 of which the header's image has 14, and 18 of 20 columns: the central crop."""
+    header = XML.format(x=26, y=20, rx=14, fx=260.0, frx=140.0, fy=200.0, last=19, center=10, trajectory="cartesian")
+    header = header.replace("<x>14</x><y>20</y>", "<x>14</x><y>18</y>")
+    path = copy(scans["coils"], tmp_path / "scan.h5")
+    reconstruct_files([path], tmp_path / "whole", weights=run, quiet=True)
+    with h5py.File(path, "r+") as file:
+        del file["ismrmrd_header"]
+        file["ismrmrd_header"] = header
+        del file["reconstruction_rss"]
+    (sidecar,) = reconstruct_files([path], tmp_path / "cropped", weights=run, quiet=True)
+    assert sidecar["image_matrix"] == [14, 18] and sidecar["matrix"] == [26, 20]
+    with h5py.File(tmp_path / "whole" / "scan.h5") as whole, h5py.File(tmp_path / "cropped" / "scan.h5") as cropped:
+        for name in ("reconstruction", "image", "sensitivity_maps"):
+            np.testing.assert_array_equal(cropped[name], whole[name][..., 6:20, 1:19])
+
+
+def test_nothing_is_claimed_of_kspace_that_was_never_acquired(scans, run, tmp_path):
+    """Zero-padded columns on one side and rows on both: the image has no such frequencies, and the sidecar says so."""
+    kspace, _ = kspace_of(scans["single"])
+    kspace[..., :5], kspace[..., :5, :], kspace[..., -6:, :] = 0, 0, 0
+    with h5py.File(tmp_path / "scan.h5", "w") as file:
+        file["kspace"] = kspace[:, 0]
+    with pytest.warns(UserWarning, match="rows 5 to 19 of 26 and columns 5 to 19 of 20 only"):
+        (sidecar,) = reconstruct_files([tmp_path / "scan.h5"], tmp_path / "out", weights=run, quiet=True)
+    assert sidecar["acquired"] == {"y": [5, 20], "x": [5, 20]}
+    with h5py.File(tmp_path / "out" / "scan.h5") as file:
+        found = fft2c(torch.from_numpy(file["image"][()])).numpy()
+    largest = np.abs(found).max()
+    outside = np.ones(found.shape[1:], bool)
+    outside[5:20, 5:] = False
+    assert np.abs(found[:, outside]).max() < 1e-5 * largest
+    unmeasured = ~outside & (kspace[:, 0] == 0)
+    assert np.abs(found[unmeasured]).max() > 1e-3 * largest  # undersampled k-space is reconstructed
+
+
 @pytest.mark.parametrize(("name", "axis"), [("axis0", 0), ("axis1", 1), ("single", 2)])
 def test_nifti_and_hdf5_agree_voxel_by_voxel(name, axis, scans, run, tmp_path):
     reconstruct_files([scans[name]], tmp_path, weights=run, quiet=True)
@@ -205,7 +246,7 @@ def test_nifti_and_hdf5_agree_voxel_by_voxel(name, axis, scans, run, tmp_path):
     assert np.corrcoef(original.ravel(), voxels.ravel())[0, 1] > 0.8
 
 
-@pytest.mark.parametrize("name", ["single", "coils", "line"])
+@pytest.mark.parametrize("name", ["single", "line"])
 def test_measured_samples_are_in_the_image_as_measured(name, scans, run, tmp_path):
     reconstruct_files([scans[name]], tmp_path, weights=run, quiet=True)
     kspace, mask = kspace_of(scans[name])
@@ -346,9 +387,52 @@ def test_of_several_scans_the_good_ones_are_whole(scans, run, tmp_path):
     good, bad = copy(scans["single"], tmp_path / "a.h5"), copy(scans["single"], tmp_path / "b.h5")
     with h5py.File(bad, "r+") as file:
         file["kspace"][1] = np.inf
-    with pytest.raises(InputError, match="b.h5"):
-        reconstruct_files([good, bad], tmp_path / "out", weights=run, quiet=True)
+    with pytest.raises(PartialError, match="1 of 2 scans failed: b.h5") as failed:
+        reconstruct_files([bad, good], tmp_path / "out", weights=run, quiet=True)
+    assert [sidecar["output"] for sidecar in failed.value.done] == ["a"]
     assert set(tree(tmp_path / "out")) == {name.replace("scan", "a") for name in OUTPUTS}
+
+
+def test_a_directory_stands_for_its_scans_and_can_be_gone_on_with(scans, run, tmp_path):
+    folder, out = tmp_path / "in", tmp_path / "out"
+    for name in ("single", "line"):
+        copy(scans[name], folder / f"{name}.h5")
+    reconstruct_files([folder / "line.h5"], out, weights=run, quiet=True)
+    before = (out / "line.json").stat().st_mtime_ns
+    copy(out / "line.h5", folder / "result.h5")  # no raw scan
+    (folder / "notes.txt").write_text("notes")
+    (folder / "damaged.h5").write_bytes(b"not HDF5")
+    with pytest.raises(PartialError, match="1 of 2 scans failed: damaged.h5"):
+        reconstruct_files([folder], out, weights=run, skip_existing=True, quiet=True)
+    assert {path.name for path in out.glob("*.json")} == {"line.json", "single.json"}
+    assert (out / "line.json").stat().st_mtime_ns == before
+    (folder / "damaged.h5").unlink()
+    assert reconstruct_files([folder], out, weights=run, skip_existing=True, quiet=True) == []
+    with pytest.raises(NotFoundError, match="no raw scan"):
+        reconstruct_files([run], out, weights=run, quiet=True)
+
+
+def test_two_processes_share_the_scans(scans, run, tmp_path):
+    """As torchrun starts them, with its environment."""
+    for number in range(3):
+        copy(scans["single"], tmp_path / "in" / f"{number}.h5")
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "2",
+        "--master-port",
+        "29517",
+        "-m",
+        "mri_n2n",
+    ]
+    command += ["reconstruct", str(tmp_path / "in"), "-o", str(tmp_path / "out"), "--weights", str(run), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
+    assert done.returncode == 0, done.stderr
+    assert {path.stem for path in (tmp_path / "out").glob("*.json")} == {"0", "1", "2"}
+    found = [json.loads((tmp_path / "out" / f"{number}.json").read_text())["output"] for number in range(3)]
+    assert found == ["0", "1", "2"] and done.stdout.count('"output": ') == 3  # each by one process
 
 
 def test_a_directory_in_the_way_leaves_nothing_half_written(scans, run, tmp_path):
@@ -394,7 +478,7 @@ def test_arrays_and_files_agree(name, scans, run, tmp_path):
     tolerance = {"rtol": 1e-4, "atol": 1e-5 * np.abs(expected).max()}
     for given in (mask, np.broadcast_to(mask, (3, 26, 20)), None, torch.from_numpy(mask) > 0):
         image = mri_n2n.reconstruct(kspace, mask=given, weights=run)
-        assert image.dtype == np.complex64 and image.shape == kspace.shape
+        assert image.dtype == np.complex64 and image.shape == (3, 26, 20)
         np.testing.assert_allclose(image, expected, **tolerance)
     if name == "single":
         np.testing.assert_allclose(mri_n2n.reconstruct(kspace[1], mask=mask, weights=run), expected[1], **tolerance)
@@ -540,14 +624,18 @@ def test_empty_slices_and_coils_stay_empty_and_any_unit_is_kept(scale, scans, ru
         file.attrs["noise_variance"] = 0.0
     reconstruct_files([path], tmp_path / "out", weights=run, quiet=True)
     with h5py.File(tmp_path / "out" / "scan.h5") as file:
-        coils, combined = file["image"][()] / scale, file["reconstruction"][()] / scale
-    assert not combined[1].any() and not coils[:, 2].any()
-    plain = copy(scans["coils"], tmp_path / "plain.h5")
-    reconstruct_files([plain], tmp_path / "out", weights=run, quiet=True)
-    with h5py.File(tmp_path / "out" / "plain.h5") as file:
-        np.testing.assert_allclose(coils[::2, :2], file["image"][::2, :2], rtol=1e-3, atol=1e-3 * np.abs(coils).max())
-    wanted = np.sqrt(np.square(np.abs(coils[::2]).astype(np.float64)).sum(axis=1))
-    np.testing.assert_allclose(combined[::2], wanted, rtol=1e-4, atol=1e-6 * wanted.max())
+        image, maps = file["image"][()] / scale, file["sensitivity_maps"][()]
+        np.testing.assert_allclose(np.abs(image), file["reconstruction"][()] / scale, rtol=1e-5)
+    assert not image[1].any() and not maps[:, 2].any() and np.isfinite(maps).all()
+    alone = copy(path, tmp_path / "alone.h5")  # without the dead coil, in another unit
+    with h5py.File(scans["coils"]) as scan, h5py.File(alone, "r+") as file:
+        kspace = scan["kspace"][:, :2]
+        kspace[1] = 0
+        del file["kspace"]
+        file["kspace"] = kspace
+    reconstruct_files([alone], tmp_path / "out", weights=run, quiet=True)
+    with h5py.File(tmp_path / "out" / "alone.h5") as file:
+        np.testing.assert_allclose(image, file["image"], rtol=1e-3, atol=2e-3 * np.abs(image).max())
 
 
 @bundled

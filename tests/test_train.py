@@ -23,8 +23,10 @@ from safetensors.torch import save_file
 
 import mri_n2n
 from mri_n2n import validation
+from mri_n2n.acquisition import Acquisition
 from mri_n2n.batches import Protocol, simulated_repetitions, steps_per_epoch, training_batches
 from mri_n2n.checkpoint import build_network, find_weights, load_network, load_tensors, save_tensors
+from mri_n2n.coils import with_sensitivity_maps
 from mri_n2n.datasets import find_sources, phantom_sources
 from mri_n2n.errors import InputError, NotFoundError, OutputError, UserError
 from mri_n2n.fourier import fft2c, ifft2c
@@ -129,6 +131,28 @@ def test_a_few_steps_on_every_data_set(dataset, data, tmp_path, monkeypatch):
     assert network.unets[0].last[-1].weight.any()  # which starts at zero
     if dataset != "phantom":
         assert (header["train_volumes"], header["train_slices"], header["validation_volumes"]) == (2, 6, 1)
+
+
+def test_coils_are_combined_by_maps_of_the_input_alone(data):
+    """Pairs of several coils: the input's maps come from its own samples, the target keeps all of its own."""
+    sources = find_sources("pairs", data / "pairs", validation_subjects=("none",)).train
+    several = replace(sources[0], load=lambda: tuple(_coils(a) for a in sources[0].load()))
+    protocol = Protocol(translation=0.0, flips=False)
+    measured = {(a.kspace[i] + 0).numpy().tobytes() for a in several.load() for i in range(3)}
+    ((pair,),) = (next(training_batches([several], protocol, 3)),)
+    assert pair.input.kspace.shape[1] == pair.target.shape[1] == 2
+    assert {(side[i] + 0).numpy().tobytes() for side in (pair.input.kspace, pair.target) for i in range(3)} == measured
+    for i in range(3):
+        alone = Acquisition(pair.input.kspace[i : i + 1], pair.input.mask[i : i + 1])
+        expected = with_sensitivity_maps(alone)[0].sensitivity_maps
+        torch.testing.assert_close(pair.input.sensitivity_maps[i : i + 1], expected)
+    apart = next(training_batches([several], replace(protocol, combined=False), 3))[0]
+    assert apart.input.kspace.shape[1] == 1 and apart.input.sensitivity_maps is None
+
+
+def _coils(acquisition: Acquisition) -> Acquisition:
+    """The same k-space seen by a second coil too."""
+    return replace(acquisition, kspace=torch.cat((acquisition.kspace, 0.5j * acquisition.kspace), dim=1))
 
 
 def test_phantoms_with_coils_and_noise(tmp_path):

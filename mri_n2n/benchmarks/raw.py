@@ -1,63 +1,65 @@
 """A raw multi-coil scan without any reference
 
 `mri-n2n reconstruct` on a raw 8-coil slice (230x180, both axes phase-encoded, 12.4 % of the samples, un-normalised, no
-reference; from the SigPy MRI tutorial, BSD 3-Clause, Copyright (c) 2019, mikgroup). Coils are reconstructed one by one with
-the bundled weights and combined by root-sum-of-squares; sensitivity maps are not used yet.
+reference; from the SigPy MRI tutorial, BSD 3-Clause, Copyright (c) 2019, mikgroup), with the bundled weights and sensitivity
+maps from the scan's own centre; beside it BART `pics -e -S -i 100 -R W:3:0:0.005` (wavelets) with the same maps.
 """
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import tempfile
 from pathlib import Path
 
+import h5py
 import numpy as np
-import torch
 
 from mri_n2n.benchmarks.common import table
 from mri_n2n.errors import NotFoundError
-from mri_n2n.formats import write_scan
+from mri_n2n.formats import cfl, open_scan, read_reference
 from mri_n2n.fourier import ifft2c
 from mri_n2n.operators import root_sum_of_squares
 from mri_n2n.reconstruction import reconstruct_files
-from mri_n2n.report import comparison_figure
+from mri_n2n.report import montage
 
 NAME = "brain_8ch_cartesian_undersampled"
+
+
+def bart_pics(kspace: np.ndarray, maps: np.ndarray) -> np.ndarray:
+    """Magnitude (y, x) of BART's wavelet reconstruction of one slice; kspace and maps (coils, y, x)."""
+    if shutil.which("bart") is None:
+        raise NotFoundError("this benchmark compares with BART; install it (Debian: apt-get install bart)")
+    shape = (1, *kspace.shape)
+    with tempfile.TemporaryDirectory() as folder:
+        for name, array in (("kspace", kspace), ("maps", maps)):
+            cfl.write_scan(Path(folder) / f"{name}.cfl", iter([array]), shape, force=False)
+        command = ["bart", "pics", "-e", "-S", "-i", "100", "-R", "W:3:0:0.005", "kspace", "maps", "image"]
+        subprocess.run(command, cwd=folder, check=True, capture_output=True)
+        return np.abs(open_scan(Path(folder) / "image.cfl").read(0, 1).kspace[0, 0].numpy())
 
 
 def run(data: Path | None, output: Path, docs: Path | None, quick: bool) -> str:
     file = data / f"{NAME}.npy" if data and data.is_dir() else data
     if file is None or not file.is_file():
         raise NotFoundError(f"this benchmark needs --data with {NAME}.npy")
-    kspace = np.load(file, allow_pickle=False)
-    scan = output / f"{NAME}.h5"
-    output.mkdir(parents=True, exist_ok=True)
-    write_scan(
-        scan,
-        iter([kspace]),
-        (1, *kspace.shape),
-        mask=None,
-        probability=None,
-        reference=None,
-        geometry=None,
-        attributes={"simulated": False},
-        force=True,
-    )
-    [sidecar] = reconstruct_files([scan], output / "raw-reconstruction", force=True)
+    results = output / "raw-reconstruction"
+    [sidecar] = reconstruct_files([file], results, format="npy-coils", force=True)
     picture = ""
     if docs is not None:
-        from mri_n2n.formats import read_reference
-
-        images = read_reference(output / "raw-reconstruction" / scan.name)
-        zero_filled = root_sum_of_squares(ifft2c(torch.from_numpy(kspace)[None])).numpy()[0]
+        kspace = open_scan(file, "npy-coils").read(0, 1).kspace
+        with h5py.File(results / f"{NAME}.h5") as result:
+            maps = result["sensitivity_maps"][0]
+        images = {
+            "zero-filled": root_sum_of_squares(ifft2c(kspace))[0].numpy(),
+            "bundled weights": read_reference(results / f"{NAME}.h5")[0],
+            "BART wavelets": bart_pics(kspace[0].numpy(), maps),
+        }
+        panels = [(name, image, (0.0, float(np.percentile(image, 99.5)))) for name, image in images.items()]
         (docs / "images").mkdir(parents=True, exist_ok=True)
-        comparison_figure(None, zero_filled, images[0], docs / "images" / "raw.png")
-        picture = "\n![zero-filled and reconstruction of the raw scan](images/raw.png)\n"
-    rows = [
-        [
-            sidecar["coils"],
-            f"{sidecar['matrix'][0]} x {sidecar['matrix'][1]}",
-            f"{sidecar['measured_share']:.1%}",
-            sidecar["mask_source"],
-            sidecar["seconds"],
-        ]
-    ]
-    return table(["coils", "matrix (y x x)", "samples measured", "mask found from", "seconds"], rows) + picture
+        montage(panels, docs / "images" / "raw.png", columns=3)
+        picture = "\n![zero-filled, reconstruction and BART's of the raw scan](images/raw.png)\n"
+    size = f"{sidecar['matrix'][0]} x {sidecar['matrix'][1]}"
+    rows = [[sidecar["coils"], size, f"{sidecar['measured_share']:.1%}", sidecar["mask_source"], sidecar["seconds"]]]
+    header = ["coils", "matrix (y x x)", "samples measured", "mask found from", "seconds"]
+    return table(header, rows) + picture

@@ -40,7 +40,12 @@ def recipe_options(data: Path, targets: str, quick: bool) -> TrainOptions:
         network="unet",
         batch_size=16,
         learning_rate=1e-3,
-        protocol={"recipe": "noise2noise-2018", "targets": targets, "pairs": "redrawn", "flips": False},
+        protocol={
+            "recipe": "noise2noise-2018",
+            "targets": targets,
+            "pairs": "redrawn",
+            "flips": False,
+        },
     )
 
 

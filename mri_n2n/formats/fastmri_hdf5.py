@@ -1,7 +1,7 @@
 """Raw scans in fastMRI's HDF5 layout (https://fastmri.med.nyu.edu, arXiv:1811.08839), read and written slice by slice.
 
 kspace: (slice, y, x) single-coil or (slice, coil, y, x), complex, centred.
-mask (optional): (x,), (y, x) or (slice, y, x), 1 where sampled. Without one it is found from zeros: see `_ZeroMask`.
+mask (optional): (x,), (y, x) or (slice, y, x), 1 where sampled. Without one it is found from zeros: see `sampling.ZeroMask`.
 probability (optional, ours): E[mask], (x,), (y, x) or (slice, y, x).
 reconstruction_esc (single-coil), reconstruction_rss: the fully sampled magnitude image (slice, y, x), if there is one.
 Attributes (ours): simulated, noise_variance, and the geometry. A stored mask is taken at its word.
@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import closing
 from pathlib import Path
 
 import h5py
@@ -22,6 +21,7 @@ import torch
 from mri_n2n.acquisition import Acquisition, Geometry, Scan
 from mri_n2n.errors import InputError
 from mri_n2n.files import one_line
+from mri_n2n.formats.encoding import read_encoding
 from mri_n2n.formats.hdf5 import (
     checked_dataset,
     create_hdf5,
@@ -32,7 +32,7 @@ from mri_n2n.formats.hdf5 import (
     scalar_attributes,
     write_attributes,
 )
-from mri_n2n.masks import mask_from_samples
+from mri_n2n.formats.sampling import ZeroMask
 
 FORMAT = "fastmri-hdf5"
 REFERENCES = ("reconstruction_esc", "reconstruction_rss")
@@ -51,12 +51,13 @@ def open_scan(path: Path | str) -> Scan:
         simulated = known.get("simulated")
         stored_mask, geometry = has(file, "mask"), read_geometry(file, path)
         has_reference = any(has(file, name) for name in REFERENCES)
+        image_matrix = _image_matrix(file, path, shape)
         for name in (name for name in REFERENCES if has(file, name)):
             _check_reference(path, name, checked_dataset(file, path, name, (3,), "fiub").shape, shape)
     variance = known.get("noise_variance")
     if not (isinstance(variance, (int, float)) and 0 <= variance < math.inf):
         variance = None
-    zero_mask, nonzero, outside, blank = _ZeroMask(path, shape), [], [], []
+    zero_mask, nonzero, outside, blank = ZeroMask(lambda: _sampled(path, shape[0])), [], [], []
 
     def read(start: int, stop: int) -> Acquisition:
         """Slices start..stop-1. InputError: samples not finite, a scan that is zero everywhere, mask not 0 and 1."""
@@ -110,37 +111,37 @@ def open_scan(path: Path | str) -> Scan:
         mask_source="stored" if stored_mask else "zeros",
         simulated=bool(simulated) if isinstance(simulated, (bool, int)) else None,
         has_reference=has_reference,
+        image_matrix=image_matrix,
     )
 
 
-class _ZeroMask:
-    """Where a scan without a stored mask was sampled: where not all coils are exactly zero, see `mask_from_samples`.
-    The file is read once, slice by slice, when this is first asked."""
+def _image_matrix(file: h5py.File, path: Path, shape: tuple[int, int, int, int]) -> tuple[int, int] | None:
+    """(y, x) of the image that the header asks for, where it is smaller than k-space: without the oversampling."""
+    if not has(file, "ismrmrd_header"):
+        return None
+    try:
+        dataset = checked_dataset(file, path, "ismrmrd_header", (0,), "OS", sparse=True)
+        encoding = read_encoding(dataset[()], path)
+    except InputError:
+        return None  # nothing else depends on it
+    (readout, phase), (y, x) = encoding.recon_matrix, shape[-2:]
+    return (
+        (readout, phase)
+        if encoding.matrix[0] == y and readout <= y and phase <= x and (readout, phase) != (y, x)
+        else None
+    )
 
-    def __init__(self, path: Path, shape: tuple[int, int, int, int]):
-        self._path, self._shape, self._mask = path, shape, None
 
-    def of(self, start: int, stop: int) -> np.ndarray:
-        """(1 or stop - start, 1, y, x) float32."""
-        if self._mask is None:
-            self._mask = mask_from_samples(np.stack(list(self._sampled())))
-        mask = self._mask if len(self._mask) == 1 else self._mask[start:stop]
-        return np.array(mask[:, None], dtype=np.float32)
-
-    def any(self) -> bool:
-        """Whether the scan holds a sample that is not zero; reads up to the first one."""
-        with closing(self._sampled()) as slices:
-            return any(sampled.any() for sampled in slices)
-
-    def _sampled(self) -> Iterator[np.ndarray]:
-        with open_hdf5(self._path) as file:
-            dataset = _kspace(file, self._path)
-            mask_stored = has(file, "mask")
-            for index in range(self._shape[0]):
-                sampled = (_samples(dataset, self._path, index, index + 1)[0] != 0).any(axis=0)
-                if mask_stored:
-                    sampled &= _plane(file, self._path, "mask", self._shape, index, index + 1)[0, 0] > 0
-                yield sampled
+def _sampled(path: Path, slices: int) -> Iterator[np.ndarray]:
+    """Where each slice has samples, (y, x) bool, within a stored mask."""
+    with open_hdf5(path) as file:
+        dataset = _kspace(file, path)
+        shape, mask_stored = _full_shape(dataset), has(file, "mask")
+        for index in range(slices):
+            sampled = (_samples(dataset, path, index, index + 1)[0] != 0).any(axis=0)
+            if mask_stored:
+                sampled &= _plane(file, path, "mask", shape, index, index + 1)[0, 0] > 0
+            yield sampled
 
 
 def read_scan_reference(path: Path) -> np.ndarray:
@@ -181,7 +182,7 @@ def write_scan(
     if reference is not None and (np.ndim(reference) != 3 or len(reference) != slices):
         raise ValueError(f"the reference must be (slices, y, x) with {slices} slices; got {np.shape(reference)}")
     stored_shape = (slices, y, x) if coils == 1 else (slices, coils, y, x)
-    with create_hdf5(path, "kspace", kspace_slices, stored_shape, force) as file:
+    with create_hdf5(path, {"kspace": stored_shape}, ((one,) for one in kspace_slices), force) as file:
         for name, value in planes.items():
             file[name] = value
         file["ismrmrd_header"] = _header(y, x)

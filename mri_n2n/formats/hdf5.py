@@ -117,7 +117,7 @@ def checked_dataset(
         raise InputError(f"{where} must hold {expected} numbers; got {one_line(dtype, 60)}")
     size, limit = math.prod(shape) * dtype.itemsize, size_limit()
     check_size(path, f"dataset {name!r}", size, limit * FILE_FACTOR if streamed else limit)
-    check_size(path, f"one slice of {name!r}", size // shape[0], limit)
+    check_size(path, f"one slice of {name!r}", size // (shape or (1,))[0], limit)
     if dataset.chunks:
         check_size(path, f"one chunk of {name!r}", math.prod(dataset.chunks) * dtype.itemsize, limit)
     stored = min(dataset.id.get_storage_size(), path.stat().st_size)
@@ -197,24 +197,30 @@ class _Sink(io.FileIO):
 
 @contextmanager
 def create_hdf5(
-    path: Path | str, name: str, slices: Iterable[np.ndarray], shape: tuple[int, ...], force: bool
+    path: Path | str, shapes: dict[str, tuple[int, ...]], slices: Iterable[tuple[np.ndarray, ...]], force: bool
 ) -> Iterator[h5py.File]:
-    """A new file, complete or not at all, that holds `slices` one by one as the complex64 dataset `name` of `shape`.
+    """A new file, complete or not at all, that holds slices one by one in complex64 datasets of the given names and
+    shapes, all with the same first axis.
 
-    Each slice must fill dataset[i], an axis of length 1 apart. The block adds the rest.
-    Errors: OutputError; ValueError for slices of other shapes or numbers.
+    slices: one array for each dataset at a time, which must fill dataset[i], an axis of length 1 apart. The block adds
+    the rest. Errors: OutputError; ValueError for slices of other shapes or numbers.
     """
+    (number,) = {shape[0] for shape in shapes.values()}
     with atomic_output(path, force) as temporary, _Sink(temporary, "r+") as sink:
         with h5py.File(sink, "w") as file:
-            dataset, count = file.create_dataset(name, shape, np.complex64), 0
-            for count, one in enumerate(slices, start=1):
-                if count > shape[0] or one.shape not in (shape[1:], (1, *shape[1:])):
-                    raise ValueError(f"expected {shape[0]} slices {shape[1:]}; slice {count} is {one.shape}")
-                dataset[count - 1] = one.reshape(shape[1:])
+            datasets = [file.create_dataset(name, shape, np.complex64) for name, shape in shapes.items()]
+            count = 0
+            for count, arrays in enumerate(slices, start=1):
+                for dataset, array in zip(datasets, arrays, strict=True):
+                    if count > number or array.shape not in (dataset.shape[1:], (1, *dataset.shape[1:])):
+                        raise ValueError(
+                            f"expected {number} slices {dataset.shape[1:]}; slice {count} is {array.shape}"
+                        )
+                    dataset[count - 1] = array.reshape(dataset.shape[1:])
                 if sink.error:
                     raise sink.error
-            if count != shape[0]:
-                raise ValueError(f"expected {shape[0]} slices; got {count}")
+            if count != number:
+                raise ValueError(f"expected {number} slices; got {count}")
             yield file
         if sink.error:
             raise sink.error

@@ -1,5 +1,6 @@
 """Reconstructions as HDF5: `reconstruction` (slice, y, x) float32 magnitude, as in fastMRI's result files, and `image`,
-the complex (slice, y, x) or (slice, coil, y, x) it comes from. Attributes: note, geometry, and what the writer adds."""
+the complex (slice, y, x) or (slice, coil, y, x) it comes from, and `sensitivity_maps` (slice, coil, y, x) if it was
+made with them. Attributes: note, geometry, and what the writer adds."""
 
 from __future__ import annotations
 
@@ -27,21 +28,23 @@ NOTE = "research use only"
 def write_result(
     path: Path | str,
     reconstruction: np.ndarray,
-    image: Iterable[np.ndarray],
-    shape: tuple[int, ...],
+    slices: Iterable[tuple[np.ndarray, ...]],
+    shapes: dict[str, tuple[int, ...]],
     attributes: dict | None = None,
     geometry: Geometry | None = None,
     force: bool = False,
 ) -> None:
     """Write a result file, complete or not at all.
 
-    image: the complex slices, (y, x) or (coil, y, x) each, taken one after the other; shape: that of all of them.
+    shapes: of `image`, (slice, y, x) or (slice, coil, y, x), and, with sensitivity maps, of `sensitivity_maps`.
+    slices: one complex slice of each, taken one after the other.
     reconstruction: (slice, y, x); read only after the last slice, so whoever makes the slices may fill it on the way.
     Errors: OutputError; ValueError for arrays that do not fit each other.
     """
+    shape = shapes["image"]
     if len(shape) not in (3, 4) or reconstruction.shape != (shape[0], *shape[-2:]):
         raise ValueError(f"the reconstruction must be (slice, y, x) of image {shape}; got {reconstruction.shape}")
-    with create_hdf5(path, "image", image, tuple(shape), force) as file:
+    with create_hdf5(path, shapes, slices, force) as file:
         file["reconstruction"] = np.asarray(reconstruction, dtype=np.float32)
         write_attributes(file, {"note": NOTE, **(attributes or {})}, geometry)
 

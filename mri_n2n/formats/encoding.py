@@ -1,0 +1,68 @@
+"""The encoding that an ISMRMRD XML header describes: of MRD files, and of fastMRI's, which carry it as a text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from xml.etree import ElementTree
+
+from mri_n2n.errors import InputError
+from mri_n2n.files import one_line
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """What the XML header says of the (first) encoding. Sizes are (readout, phase)."""
+
+    matrix: tuple[int, int]
+    field_of_view: tuple[float, float, float]  # mm: readout and phase as encoded, slice
+    recon_matrix: tuple[int, int]
+    recon_field_of_view: tuple[float, float]
+    phase_center: int
+    calibration: str
+    trajectory: str
+    partitions: int
+
+
+def read_encoding(text: bytes | str, path: Path) -> Encoding:
+    """Read an XML header by local names, whatever its name space. Errors: InputError; entities are refused."""
+    text = text if isinstance(text, bytes) else str(text).encode()
+    if len(text) > 2**24 or b"<!DOCTYPE" in text or b"<!ENTITY" in text:
+        raise InputError(f"{one_line(path)}: its XML header declares entities or is far too long; refused")
+    try:
+        root = ElementTree.fromstring(text)
+    except ElementTree.ParseError as error:
+        raise InputError(f"{one_line(path)}: its XML header cannot be read ({one_line(error)})") from None
+
+    def value(where: str, kind: type, default: object = None):
+        node = root
+        for step in where.split("/"):
+            node = next((child for child in node if child.tag.rpartition("}")[2] == step), None)
+            if node is None:
+                if default is not None:
+                    return default
+                raise InputError(f"{one_line(path)}: its XML header lacks {where}")
+        try:
+            return kind((node.text or "").strip())
+        except ValueError:
+            raise InputError(f"{one_line(path)}: {where} in its XML header is {node.text!r:.40}") from None
+
+    sizes = lambda what, names, kind: tuple(value(f"encoding/{what}/{name}", kind) for name in names)  # noqa: E731
+    matrix = sizes("encodedSpace/matrixSize", "xy", int)
+    encoding = Encoding(
+        matrix,
+        sizes("encodedSpace/fieldOfView_mm", "xyz", float),
+        sizes("reconSpace/matrixSize", "xy", int),
+        sizes("reconSpace/fieldOfView_mm", "xy", float),
+        value("encoding/encodingLimits/kspace_encoding_step_1/center", int, matrix[1] // 2),
+        value("encoding/parallelImaging/calibrationMode", str, "none"),
+        value("encoding/trajectory", str),
+        value("encoding/encodedSpace/matrixSize/z", int, 1),
+    )
+    possible = all(0 < n < 2**15 for n in (*matrix, *encoding.recon_matrix))
+    possible &= all(0 < mm < 1e5 for mm in (*encoding.field_of_view, *encoding.recon_field_of_view))
+    if not (possible and 0.99 < encoding.field_of_view[0] / encoding.recon_field_of_view[0] < 16):
+        raise InputError(
+            f"{one_line(path)}: the sizes in its XML header make no sense ({matrix}, {encoding.field_of_view} mm)"
+        )
+    return encoding

@@ -1,0 +1,77 @@
+"""What readers of raw scans share: masks of scans that store none, and k-space that was never acquired."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import closing
+
+import numpy as np
+
+from mri_n2n.acquisition import Scan
+from mri_n2n.masks import mask_from_samples
+
+
+class ZeroMask:
+    """Where a scan without a stored mask was sampled: where not all coils are exactly zero, see `mask_from_samples`.
+
+    sampled: yields, slice by slice, where there are samples, (y, x) bool; asked once, when the mask is first wanted.
+    """
+
+    def __init__(self, sampled: Callable[[], Iterator[np.ndarray]]) -> None:
+        self._sampled, self._mask = sampled, None
+
+    def of(self, start: int, stop: int) -> np.ndarray:
+        """(1 or stop - start, 1, y, x) float32."""
+        if self._mask is None:
+            self._mask = mask_from_samples(np.stack(list(self._sampled())))
+        mask = self._mask if len(self._mask) == 1 else self._mask[start:stop]
+        return np.array(mask[:, None], dtype=np.float32)
+
+    def any(self) -> bool:
+        """Whether the scan holds a sample that is not zero; reads up to the first one."""
+        with closing(self._sampled()) as slices:
+            return any(sampled.any() for sampled in slices)
+
+
+Box = tuple[tuple[int, int], tuple[int, int]]
+
+
+def acquired_box(scan: Scan) -> Box:
+    """The rectangle ((y0, y1), (x0, x1)) of k-space in which a scan could have samples at all, half-open.
+
+    Zero-padded edges and the missing part of partial Fourier were never acquired, which is not undersampling: they are told
+    from the first, middle and last slice by gaps at the edges that chance would hardly leave. Simulated scans have none.
+    """
+    slices, _, y, x = scan.shape
+    if scan.simulated:
+        return (0, y), (0, x)
+    read = (scan.read(i, i + 1) for i in {0, slices // 2, slices - 1})
+    sampled = np.stack([(one.kspace[0] != 0).any(dim=0).numpy() for one in read]).any(axis=0)
+    if (sampled == sampled[:1]).all():  # lines: one draw each
+        return (0, y), acquired_range(sampled[0].astype(float))
+    return acquired_range(1 - np.exp(-sampled.sum(axis=1))), acquired_range(1 - np.exp(-sampled.sum(axis=0)))
+
+
+def acquired_range(sampled: np.ndarray) -> tuple[int, int]:
+    """The part of an axis that a scan could have sampled: all of it but for edges that are empty although the chance of that
+    is below 0.1 %, and that are three times as wide as any gap in the outer half.
+
+    sampled: (n,), 0 where there is no sample, else the chance that such an index has any: 1 for a line, 1 - exp(-count) for
+    independent points. At an edge it is that of the outer quarter of what is sampled; where it falls outwards, it is taken
+    to fall on.
+    """
+    count, at = len(sampled), np.flatnonzero(sampled)
+    if not len(at):
+        return 0, count
+    first, last = int(at[0]), int(at[-1]) + 1
+
+    def edge(sampled: np.ndarray) -> int:
+        """Empty indices at the start that were never acquired."""
+        at = np.flatnonzero(sampled)
+        gap, quarter = int(at[0]), max(1, (last - first) // 4)
+        outer, inner = (sampled[gap + i * quarter : gap + (i + 1) * quarter].mean() for i in (0, 1))
+        density = outer * min(1.0, outer / inner) ** 2 if inner > 0 else outer
+        widest = int(np.diff(at[at <= gap + 2 * quarter]).max(initial=1)) - 1
+        return gap if gap > 3 * widest and (1 - density) ** gap < 1e-3 else 0
+
+    return edge(sampled), count - edge(sampled[::-1])
