@@ -122,9 +122,11 @@ class Unrolled(nn.Module):
         zero_filled = adjoint(kspace, mask, maps)
         scale = _scale(zero_filled)
         image, kspace = zero_filled / scale, kspace / scale
+        # Outside the support of the maps nothing is measured and nothing is said.
+        support = 1.0 if maps is None else (maps != 0).any(dim=1, keepdim=True)
         real = image.imag.abs().amax(dim=(1, 2, 3), keepdim=True) <= 1e-5
         for cascade, unet in enumerate(self.unets):
-            image = image + _to_complex(unet(_to_real(image)))
+            image = support * (image + _to_complex(unet(_to_real(image))))
             trust = 1.0 if self.trust is None else torch.sigmoid(self.trust[cascade])
             image = data_consistency(image, kspace, mask, maps, trust=trust)
         return torch.where(real, image.real.to(image.dtype), image) * scale
