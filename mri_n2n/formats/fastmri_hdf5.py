@@ -80,8 +80,11 @@ def open_scan(path: Path | str) -> Scan:
             outside.append(True)
             warnings.warn(f"{one_line(path)} has samples where its mask is 0; they are left out", stacklevel=2)
         kspace = kspace * mask
-        empty = 1 - (kspace != 0).any(axis=1).sum() / np.broadcast_to(mask, (len(kspace), 1, *shape[-2:])).sum().clip(1)
-        if stored_mask and kspace.any() and empty > 0.02 and not blank:
+        sampled = (kspace != 0).any(axis=1)
+        held = sampled.any(axis=(1, 2))  # empty slices are common
+        called = np.broadcast_to(mask[:, 0], sampled.shape)[held].sum()
+        empty = 1 - sampled.sum() / called if called else 0.0
+        if stored_mask and empty > 0.02 and not blank:
             blank.append(True)
             warnings.warn(
                 f"{one_line(path)}: {empty:.0%} of the samples that its mask calls measured are exactly zero; if they were "
