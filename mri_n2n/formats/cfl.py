@@ -7,17 +7,16 @@ coils, slices and repetitions. https://bart-doc.readthedocs.io
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from mri_n2n.acquisition import Acquisition, Scan
+from mri_n2n.acquisition import Scan
 from mri_n2n.errors import InputError
 from mri_n2n.files import atomic_outputs, check_free, check_readable, one_line
 from mri_n2n.formats.hdf5 import FILE_FACTOR, check_size, size_limit
-from mri_n2n.formats.sampling import ZeroMask
+from mri_n2n.formats.sampling import reader
 
 FORMAT = "cfl"
 COIL, SLICE, AVERAGE = 3, 13, 14
@@ -68,22 +67,11 @@ def open_scan(path: Path | str, repetition: int | None = None) -> Scan:
             )
         return (total / np.maximum(count, 1)).astype(np.complex64)
 
-    zero_mask = ZeroMask(lambda: ((read_slice(i) != 0).any(axis=0) for i in range(shape[0])))
-
-    def read(start: int, stop: int) -> Acquisition:
-        if not 0 <= start < stop <= shape[0]:
-            raise ValueError(f"slices must be in 0..{shape[0]}; got {start}..{stop}")
-        if not zero_mask.any():
-            raise InputError(f"{one_line(path)}: k-space is zero everywhere; there is nothing to reconstruct")
-        kspace = np.stack([read_slice(i) for i in range(start, stop)])
-        mask = zero_mask.of(start, stop)
-        return Acquisition(torch.from_numpy(kspace * mask), torch.from_numpy(mask))
-
     return Scan(
         path=path,
         format=FORMAT,
         shape=shape,
-        read=read,
+        read=reader(path, shape, read_slice),
         geometry=None,
         mask_source="zeros",
         simulated=None,
@@ -126,9 +114,3 @@ def write_scan(
         with open(folder / f"{path.stem}.cfl", "wb") as file:
             for one in kspace_slices:
                 file.write(np.ascontiguousarray(one.transpose(0, 2, 1), dtype="<c8").tobytes())
-
-
-def slices_of(scan: Scan) -> Iterator[np.ndarray]:
-    """(coils, y, x) one after the other."""
-    for index in range(scan.shape[0]):
-        yield scan.read(index, index + 1).kspace[0].numpy()

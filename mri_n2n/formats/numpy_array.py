@@ -6,13 +6,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from mri_n2n.acquisition import Acquisition, Scan
+from mri_n2n.acquisition import Scan
 from mri_n2n.errors import InputError, OptionError
 from mri_n2n.files import atomic_output, check_readable, one_line
 from mri_n2n.formats.hdf5 import FILE_FACTOR, check_size, size_limit
-from mri_n2n.formats.sampling import ZeroMask
+from mri_n2n.formats.sampling import reader
 
 # Three axes can be coils or slices first: whoever knows says which.
 FORMATS = {"npy": None, "npy-coils": 1, "npy-slices": 0}
@@ -50,18 +49,7 @@ def open_scan(path: Path | str, format: str = "npy") -> Scan:
             )
         return kspace
 
-    zero_mask = ZeroMask(lambda: ((read_slice(i) != 0).any(axis=0) for i in range(shape[0])))
-
-    def read(start: int, stop: int) -> Acquisition:
-        if not 0 <= start < stop <= shape[0]:
-            raise ValueError(f"slices must be in 0..{shape[0]}; got {start}..{stop}")
-        if not zero_mask.any():
-            raise InputError(f"{one_line(path)}: k-space is zero everywhere; there is nothing to reconstruct")
-        kspace = np.stack([read_slice(i) for i in range(start, stop)])
-        mask = zero_mask.of(start, stop)
-        return Acquisition(torch.from_numpy(kspace * mask), torch.from_numpy(mask))
-
-    return Scan(path, "npy", shape, read, None, "zeros", None, False)
+    return Scan(path, "npy", shape, reader(path, shape, read_slice), None, "zeros", None, False)
 
 
 def _mapped(path: Path) -> np.ndarray:

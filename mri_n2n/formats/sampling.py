@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from pathlib import Path
 
 import numpy as np
+import torch
 
-from mri_n2n.acquisition import Scan
+from mri_n2n.acquisition import Acquisition, Scan
+from mri_n2n.errors import InputError
+from mri_n2n.files import one_line
 from mri_n2n.masks import mask_from_samples
 
 
@@ -31,6 +35,27 @@ class ZeroMask:
         """Whether the scan holds a sample that is not zero; reads up to the first one."""
         with closing(self._sampled()) as slices:
             return any(sampled.any() for sampled in slices)
+
+
+def reader(
+    path: Path, shape: tuple[int, int, int, int], read_slice: Callable[[int], np.ndarray]
+) -> Callable[[int, int], Acquisition]:
+    """`Scan.read` of a file that stores neither mask nor probability. read_slice: number -> (coils, y, x) complex64.
+
+    The reader's errors: ValueError for slices that are not there, InputError for a scan that is zero everywhere.
+    """
+    zero_mask = ZeroMask(lambda: ((read_slice(i) != 0).any(axis=0) for i in range(shape[0])))
+
+    def read(start: int, stop: int) -> Acquisition:
+        if not 0 <= start < stop <= shape[0]:
+            raise ValueError(f"slices must be in 0..{shape[0]}; got {start}..{stop}")
+        if not zero_mask.any():
+            raise InputError(f"{one_line(path)}: k-space is zero everywhere; there is nothing to reconstruct")
+        kspace = np.stack([read_slice(i) for i in range(start, stop)])
+        mask = zero_mask.of(start, stop)
+        return Acquisition(torch.from_numpy(kspace * mask), torch.from_numpy(mask))
+
+    return read
 
 
 Box = tuple[tuple[int, int], tuple[int, int]]
