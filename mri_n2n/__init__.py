@@ -1,6 +1,6 @@
 """mri-n2n: MRI reconstruction that learns from scans nobody ever sampled fully. Research use only.
 
-The verbs of the command line: `simulate`, `train`, `reconstruct`, `evaluate`, `info`. `simulate`, `reconstruct`
+The verbs of the command line: `simulate`, `train`, `reconstruct`, `evaluate`, `info`, `convert`. `simulate`, `reconstruct`
 and `evaluate` take arrays or paths.
 Importing this package changes no process-wide setting and imports torch only when a verb is used.
 """
@@ -21,6 +21,7 @@ _VERBS = {
     "reconstruct": ("mri_n2n.reconstruction", "reconstruct"),
     "evaluate": ("mri_n2n.evaluation", "evaluate"),
     "info": ("mri_n2n.inspection", "describe"),
+    "convert": ("mri_n2n.conversion", "convert"),
     "Acquisition": ("mri_n2n.acquisition", "Acquisition"),
 }
 __all__ = [*_VERBS, "__version__"]
