@@ -76,6 +76,8 @@ class Scan:
     noise_covariance: E[n n^H] (coils, coils) of one complex sample, from noise readouts; None without.
     repetitions: how many the file holds; `read` gives one of them, or their mean, as it was opened.
     image_matrix: (y, x) of the image where it is smaller than that of k-space: without the oversampling. None: the same.
+    acquired_columns: the columns (x) of k-space that could hold samples by the file's header, half-open; None: not told.
+    acquisition: the name of the sequence or contrast, if the file has one.
     """
 
     path: Path
@@ -89,3 +91,5 @@ class Scan:
     noise_covariance: Tensor | None = None
     repetitions: int = 1
     image_matrix: tuple[int, int] | None = None
+    acquired_columns: tuple[int, int] | None = None
+    acquisition: str | None = None

@@ -96,7 +96,7 @@ def parser() -> argparse.ArgumentParser:
     simulate.add_argument("--force", action="store_true", help="replace existing files")
 
     train = command("train", "Train a network from undersampled scans, without references.")
-    train.add_argument("--dataset", required=True, choices=("ixi", "nifti", "fastmri", "pairs", "phantom"))
+    train.add_argument("--dataset", required=True, choices=("ixi", "nifti", "fastmri", "pairs", "m4raw", "phantom"))
     train.add_argument(
         "--data", metavar="DIR", help="directory of the data set; default: data/<dataset> here, or under $MRI_N2N_DATA"
     )
@@ -134,11 +134,12 @@ def parser() -> argparse.ArgumentParser:
         help="unrolled: samples put back as measured, or trusted by a learned share (for noise); default hard; soft with --noise and for data sets of measured k-space (pairs, fastmri)",
     )
     train.add_argument(
-        "--mask", help=f"one of {', '.join(MASKS)}, several separated by commas, or all; default roulette"
+        "--mask",
+        help=f"one of {', '.join(MASKS)}, several separated by commas, or all; default roulette (m4raw: gaussian-lines)",
     )
     train.add_argument(
         "--acceleration",
-        help="a number, or a range such as 4:12; default 10 (9.54 with the 2018 recipe: its p_edge of 0.025)",
+        help="a number, or a range such as 4:12; default 10 (9.54 with the 2018 recipe: its p_edge of 0.025; m4raw 4; pairs as measured)",
     )
     train.add_argument(
         "--noise",

@@ -31,7 +31,8 @@ MEMORY_FOR_MAPS = 2**30
 
 @dataclass(frozen=True)
 class Protocol:
-    """How a training example is acquired from fully sampled slices. Real pairs (acquired already) use recipe and seed only.
+    """How a training example is acquired from fully sampled slices. Measured repetitions use recipe and seed, and with
+    `undersample` masks, acceleration and pairs: their samples are taken once more, with independent masks.
 
     masks: kinds, one drawn per slice. acceleration: (lowest, highest), drawn per slice in steps of 0.5.
     pairs: "fixed", each slice is acquired exactly twice, for ever; "redrawn", anew at every step: over time that shows
@@ -51,6 +52,7 @@ class Protocol:
     translation: float = 0.25
     flips: bool = True
     combined: bool = True
+    undersample: bool = False
     seed: int = 0
 
 
@@ -138,7 +140,10 @@ def _example(
         coil = int(torch.randint(data[0].kspace.shape[1], (), generator=draw))
         coil = None if protocol.combined else coil
         first, target = (one_slice(data[i], index, coil) for i in chosen)
-        which, comes_again = chosen[0], True
+        if protocol.undersample:
+            anew = draw if protocol.pairs == "redrawn" else None
+            first, target = (undersampled(a, index, name, i, protocol, anew) for a, i in zip((first, target), chosen))
+        which, comes_again = chosen[0], not protocol.undersample or protocol.pairs == "fixed"
     if first.kspace.shape[1] > 1:
         first = _with_maps(first, (name, index, which) if comes_again else None, maps)
     *_, y, x = first.kspace.shape
@@ -168,9 +173,7 @@ def simulated_repetitions(
     acquisitions for ever.
     """
     about = seeded(protocol.seed, "slice", name, index)
-    kind = protocol.masks[int(torch.randint(len(protocol.masks), (), generator=about))]
-    low, high = protocol.acceleration
-    acceleration = low + 0.5 * int(torch.randint(int((high - low) * 2) + 1, (), generator=about))
+    kind, acceleration = _kind_of_mask(protocol, about)
     if torch.rand((), generator=about) < protocol.phase:
         full = fft2c(ifft2c(full) * smooth_phase(tuple(full.shape[-2:]), about))
     hermitian = is_hermitian(full)
@@ -184,6 +187,27 @@ def simulated_repetitions(
     first, second = repeat(1), repeat(2)
     ones = torch.ones_like(first.mask)
     return first, second, Acquisition(full, ones, ones, None, 0.0)
+
+
+def undersampled(
+    acquisition: Acquisition, index: int, name: str, repetition: int, protocol: Protocol, draw: Generator | None = None
+) -> Acquisition:
+    """A measured slice with fewer of its samples: mask and probability are multiplied by those of an independent draw.
+
+    draw: as in `simulated_repetitions`.
+    """
+    kind, acceleration = _kind_of_mask(protocol, seeded(protocol.seed, "slice", name, index))
+    draw = draw or seeded(protocol.seed, "repetition", repetition, name, index)
+    sampling = draw_mask(kind, tuple(acquisition.kspace.shape[-2:]), acceleration, draw)
+    mask = acquisition.mask * sampling.mask
+    probability = acquisition.probability * sampling.probability
+    return replace(acquisition, kspace=acquisition.kspace * mask, mask=mask, probability=probability)
+
+
+def _kind_of_mask(protocol: Protocol, about: Generator) -> tuple[str, float]:
+    kind = protocol.masks[int(torch.randint(len(protocol.masks), (), generator=about))]
+    low, high = protocol.acceleration
+    return kind, low + 0.5 * int(torch.randint(int((high - low) * 2) + 1, (), generator=about))
 
 
 def is_hermitian(kspace: Tensor) -> bool:

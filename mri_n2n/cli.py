@@ -114,17 +114,26 @@ def train_options_from(options: argparse.Namespace):
     unrolled_only = {"--cascades": options.cascades, "--consistency": options.consistency}
     if network != "unrolled" and any(value is not None for value in unrolled_only.values()):
         raise UserError(f"{' and '.join(unrolled_only)} belong to --network unrolled")
-    simulated_only = {
-        f"--{name}": getattr(options, name) for name in ("mask", "acceleration", "noise", "phase", "pairs")
-    }
+    measured = options.dataset in ("pairs", "m4raw")
+    undersample = measured and (
+        options.dataset == "m4raw" or options.mask is not None or options.acceleration is not None
+    )
+    simulated_only = {"--noise": options.noise, "--phase": options.phase}
+    if not undersample:
+        simulated_only["--pairs"] = options.pairs
     given = [name for name, value in simulated_only.items() if value is not None]
-    if options.dataset == "pairs" and given:
-        raise UserError(f"{' and '.join(given)} say how to simulate acquisitions; --dataset pairs holds measured ones")
-    masks = MASKS if options.mask == "all" else tuple(("roulette" if options.mask is None else options.mask).split(","))
+    if measured and given:
+        raise UserError(
+            f"{' and '.join(given)} say how to simulate acquisitions; --dataset {options.dataset} holds measured ones"
+        )
+    default_mask, default_acceleration = ("gaussian-lines", "4") if options.dataset == "m4raw" else ("roulette", "10")
+    masks = (
+        MASKS if options.mask == "all" else tuple((default_mask if options.mask is None else options.mask).split(","))
+    )
     unknown = [mask for mask in masks if mask not in MASKS]
     if unknown:
         raise UserError(f"unknown mask {unknown[0]!r}; choose from {', '.join(MASKS)}")
-    wanted = ("9.54" if recipe else "10") if options.acceleration is None else options.acceleration
+    wanted = ("9.54" if recipe else default_acceleration) if options.acceleration is None else options.acceleration
     try:
         low, colon, high = wanted.partition(":")
         acceleration = (float(low), float(high if colon else low))
@@ -132,10 +141,10 @@ def train_options_from(options: argparse.Namespace):
         raise UserError(f"--acceleration must be a number or a range such as 4:12; got {wanted!r}") from None
     network_options = {"channels": options.channels, "cascades": options.cascades}
     network_options = {name: value for name, value in network_options.items() if value is not None}
-    noisy = options.noise or options.dataset in ("fastmri", "pairs")
+    noisy = options.noise or measured or options.dataset == "fastmri"
     if network == "unrolled":
         network_options["consistency"] = options.consistency or ("soft" if noisy else "hard")
-    elif options.phase or options.coils or options.dataset in ("fastmri", "pairs"):  # images of these are not real
+    elif options.phase or options.coils or measured or options.dataset == "fastmri":  # images of these are not real
         network_options["complex_images"] = True
     if options.epochs is options.steps is options.minutes is None:
         options.epochs = 300 if recipe else 50
@@ -156,6 +165,7 @@ def train_options_from(options: argparse.Namespace):
             noise=options.noise or 0.0,
             phase=options.phase or 0.0,
             flips=not recipe,
+            undersample=undersample,
             seed=options.seed,
         ),
         network=network,

@@ -12,7 +12,6 @@ import hashlib
 import os
 import re
 import warnings
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -25,8 +24,16 @@ from torch import Tensor
 from mri_n2n.errors import InputError, NotFoundError, UserError
 from mri_n2n.folders import files_in, subjects_of, unique_names
 from mri_n2n.formats import open_scan
+from mri_n2n.repetitions import SUFFIXES, Repetition, m4raw_repetitions, repetitions_of
 from mri_n2n.sources import Source, Split, divide
-from mri_n2n.volumes import estimated_probabilities, load_fastmri, load_nifti, load_pairs, load_phantom
+from mri_n2n.volumes import (
+    estimated_probabilities,
+    load_fastmri,
+    load_m4raw,
+    load_nifti,
+    load_pairs,
+    load_phantom,
+)
 
 PHANTOM_MATRIX = 128
 IXI_SLICES = (25, 125)  # 25..124 of array axis 2, as in Lehtinen et al. 2018
@@ -57,10 +64,10 @@ def find_sources(
 ) -> Split:
     """The training and validation volumes of a data set; only headers are read.
 
-    dataset: ixi, nifti, fastmri (fully sampled files, which training undersamples), pairs (NAME_rep1.h5,
-        NAME_rep2.h5 ...) or phantom.
+    dataset: ixi, nifti, fastmri (fully sampled files, which training undersamples), pairs (repetitions: NAME_rep1.h5,
+        NAME_rep2.h5 ..., or files that hold several), m4raw (fully sampled repetitions) or phantom.
     data: its folder, searched with its subfolders; by default `default_folder(dataset)`. A folder that holds `train`
-        and `validation` (or `val`) is split so, ixi as published, fastMRI's own folders as they are named; any other
+        and `validation` (or `val`) is split so, ixi as published, fastMRI's and M4Raw's own folders as they are named; any other
         by subject, the last fifth in alphabetical order for validation.
     matrix_size: resample every slice to a square of this size (see `resize_kspace`). axis: slice axis of NIfTI volumes.
     slices: (first, one past the last) of each volume; by default all, and 25..124 for ixi.
@@ -88,7 +95,7 @@ def find_sources(
         if validation_subjects or excluded_subjects or data is not None:
             raise UserError("phantoms come from the package with a split of their own; leave out --data and subjects")
         return phantom_sources(matrix_size or PHANTOM_MATRIX, coils=coils)
-    if axis != 2 and dataset in ("fastmri", "pairs"):
+    if axis != 2 and dataset in ("fastmri", *MEASURED):
         raise UserError(f"--axis is the slice axis of NIfTI volumes; --dataset {dataset} holds slices already")
     if coils is not None:
         raise UserError("--coils belongs to --dataset phantom: other data have the coils they have")
@@ -249,47 +256,65 @@ def patient(path: Path) -> str | None:
     return None if identifier is None else hashlib.sha256(str(identifier).encode()).hexdigest()[:12]
 
 
-# ---- measured pairs ----
+# ---- measured repetitions ----
 
 
 def _find_pairs(folder: Path, options: _Options) -> Split:
-    if options.matrix_size is not None:
-        raise UserError("measured pairs are used as they were measured; leave out the matrix size")
-    train, validation = files_in(folder, ("*_rep*.h5",), [("train", "validation"), ("train", "val")])
-    train, validation = _repetitions(train), _repetitions(validation)
-    if not {**train, **validation}:
+    train, validation = files_in(
+        folder, [f"*{suffix}" for suffix in SUFFIXES], [("train", "validation"), ("train", "val")]
+    )
+    groups = repetitions_of(train), repetitions_of(validation)
+    if not {**groups[0], **groups[1]}:
         raise NotFoundError(
             f"no repeated scans (NAME_rep1.h5, NAME_rep2.h5 ...) in {folder}; simulate some with: "
             f"mri-n2n simulate VOLUME.nii.gz -o {folder / 'NAME.h5'} --repetitions 2"
         )
+    return _repetition_split(folder, *groups, options)
+
+
+def _find_m4raw(folder: Path, options: _Options) -> Split:
+    splits = [("multicoil_train", "multicoil_val"), ("train", "validation"), ("train", "val")]
+    train, validation = files_in(folder, ("*.h5",), splits)
+    groups = m4raw_repetitions(train), m4raw_repetitions(validation)
+    if not {**groups[0], **groups[1]}:
+        raise NotFoundError(
+            f"no M4Raw scans (ID_T101.h5, ID_T102.h5 ...) in {folder}; download them from "
+            "where https://doi.org/10.1038/s41597-023-02181-4 says, and unpack them there"
+        )
+    return _repetition_split(folder, *groups, options, full=True)
+
+
+def _repetition_split(
+    folder: Path,
+    train: dict[Path, list[Repetition]],
+    validation: dict[Path, list[Repetition]],
+    options: _Options,
+    full: bool = False,
+) -> Split:
+    """full: fully sampled repetitions, phase-encoded along y."""
+    if options.matrix_size is not None:
+        raise UserError("measured repetitions are used as they were measured; leave out the matrix size")
     names = unique_names(folder, [*train, *validation])
     subjects = subjects_of(folder, [*train, *validation])
     probabilities: dict[tuple[int, int], Tensor] = {}  # filled below, once the split is known
 
-    def source(stem: Path, files: list[Path]) -> Source:
-        scans = [open_scan(path) for path in files]
+    def source(stem: Path, repetitions: list[Repetition]) -> Source:
+        scans = [repetition.open() for repetition in repetitions]
         shapes = {scan.shape for scan in scans}
         if len(shapes) > 1:
             raise InputError(f"the repetitions of {stem.name} differ in shape ({sorted(shapes)}); take them alike")
         start, stop = _slice_range(stem, next(iter(shapes))[0], options.slices)
-        load = partial(load_pairs, tuple(files), names[stem], start, stop, probabilities)
+        load = (
+            partial(load_m4raw, tuple(repetitions), names[stem], start, stop)
+            if full
+            else partial(load_pairs, tuple(repetitions), names[stem], start, stop, probabilities)
+        )
         return Source(names[stem], subjects[stem], stop - start, load, scans[0].simulated)
 
     split = _divided([source(*item) for item in train.items()], [source(*item) for item in validation.items()], options)
-    files = [path for one in split.train for path in one.load.args[0]]
-    probabilities.update(estimated_probabilities(files))
+    if not full:
+        probabilities.update(estimated_probabilities([one for s in split.train for one in s.load.args[0]]))
     return split
-
-
-def _repetitions(paths: list[Path]) -> dict[Path, list[Path]]:
-    groups: dict[Path, dict[int, Path]] = defaultdict(dict)
-    for path in paths:
-        if match := re.fullmatch(r"(.+)_rep(\d+)\.h5", path.name):
-            groups[path.with_name(match[1])][int(match[2])] = path
-    for stem in [stem for stem, found in groups.items() if len(found) < 2]:
-        warnings.warn(f"{stem.name} has a single repetition and is left out; Noise2Noise needs two", stacklevel=4)
-        del groups[stem]
-    return {stem: [found[number] for number in sorted(found)] for stem, found in groups.items()}
 
 
 # ---- slices and split ----
@@ -311,5 +336,7 @@ _FINDERS: dict[str, Callable[[Path, _Options], Split]] = {
     "nifti": _find_nifti,
     "fastmri": _find_fastmri,
     "pairs": _find_pairs,
+    "m4raw": _find_m4raw,
 }
 DATASETS = (*_FINDERS, "phantom")
+MEASURED = ("pairs", "m4raw")  # repetitions as the scanner measured them

@@ -164,8 +164,9 @@ def cautions(loaded: LoadedNetwork, mask: Tensor, measured_share: float) -> list
     found, training = [], loaded.header["training"]
     low, high = training["protocol"].get("acceleration", (1.0, math.inf))
     acceleration = 1 / measured_share
-    simulated = training.get("dataset") != "pairs"  # else the acceleration is the files', which nobody wrote down
-    if simulated and acceleration > 1 and not low / 1.25 <= acceleration <= high * 1.25:
+    # Of repetitions as they were measured nobody wrote down the acceleration.
+    known = training.get("dataset") not in ("pairs", "m4raw") or training["protocol"].get("undersample")
+    if known and acceleration > 1 and not low / 1.25 <= acceleration <= high * 1.25:
         trained = f"{low:g}x" if low == high else f"{low:g}x to {high:g}x"
         found.append(f"sampled {acceleration:.1f}x; the weights were trained for {trained}")
     lines = any(torch.equal(mask, mask.narrow(axis, 0, 1).expand_as(mask)) for axis in (-2, -1))

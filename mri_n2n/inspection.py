@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
-from mri_n2n.acquisition import Scan
+import torch
+from torch import Tensor
+
+from mri_n2n.acquisition import Acquisition, Scan
 from mri_n2n.checkpoint import load_tensors
+from mri_n2n.coils import SMALLEST, calibration_region
+from mri_n2n.datasets import MEASURED
 from mri_n2n.errors import NotFoundError
 from mri_n2n.formats import SCAN_FORMATS, detect, open_scan, read_result, read_volume
 from mri_n2n.formats.sampling import Box, acquired_box
+from mri_n2n.fourier import ifft2c
+from mri_n2n.masks import radius
+from mri_n2n.operators import root_sum_of_squares
+
+# Samples farther out than this share of the half-width are taken for noise alone.
+OUTSIDE = 0.9
 
 
 def describe(path: Path | str, format: str | None = None, repetition: int | None = None) -> dict[str, object]:
@@ -54,32 +66,42 @@ def describe(path: Path | str, format: str | None = None, repetition: int | None
 def _describe_scan(scan: Scan) -> dict[str, object]:
     slices, coils, y, x = scan.shape
     middle = scan.read(slices // 2, slices // 2 + 1)
-    mask = middle.mask[0, 0]
-    share = mask.mean().item()
-    lines = bool((mask == mask[:1]).all())
-    full = share == 1
-    simulated = {True: "yes: k-space was made from an image", False: "no", None: "the file does not say"}[
-        scan.simulated
-    ]
-    return {
+    acquired = acquired_box(scan)
+    (y0, y1), (x0, x1) = acquired
+    inside = middle.mask[0, 0, y0:y1, x0:x1]
+    full = bool((inside > 0).all())
+    calibration = calibration_region(middle.mask[0, 0])
+    missing = {
+        "reference": not scan.has_reference,
+        "geometry": scan.geometry is None,
+        "mask (found from the zeros)": scan.mask_source != "stored",
+        "sampling probability": middle.probability is None and not full,
+        "noise readouts": scan.noise_covariance is None and middle.noise_variance is None,
+        f"calibration region for sensitivity maps (at least {SMALLEST} x {SMALLEST})": coils > 1
+        and min(calibration) < SMALLEST,
+    }
+    simulated = {True: "yes: k-space was made from an image", False: "no", None: "the file does not say"}
+    facts = {
         "file": scan.path.name,
         "kind": f"raw scan ({scan.format})",
+        **({"acquisition": scan.acquisition} if scan.acquisition not in (None, "unknown") else {}),
         "slices": slices,
         "coils": coils,
         "repetitions": scan.repetitions,
-        "matrix": f"{y} x {x} (y x x)",
-        "sampling": "full"
-        if full
-        else f"{share:.1%} of the samples ({1 / share:.1f}x), {'lines along y' if lines else 'points'} (middle slice)",
-        "acquired": describe_box(acquired_box(scan), y, x),
-        "mask": "stored" if scan.mask_source == "stored" else "not stored; found from the zeros",
-        "probability": "stored" if middle.probability is not None else "not stored",
-        "noise variance": "unknown" if middle.noise_variance is None else f"{middle.noise_variance:g}",
-        "reference": "stored" if scan.has_reference else "none",
-        "geometry": "unknown" if scan.geometry is None else "stored",
-        "simulated": simulated,
-        "commands": "reconstruct" + (", evaluate --reference" if scan.has_reference else ""),
+        "matrix": f"{y} x {x} (y x x)"
+        + (f", image {scan.image_matrix[0]} x {scan.image_matrix[1]}" if scan.image_matrix else ""),
+        "acquired": describe_box(acquired, y, x),
+        "sampling": describe_sampling(inside) + " (middle slice)",
+        **({"fully sampled": f"{calibration[0]} x {calibration[1]} samples about the centre"} if not full else {}),
+        "noise": describe_noise(scan, middle),
+        "simulated": simulated[scan.simulated],
+        "missing": ", ".join(name for name, is_missing in missing.items() if is_missing) or "nothing",
+        "commands": "reconstruct, convert"
+        + (", evaluate --reference" if scan.has_reference else "")
+        + (", train --dataset fastmri" if full and scan.format == "fastmri-hdf5" else "")
+        + (", train --dataset pairs" if scan.repetitions > 1 else ""),
     }
+    return facts
 
 
 def describe_box(acquired: Box, y: int, x: int) -> str:
@@ -89,21 +111,83 @@ def describe_box(acquired: Box, y: int, x: int) -> str:
     return f"rows {y0} to {y1 - 1} of {y}, columns {x0} to {x1 - 1} of {x}; the rest is zero padding or partial Fourier"
 
 
+def describe_sampling(mask: Tensor) -> str:
+    """Acceleration and kind of a mask (y, x), as they are found in it: lines or points, regular or denser inside."""
+    sampled = mask > 0
+    share = sampled.double().mean().item()
+    if share in (0.0, 1.0):
+        return "full" if share else "none"
+    for lines, other, name in ((sampled[0], sampled, "y"), (sampled[:, 0], sampled.T, "x")):
+        if torch.equal(other, lines.expand_as(other)):
+            return f"{1 / share:.1f}x ({share:.1%}), {_describe_lines(lines, name)}"
+    inner, outer = _densities(sampled, radius(tuple(mask.shape)))
+    return f"{1 / share:.1f}x ({share:.1%}), points{', denser towards the centre' if inner > 1.2 * outer else ''}"
+
+
+def _describe_lines(lines: Tensor, along: str) -> str:
+    """Of sampled lines (n,) bool: how many the full centre has, and whether the others are regular."""
+    count, middle = len(lines), len(lines) // 2
+    low = high = middle  # the full block about the centre
+    while low > 0 and lines[low - 1]:
+        low -= 1
+    while high < count and lines[high]:
+        high += 1
+    outside = lines.clone()
+    outside[low:high] = False
+    at = outside.nonzero().flatten()
+    gaps = torch.cat((at[at < low].diff(), at[at >= high].diff()))
+    distance = (torch.arange(count) - middle).abs() / max(middle, 1)
+    outside_block = torch.ones(count, dtype=torch.bool)
+    outside_block[low:high] = False
+    inner, outer = _densities(outside[outside_block], distance[outside_block])
+    equispaced = len(gaps) > 2 and gaps.max() - gaps.min() <= 1
+    denser = ", denser towards the centre" if inner > 1.5 * outer and not equispaced else ""
+    full = f", {high - low} central ones full" if high > low else ""
+    return f"{'equispaced' if equispaced else 'random'} lines along {along}{denser}{full}"
+
+
+def _densities(sampled: Tensor, distance: Tensor) -> tuple[float, float]:
+    """Share sampled of the nearer and of the farther half of the locations."""
+    near = distance <= distance.median()
+    share = lambda where: sampled[where].double().mean().item() if where.any() else 0.0  # noqa: E731
+    return share(near), share(~near)
+
+
+def describe_noise(scan: Scan, middle: Acquisition) -> str:
+    """The noise of one sample, E|n|^2 under a root: known, or at most the outermost samples."""
+    peak = root_sum_of_squares(ifft2c(middle.kspace)).max().item()
+    share = lambda deviation: f"{deviation:.3g}, {deviation / peak:.2%} of the image's maximum" if peak else "0"  # noqa: E731
+    if scan.noise_covariance is not None:
+        deviation = scan.noise_covariance.diagonal().real.mean().sqrt().item()
+        return f"standard deviation {share(deviation)}; from noise readouts, by which coils are whitened"
+    if middle.noise_variance is not None:
+        return f"standard deviation {share(math.sqrt(middle.noise_variance))}; stored"
+    far = (radius(tuple(middle.kspace.shape[-2:])) > OUTSIDE) & (middle.mask[0, 0] > 0)
+    if far.sum() < 16:
+        return "unknown"
+    squared = middle.kspace[0][:, far].abs().double().square()
+    deviation = (squared.median() / math.log(2)).sqrt().item()  # |n|^2 is exponential: its median is E|n|^2 log 2
+    return f"standard deviation at most {share(deviation)}; from the outermost samples"
+
+
 def _describe_weights(path: Path) -> dict[str, object]:
     tensors, header = load_tensors(path)
     checkpoint = any(name.startswith("optimizer.") for name in tensors)
     training = header["training"]
     protocol = training["protocol"]
-    if training.get("dataset") == "pairs":
-        acquired = {
-            "acquisitions": f"pairs of repetitions, from files{', simulated' if header.get('simulated') else ''}"
-        }
+    masks = {
+        "pairs": protocol.get("pairs"),
+        "masks": ", ".join(protocol.get("masks", [])),
+        "acceleration": protocol.get("acceleration"),
+    }
+    if training.get("dataset") in MEASURED:
+        further = protocol.get("undersample")
+        words = f"repetitions, from files{', simulated' if header.get('simulated') else ''}"
+        acquired = {"acquisitions": words + (", undersampled" if further else ""), **(masks if further else {})}
     else:
         acquired = {
             "acquisitions": "simulated",
-            "pairs": protocol.get("pairs"),
-            "masks": ", ".join(protocol.get("masks", [])),
-            "acceleration": protocol.get("acceleration"),
+            **masks,
             "noise": protocol.get("noise"),
             "phase": protocol.get("phase"),
         }

@@ -19,7 +19,7 @@ from tqdm import tqdm
 import mri_n2n
 from mri_n2n.batches import Protocol, steps_per_epoch, training_batches
 from mri_n2n.checkpoint import build_network, find_weights, load_network, network_options, restore_optimizer
-from mri_n2n.datasets import find_sources
+from mri_n2n.datasets import MEASURED, find_sources
 from mri_n2n.device import autocast, choose_device, choose_precision
 from mri_n2n.errors import InputError, UserError
 from mri_n2n.files import sha256_of
@@ -238,8 +238,11 @@ def check_options(options: TrainOptions) -> None:
         f"--noise must be between 0 and 1000; got {protocol.noise}": 0 <= protocol.noise <= 1000,
         f"--seed must be between 0 and 2^63 - 1; got {protocol.seed}": 0 <= protocol.seed < 2**63,
         f"--phase must be in 0..1; got {protocol.phase}": 0 <= protocol.phase <= 1,
-        "measured pairs have no clean targets; leave out --targets clean": (
-            options.dataset != "pairs" or protocol.targets != "clean"
+        "measured repetitions have no clean targets; leave out --targets clean": (
+            options.dataset not in MEASURED or protocol.targets != "clean"
+        ),
+        "only measured repetitions (pairs, m4raw) are undersampled further": (
+            options.dataset in MEASURED or not protocol.undersample
         ),
         f"unknown recipe and targets {protocol.recipe!r}, {protocol.targets!r}": (
             (protocol.recipe, protocol.targets) in PAIR_MAKERS

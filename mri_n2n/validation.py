@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mri_n2n.acquisition import Acquisition
-from mri_n2n.batches import Protocol, one_slice, simulated_repetitions
+from mri_n2n.batches import Protocol, one_slice, simulated_repetitions, undersampled
 from mri_n2n.coils import with_sensitivity_maps
 from mri_n2n.device import autocast
 from mri_n2n.files import atomic_output
@@ -58,6 +58,8 @@ def validation_set(sources: list[Source], protocol: Protocol) -> list[Validation
             else:
                 coil = None if protocol.combined else 0
                 first, second = (one_slice(data[repetition], index, coil) for repetition in (0, 1))
+                if protocol.undersample:  # the input; all samples of the second say how good it is
+                    first = undersampled(first, 0, f"validation {source.name}", 0, protocol)
                 first = with_sensitivity_maps(first)[0] if first.kspace.shape[1] > 1 else first
                 chosen.append(ValidationSlice(first, second, None, "simulated k-space" if source.simulated else ""))
     return chosen

@@ -12,13 +12,14 @@ import h5py
 import torch
 from torch import Tensor
 
-from mri_n2n.acquisition import Acquisition
+from mri_n2n.acquisition import Acquisition, Scan
 from mri_n2n.density import estimate_probability
 from mri_n2n.errors import InputError
 from mri_n2n.formats import open_scan, read_volume
 from mri_n2n.fourier import fft2c, ifft2c
 from mri_n2n.operators import root_sum_of_squares
 from mri_n2n.phantom import phantom_kspace
+from mri_n2n.repetitions import Repetition
 from mri_n2n.resample import crop_or_pad, resize_kspace
 from mri_n2n.simulation import full_kspace, magnitude_peak, seeded
 
@@ -83,19 +84,45 @@ def _check_fully_sampled(path: Path, mask: Tensor) -> None:
 
 
 def load_pairs(
-    files: tuple[Path, ...], name: str, start: int, stop: int, probabilities: dict[tuple[int, int], Tensor]
+    repetitions: tuple[Repetition, ...],
+    name: str,
+    start: int,
+    stop: int,
+    probabilities: dict[tuple[int, int], Tensor],
 ) -> tuple[Acquisition, ...]:
     """The repetitions, scaled alike so that the largest magnitude of their joint zero-filled image is 1."""
-    acquisitions = [open_scan(path).read(start, stop) for path in files]
+    acquisitions = [repetition.open().read(start, stop) for repetition in repetitions]
     if all(torch.equal(a.mask, acquisitions[0].mask) for a in acquisitions) and acquisitions[0].mask.mean() < 0.75:
         warnings.warn(f"{name}: all repetitions have one mask; what it leaves out cannot be learned", stacklevel=2)
+    scale = _joint_scale(acquisitions, name)
+    return tuple(_rescaled(a, scale, probabilities) for a in acquisitions)
+
+
+def load_m4raw(repetitions: tuple[Repetition, ...], name: str, start: int, stop: int) -> tuple[Acquisition, ...]:
+    """Fully sampled repetitions, scaled as `load_pairs` does, with the phase-encoded axis last, as line masks have it.
+
+    M4Raw's files have it first, and zero lines at its edges that were never acquired: probability 0 there, else 1.
+    """
+    acquisitions = []
+    for repetition in repetitions:
+        acquisition = repetition.open().read(start, stop)
+        _check_fully_sampled(repetition.path, acquisition.mask)
+        mask = acquisition.mask.mT.contiguous()
+        acquisitions.append(
+            replace(acquisition, kspace=acquisition.kspace.mT.contiguous(), mask=mask, probability=mask)
+        )
+    scale = _joint_scale(acquisitions, name)
+    return tuple(_rescaled(a, scale, {}) for a in acquisitions)
+
+
+def _joint_scale(acquisitions: list[Acquisition], name: str) -> float:
+    """1 over the largest magnitude of the joint zero-filled image of repetitions."""
     count = sum(a.mask for a in acquisitions).clamp_min(1)
     largest = 0.0
-    for i in range(stop - start):
+    for i in range(len(acquisitions[0].kspace)):
         joint = sum(a.kspace[i : i + 1] for a in acquisitions) / (count[i : i + 1] if count.shape[0] > 1 else count)
         largest = max(largest, root_sum_of_squares(ifft2c(joint)).max().item())
-    scale = 1 / _positive(largest, name)
-    return tuple(_rescaled(a, scale, probabilities) for a in acquisitions)
+    return 1 / _positive(largest, name)
 
 
 def _rescaled(acquisition: Acquisition, scale: float, probabilities: dict[tuple[int, int], Tensor]) -> Acquisition:
@@ -141,20 +168,19 @@ def _positive(largest: float, name: str) -> float:
     return largest
 
 
-def estimated_probabilities(files: list[Path]) -> dict[tuple[int, int], Tensor]:
-    """Matrix size -> estimated probability, of the files that do not store one."""
-    by_matrix: dict[tuple[int, int], list[Path]] = defaultdict(list)
-    for path in files:
-        scan = open_scan(path)
+def estimated_probabilities(repetitions: list[Repetition]) -> dict[tuple[int, int], Tensor]:
+    """Matrix size -> estimated probability, of the scans that do not store one."""
+    by_matrix: dict[tuple[int, int], list[Scan]] = defaultdict(list)
+    for repetition in repetitions:
+        scan = repetition.open()
         if scan.read(0, 1).probability is None:
-            by_matrix[scan.shape[-2:]].append(path)
-    return {matrix: estimate_probability(_masks_of(paths)) for matrix, paths in by_matrix.items()}
+            by_matrix[scan.shape[-2:]].append(scan)
+    return {matrix: estimate_probability(_masks_of(scans)) for matrix, scans in by_matrix.items()}
 
 
-def _masks_of(paths: list[Path]) -> Iterable[Tensor]:
-    """One mask (y, x) per file, or one per slice where they differ."""
-    for path in paths:
-        scan = open_scan(path)
+def _masks_of(scans: list[Scan]) -> Iterable[Tensor]:
+    """One mask (y, x) per scan, or one per slice where they differ."""
+    for scan in scans:
         masks = (scan.read(i, i + 1).mask[0, 0] for i in range(scan.shape[0]))
         first, last = (scan.read(i, i + 1).mask[0, 0] for i in (0, scan.shape[0] - 1))
         yield from [first] if torch.equal(first, last) else (mask for mask in masks if mask.any())

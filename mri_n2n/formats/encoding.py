@@ -19,9 +19,16 @@ class Encoding:
     recon_matrix: tuple[int, int]
     recon_field_of_view: tuple[float, float]
     phase_center: int
+    phase_maximum: int
     calibration: str
     trajectory: str
     partitions: int
+
+    @property
+    def acquired_lines(self) -> tuple[int, int]:
+        """The phase-encoded lines of the matrix that were measured or left out on purpose, half-open; the rest is padding."""
+        first = self.matrix[1] // 2 - self.phase_center
+        return max(first, 0), min(first + self.phase_maximum + 1, self.matrix[1])
 
 
 def read_encoding(text: bytes | str, path: Path) -> Encoding:
@@ -55,6 +62,7 @@ def read_encoding(text: bytes | str, path: Path) -> Encoding:
         sizes("reconSpace/matrixSize", "xy", int),
         sizes("reconSpace/fieldOfView_mm", "xy", float),
         value("encoding/encodingLimits/kspace_encoding_step_1/center", int, matrix[1] // 2),
+        value("encoding/encodingLimits/kspace_encoding_step_1/maximum", int, matrix[1] - 1),
         value("encoding/parallelImaging/calibrationMode", str, "none"),
         value("encoding/trajectory", str),
         value("encoding/encodedSpace/matrixSize/z", int, 1),

@@ -21,7 +21,7 @@ import torch
 from mri_n2n.acquisition import Acquisition, Geometry, Scan
 from mri_n2n.errors import InputError
 from mri_n2n.files import one_line
-from mri_n2n.formats.encoding import read_encoding
+from mri_n2n.formats.encoding import Encoding, read_encoding
 from mri_n2n.formats.hdf5 import (
     checked_dataset,
     create_hdf5,
@@ -51,12 +51,13 @@ def open_scan(path: Path | str) -> Scan:
         simulated = known.get("simulated")
         stored_mask, geometry = has(file, "mask"), read_geometry(file, path)
         has_reference = any(has(file, name) for name in REFERENCES)
-        image_matrix = _image_matrix(file, path, shape)
+        encoding = _encoding(file, path)
         for name in (name for name in REFERENCES if has(file, name)):
             _check_reference(path, name, checked_dataset(file, path, name, (3,), "fiub").shape, shape)
     variance = known.get("noise_variance")
     if not (isinstance(variance, (int, float)) and 0 <= variance < math.inf):
         variance = None
+    acquired_columns = None if encoding is None else _acquired_columns(encoding, shape)
     zero_mask, nonzero, outside, blank = ZeroMask(lambda: _sampled(path, shape[0])), [], [], []
 
     def read(start: int, stop: int) -> Acquisition:
@@ -80,6 +81,10 @@ def open_scan(path: Path | str) -> Scan:
             outside.append(True)
             warnings.warn(f"{one_line(path)} has samples where its mask is 0; they are left out", stacklevel=2)
         kspace = kspace * mask
+        if acquired_columns is not None:  # masks are drawn over the whole width, padding included
+            padding = np.ones(shape[3], dtype=bool)
+            padding[slice(*acquired_columns)] = False
+            mask[..., padding & ~kspace.any(axis=(0, 1, 2))] = 0
         sampled = (kspace != 0).any(axis=1)
         held = sampled.any(axis=(1, 2))  # empty slices are common
         called = np.broadcast_to(mask[:, 0], sampled.shape)[held].sum()
@@ -114,25 +119,33 @@ def open_scan(path: Path | str) -> Scan:
         mask_source="stored" if stored_mask else "zeros",
         simulated=bool(simulated) if isinstance(simulated, (bool, int)) else None,
         has_reference=has_reference,
-        image_matrix=image_matrix,
+        image_matrix=None if encoding is None else _image_matrix(encoding, shape),
+        acquired_columns=acquired_columns,
+        acquisition=one_line(acquisition, 40) if isinstance(acquisition := known.get("acquisition"), str) else None,
     )
 
 
-def _image_matrix(file: h5py.File, path: Path, shape: tuple[int, int, int, int]) -> tuple[int, int] | None:
-    """(y, x) of the image that the header asks for, where it is smaller than k-space: without the oversampling."""
+def _encoding(file: h5py.File, path: Path) -> Encoding | None:
+    """What the header says; None without one that can be read: nothing else depends on it."""
     if not has(file, "ismrmrd_header"):
         return None
     try:
-        dataset = checked_dataset(file, path, "ismrmrd_header", (0,), "OS", sparse=True)
-        encoding = read_encoding(dataset[()], path)
+        return read_encoding(checked_dataset(file, path, "ismrmrd_header", (0,), "OS", sparse=True)[()], path)
     except InputError:
-        return None  # nothing else depends on it
+        return None
+
+
+def _image_matrix(encoding: Encoding, shape: tuple[int, int, int, int]) -> tuple[int, int] | None:
+    """(y, x) of the image that the header asks for, where it is smaller than k-space: without the oversampling."""
     (readout, phase), (y, x) = encoding.recon_matrix, shape[-2:]
-    return (
-        (readout, phase)
-        if encoding.matrix[0] == y and readout <= y and phase <= x and (readout, phase) != (y, x)
-        else None
-    )
+    fits = encoding.matrix[0] == y and readout <= y and phase <= x and (readout, phase) != (y, x)
+    return (readout, phase) if fits else None
+
+
+def _acquired_columns(encoding: Encoding, shape: tuple[int, int, int, int]) -> tuple[int, int] | None:
+    """The columns that are no padding, by a header that fits k-space (M4Raw's does not: its axes are swapped)."""
+    first, last = encoding.acquired_lines
+    return (first, last) if encoding.matrix == (shape[2], shape[3]) and 0 < last - first < shape[3] else None
 
 
 def _sampled(path: Path, slices: int) -> Iterator[np.ndarray]:

@@ -64,16 +64,30 @@ Box = tuple[tuple[int, int], tuple[int, int]]
 def acquired_box(scan: Scan) -> Box:
     """The rectangle ((y0, y1), (x0, x1)) of k-space in which a scan could have samples at all, half-open.
 
-    Zero-padded edges and the missing part of partial Fourier were never acquired, which is not undersampling: they are told
-    from the first, middle and last slice by gaps at the edges that chance would hardly leave. Simulated scans have none.
+    Zero-padded edges and the missing part of partial Fourier were never acquired, which is not undersampling. The file's
+    header tells them, unless there are samples where it has padding; else, from the first, middle and last slice, gaps at
+    the edges that chance would hardly leave. Simulated scans have none.
     """
     slices, _, y, x = scan.shape
     if scan.simulated:
         return (0, y), (0, x)
     read = (scan.read(i, i + 1) for i in {0, slices // 2, slices - 1})
     sampled = np.stack([(one.kspace[0] != 0).any(dim=0).numpy() for one in read]).any(axis=0)
+    if scan.acquired_columns is not None:
+        first, last = scan.acquired_columns
+        if not (sampled[:, :first].any() or sampled[:, last:].any()):
+            rows, _ = _box_of(sampled[:, first:last])
+            return rows, (first, last)
+    return _box_of(sampled)
+
+
+def _box_of(sampled: np.ndarray) -> Box:
+    """The same of where there are samples, (y, x) bool."""
+    y, x = sampled.shape
     if (sampled == sampled[:1]).all():  # lines: one draw each
         return (0, y), acquired_range(sampled[0].astype(float))
+    if (sampled == sampled[:, :1]).all():
+        return acquired_range(sampled[:, 0].astype(float)), (0, x)
     return acquired_range(1 - np.exp(-sampled.sum(axis=1))), acquired_range(1 - np.exp(-sampled.sum(axis=0)))
 
 
