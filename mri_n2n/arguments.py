@@ -63,7 +63,7 @@ def parser() -> argparse.ArgumentParser:
     )
     demo.add_argument("--force", action="store_true", help="replace the files of an earlier demo")
 
-    simulate = command("simulate", "Make a simulated undersampled scan from a magnitude volume.")
+    simulate = command("simulate", "Make a simulated undersampled scan from a magnitude or complex volume.")
     simulate.add_argument("volume", type=path, metavar="VOLUME.nii.gz")
     simulate.add_argument("-o", "--output", type=path, required=True, metavar="scan.h5")
     simulate.add_argument(
@@ -72,6 +72,16 @@ def parser() -> argparse.ArgumentParser:
     simulate.add_argument("--mask", choices=MASKS, default="roulette")
     simulate.add_argument("--acceleration", type=float, default=10.0, help="one sample in this many is kept")
     simulate.add_argument("--coils", type=int, default=1)
+    part = simulate.add_mutually_exclusive_group()
+    part.add_argument(
+        "--phase-volume",
+        type=path,
+        metavar="PHASE.nii.gz",
+        help="the phase of VOLUME, in radians or a scanner's units (-4096 to 4096, 0 to 4095)",
+    )
+    part.add_argument(
+        "--imaginary-volume", type=path, metavar="IMAG.nii.gz", help="the imaginary part, where VOLUME is the real one"
+    )
     simulate.add_argument(
         "--phase",
         action="store_true",

@@ -79,7 +79,8 @@ def run_simulate(options: argparse.Namespace) -> None:
         seed=options.seed,
         reference=not options.no_reference,
     )
-    for path in simulate_file(options.volume, options.output, simulation, force=options.force):
+    parts = {"phase": options.phase_volume, "imaginary": options.imaginary_volume}
+    for path in simulate_file(options.volume, options.output, simulation, **parts, force=options.force):
         share = open_scan(path).read(0, 1).mask.mean().item()
         print(f"{path} (simulated k-space, {1 / share:.2f}x)")
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from mri_n2n.errors import InputError, NotFoundError, UserError
 from mri_n2n.folders import files_in, subjects_of, unique_names
-from mri_n2n.formats import open_scan
+from mri_n2n.formats import ImageFiles, open_scan, pairs_of_parts
 from mri_n2n.repetitions import SUFFIXES, Repetition, m4raw_repetitions, repetitions_of
 from mri_n2n.sources import Source, Split, divide
 from mri_n2n.volumes import (
@@ -155,12 +155,17 @@ def _nifti_split(
 ) -> Split:
     names = unique_names(folder, train + validation)
 
-    def source(path: Path) -> Source:
-        start, stop = _slice_range(path, _nifti_slices(path, options.axis), options.slices)
-        load = partial(load_nifti, path, names[path], start, stop, options.axis, options.matrix_size)
-        return Source(names[path], subjects[path], stop - start, load)
+    def source(files: ImageFiles) -> Source:
+        path = files.first
+        count, is_complex = _nifti_slices(path, options.axis)
+        start, stop = _slice_range(path, count, options.slices)
+        load = partial(load_nifti, files, names[path], start, stop, options.axis, options.matrix_size)
+        has_phase = is_complex or bool(files.phase or files.imaginary)
+        return Source(names[path], subjects[path], stop - start, load, has_phase=has_phase)
 
-    return _divided(list(map(source, train)), list(map(source, validation)), options, rule)
+    return _divided(
+        *([source(files) for files in pairs_of_parts(paths)] for paths in (train, validation)), options, rule
+    )
 
 
 def _find_ixi(folder: Path, options: _Options) -> Split:
@@ -201,15 +206,17 @@ def official_ixi_split(paths: Sequence[Path]) -> tuple[list[Path], list[Path], s
     return train, validation, f"holds {have}; using these only (dataset nifti uses every volume)"
 
 
-def _nifti_slices(path: Path, axis: int) -> int:
+def _nifti_slices(path: Path, axis: int) -> tuple[int, bool]:
+    """The number of slices, and whether the volume is complex."""
     try:
-        shape = nibabel.load(path).header.get_data_shape()
+        header = nibabel.load(path).header
+        shape, is_complex = header.get_data_shape(), header.get_data_dtype().kind == "c"
     except Exception as error:  # nibabel and zlib raise many kinds on damaged headers
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{path} is no readable NIfTI volume: {reason}") from None
     if len(shape) < 3 or shape[axis] < 1:
         raise InputError(f"{path}: expected a volume with three axes; got shape {tuple(shape)}")
-    return int(shape[axis])
+    return int(shape[axis]), is_complex
 
 
 # ---- fastMRI ----

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -41,14 +42,16 @@ def describe(path: Path | str, format: str | None = None, repetition: int | None
     if kind in SCAN_FORMATS:
         return _describe_scan(open_scan(path, format, repetition))
     if kind == "nifti":
-        images, geometry = read_volume(path)
+        images, geometry = read_volume(path, kinds="fiuc")
+        is_complex = np.iscomplexobj(images)
+        images = np.abs(images) if is_complex else images
         return {
             "file": path.name,
-            "kind": "NIfTI magnitude volume",
+            "kind": "NIfTI complex volume" if is_complex else "NIfTI magnitude volume",
             "slices": images.shape[0],
             "matrix": f"{images.shape[1]} x {images.shape[2]} (y x x, slices along axis 2)",
             "intensity": f"{images.min():g} to {images.max():g}",
-            "commands": "simulate, train --dataset nifti, evaluate --reference",
+            "commands": "simulate, train --dataset nifti" + ("" if is_complex else ", evaluate --reference"),
         }
     reconstruction, attributes, geometry = read_result(path)
     return {

@@ -13,7 +13,7 @@ from torch import Generator, Tensor
 from mri_n2n.acquisition import Acquisition
 from mri_n2n.errors import InputError, OptionError, OutputError, UserError
 from mri_n2n.files import atomic_outputs, check_free
-from mri_n2n.formats import read_volume, write_scan
+from mri_n2n.formats import ImageFiles, read_images, write_scan
 from mri_n2n.fourier import fft2c, ifft2c
 from mri_n2n.masks import Sampling, draw_mask
 from mri_n2n.operators import root_sum_of_squares
@@ -96,28 +96,42 @@ class SimulationOptions:
 
 
 def simulate_file(
-    volume: Path | str, output: Path | str, options: SimulationOptions | None = None, *, force: bool = False
+    volume: Path | str,
+    output: Path | str,
+    options: SimulationOptions | None = None,
+    *,
+    phase: Path | str | None = None,
+    imaginary: Path | str | None = None,
+    force: bool = False,
 ) -> list[Path]:
-    """Acquire a NIfTI magnitude volume: writes `output`, or NAME_rep1.h5, NAME_rep2.h5 ... for several repetitions.
+    """Acquire a NIfTI volume: writes `output`, or NAME_rep1.h5, NAME_rep2.h5 ... for several repetitions.
 
-    One mask per file, for all its slices; draws depend on the seed and the volume's file name. With one coil and no phase the image is real, and the mask Hermitian-symmetric.
+    phase, imaginary: the other part of a complex image in two files; the volume itself may be complex too. One mask per file, for all its slices; draws depend on the seed and the volume's file name. With one coil and no phase the image is real, and the mask Hermitian-symmetric.
     Returns the files written. Errors: InputError, NotFoundError, OutputError, UserError for options that cannot be met.
     """
     volume, output, options = Path(volume), Path(output), options or SimulationOptions()
     _check(options)
+    if phase and imaginary:
+        raise OptionError("give the phase of the volume or its imaginary part, not both")
+    parts = [Path(part) for part in (volume, phase, imaginary) if part]
     names = (
         [output]
         if options.repetitions == 1
         else [output.with_name(f"{output.stem}_rep{r}{output.suffix}") for r in range(1, options.repetitions + 1)]
     )
-    if any(path.exists() and path.samefile(volume) for path in names):
+    if any(path.exists() and part.exists() and path.samefile(part) for path in names for part in parts):
         raise OutputError(f"{output} is the volume itself; choose another -o")
     if output.suffix.lower() not in (".h5", ".hdf5"):
         raise OptionError(f"scans are written as HDF5: give -o a name that ends in .h5; got {output.name!r}")
     for path in names:
         check_free(path, force)
-    images, geometry = read_volume(volume, axis=options.axis)
-    peak = magnitude_peak(images, str(volume))
+    files = ImageFiles(volume, *(None if part is None else Path(part) for part in (phase, imaginary)))
+    images, geometry = read_images(files, axis=options.axis)
+    if np.iscomplexobj(images):
+        if options.phase:
+            raise OptionError(f"{volume} has a phase of its own; leave out --phase")
+    real = options.coils == 1 and not options.phase and not np.iscomplexobj(images)
+    peak = magnitude_peak(np.abs(images) if np.iscomplexobj(images) else images, str(volume))
     slices, *matrix = images.shape
 
     def full(index: int) -> Tensor:
@@ -130,7 +144,7 @@ def simulate_file(
 
     with atomic_outputs(output.parent, output.stem) as folder:  # of several repetitions all or none
         for repetition, path in enumerate(names, start=1):
-            sampling, draw = _sampling(options, volume.name, repetition, tuple(matrix))
+            sampling, draw = _sampling(options, volume.name, repetition, tuple(matrix), real)
             noise_variance = (options.noise * peak) ** 2
             write_scan(
                 folder / path.name,
@@ -148,7 +162,7 @@ def simulate_file(
                     "mask_kind": options.mask,
                     "acceleration": options.acceleration,
                     "seed": options.seed,
-                    "phase": options.phase,
+                    "phase": options.phase or np.iscomplexobj(images),
                     "repetition": repetition,
                 },
             )
@@ -171,26 +185,26 @@ def simulate_array(images, options: SimulationOptions | None = None) -> list[Acq
     full = _full(torch.from_numpy(images.astype(np.float32)), options, "array")
     acquisitions = []
     for repetition in range(1, options.repetitions + 1):
-        sampling, draw = _sampling(options, "array", repetition, tuple(images.shape[1:]))
+        sampling, draw = _sampling(
+            options, "array", repetition, tuple(images.shape[1:]), options.coils == 1 and not options.phase
+        )
         acquisitions.append(measure(full, sampling, draw, noise_variance=(options.noise * peak) ** 2))
         _check_finite(acquisitions[-1].kspace, "the array", peak)
     return acquisitions
 
 
-def simulate(
-    source, output: Path | str | None = None, options: SimulationOptions | None = None, *, force: bool = False
-):
+def simulate(source, output: Path | str | None = None, options: SimulationOptions | None = None, **of_files):
     """`simulate(path, output, options)` on a NIfTI volume (see `simulate_file`), `simulate(images, options=options)` on
-    an array (see `simulate_array`)."""
+    an array (see `simulate_array`). of_files: phase, imaginary, force, of `simulate_file`."""
     if not isinstance(source, (str, Path)):
-        if output is not None:
+        if output is not None or of_files:
             raise OptionError(
                 "an array is acquired to arrays: simulate(images, options=...); simulate(path, output) writes"
             )
         return simulate_array(source, options)
     if output is None:
         raise OutputError("simulating a scan of a file needs the file to write: simulate(path, output)")
-    return simulate_file(source, output, options, force=force)
+    return simulate_file(source, output, options, **of_files)
 
 
 def _check(options: SimulationOptions) -> None:
@@ -225,11 +239,10 @@ def _full(images: Tensor, options: SimulationOptions, name: str) -> Tensor:
 
 
 def _sampling(
-    options: SimulationOptions, name: str, repetition: int, matrix: tuple[int, int]
+    options: SimulationOptions, name: str, repetition: int, matrix: tuple[int, int], real: bool
 ) -> tuple[Sampling, Generator]:
     """The mask of a repetition, and the generator its noise comes from. A real image is given a Hermitian mask."""
     draw = seeded(options.seed, name, "repetition", repetition)
-    real = options.coils == 1 and not options.phase
     return draw_mask(options.mask, matrix, options.acceleration, draw, hermitian=real), draw
 
 

@@ -17,7 +17,7 @@ class Source:
     """One volume to train on. name: stable, from the file's own stem; random draws depend on it, never on a path.
 
     subject: what the split goes by. slices: how many `load` returns. simulated: whether k-space was made from an image;
-    None where no file says.
+    None where no file says. has_phase: of volumes, whether their images are complex.
     """
 
     name: str
@@ -25,6 +25,7 @@ class Source:
     slices: int
     load: Callable[[], Volume]
     simulated: bool | None = True
+    has_phase: bool = False
 
 
 @dataclass(frozen=True)

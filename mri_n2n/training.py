@@ -124,6 +124,11 @@ def train(options: TrainOptions, run: Path | str, *, resume: bool = False) -> Tr
         excluded_subjects=options.excluded_subjects,
         coils=options.coils,
     )
+    if options.network == "unet" and not options.network_options.get("complex_images"):
+        if any(source.has_phase for source in sources.train):
+            raise UserError(
+                "the images of this data set are complex, of which the U-Net sees the real part; use --network unrolled"
+            )
     listed = [[(source.name, source.slices) for source in part] for part in (sources.train, sources.validation)]
     simulated = {source.simulated for source in sources.train}
     data = {

@@ -9,13 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import h5py
+import numpy as np
 import torch
 from torch import Tensor
 
 from mri_n2n.acquisition import Acquisition, Scan
 from mri_n2n.density import estimate_probability
 from mri_n2n.errors import InputError
-from mri_n2n.formats import open_scan, read_volume
+from mri_n2n.formats import ImageFiles, open_scan, read_images
 from mri_n2n.fourier import fft2c, ifft2c
 from mri_n2n.operators import root_sum_of_squares
 from mri_n2n.phantom import phantom_kspace
@@ -35,10 +36,10 @@ def load_phantom(name: str, slices: int, matrix_size: int, coils: int | None) ->
     return _scaled(_stacked(drawn, slices), name)
 
 
-def load_nifti(path: Path, name: str, start: int, stop: int, axis: int, matrix_size: int | None) -> Tensor:
-    """Simulated k-space (slices, 1, y, x) of a magnitude volume; the scale is that of the whole volume."""
-    array, _ = read_volume(path, axis=axis)
-    peak = magnitude_peak(array, name)
+def load_nifti(files: ImageFiles, name: str, start: int, stop: int, axis: int, matrix_size: int | None) -> Tensor:
+    """Simulated k-space (slices, 1, y, x) of a volume; the scale is that of the whole volume."""
+    array, _ = read_images(files, axis=axis)
+    peak = magnitude_peak(np.abs(array) if np.iscomplexobj(array) else array, name)
     if matrix_size is None:
         wanted = (full_kspace(torch.from_numpy(array[i : i + 1]))[0] for i in range(start, stop))
         return _stacked(wanted, stop - start).mul_(1 / peak)

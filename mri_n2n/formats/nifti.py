@@ -35,10 +35,10 @@ def is_nifti(start: bytes) -> bool:
     return found is not None and start[(at := 344 if found[0] == 348 else 4) : at + 2] in (b"n+", b"ni")
 
 
-def read_volume(path: Path | str, axis: int = 2) -> tuple[np.ndarray, Geometry]:
+def read_volume(path: Path | str, axis: int = 2, *, kinds: str = "fiu") -> tuple[np.ndarray, Geometry]:
     """(array (slice, y, x) float32, geometry) of a magnitude volume, slices along array axis `axis`; scl_slope applied.
 
-    Any real type and byte order. Errors: NotFoundError; InputError for no NIfTI, complex or RGB, not three axes, sizes
+    Any real type and byte order; kinds: the letters of numpy's dtype.kind, of which "c" gives complex64. Errors: NotFoundError; InputError for no NIfTI, complex or RGB, not three axes, sizes
     that are negative, empty or beyond the limit (see hdf5.MAX_GIB), truncated, a scale or values that are not finite,
     a singular affine.
     """
@@ -47,11 +47,11 @@ def read_volume(path: Path | str, axis: int = 2) -> tuple[np.ndarray, Geometry]:
     path = check_readable(path)
     with _opened(path) as (stream, compressed):
         header, shape, offset = _checked_header(stream, path)
-        dtype = _checked_type(header, path)
+        dtype = _checked_type(header, path, kinds)
         slope, intercept = _checked_scale(header, path)
         geometry = _checked_geometry(header, path, shape, axis)
         size = math.prod(shape) * dtype.itemsize
-        check_size(path, "the volume", max(size, math.prod(shape) * 4), size_limit())
+        check_size(path, "the volume", max(size, math.prod(shape) * _in_memory(dtype).itemsize), size_limit())
         check_size(path, "the space before the data", offset, size_limit())
         available = path.stat().st_size * (_DEFLATE_LIMIT if compressed else 1)
         if offset + size > available:
@@ -169,13 +169,18 @@ def _checked_header(stream: BinaryIO, path: Path) -> tuple[nibabel.Nifti1Header,
     return header, tuple(sizes[:3]), int(offset)
 
 
-def _checked_type(header: nibabel.Nifti1Header, path: Path) -> np.dtype:
+def _in_memory(dtype: np.dtype) -> np.dtype:
+    return np.dtype(np.complex64 if dtype.kind == "c" else np.float32)
+
+
+def _checked_type(header: nibabel.Nifti1Header, path: Path, kinds: str) -> np.dtype:
     try:
         dtype = header.get_data_dtype()
     except (nibabel.spatialimages.HeaderDataError, KeyError):
         raise InputError(f"{one_line(path)}: its header names the unknown data type {header['datatype']}") from None
-    if dtype.kind not in "fiu" or dtype.itemsize > 8:
-        raise InputError(f"{one_line(path)} holds {one_line(dtype, 60)}; expected a magnitude volume (int or float)")
+    if dtype.kind not in kinds or dtype.itemsize > (16 if dtype.kind == "c" else 8):
+        expected = "real or complex numbers" if "c" in kinds else "a magnitude volume (int or float)"
+        raise InputError(f"{one_line(path)} holds {one_line(dtype, 60)}; expected {expected}")
     if int(header["bitpix"]) != 8 * dtype.itemsize:
         raise InputError(f"{one_line(path)}: its header is damaged, {dtype} has not {header['bitpix']} bits")
     return dtype
@@ -233,22 +238,26 @@ def _read_data(
     slope: float,
     intercept: float,
 ) -> np.ndarray:
-    """The volume as (k, j, i) float32, read plane by plane."""
+    """The volume as (k, j, i) float32 or complex64, read plane by plane."""
     while skip > 0:
         skipped = len(stream.read(min(skip, 2**20)))
         if not skipped:
             raise _truncated(path, "the data are missing")
         skip -= skipped
     i, j, k = shape
-    volume, size = np.empty((k, j, i), dtype=np.float32), i * j * dtype.itemsize
+    volume, size = np.empty((k, j, i), dtype=_in_memory(dtype)), i * j * dtype.itemsize
     for index in range(k):
         plane = stream.read(size)
         if len(plane) < size:
             raise _truncated(path, f"plane {index + 1} of {k} is incomplete")
         values = np.frombuffer(plane, dtype)
         if (slope, intercept) != (1.0, 0.0):
-            values = values.astype(np.float64) * slope + intercept
-        volume[index] = finite_float32(path, "volume", values).reshape(j, i)
+            values = values.astype(np.complex128 if dtype.kind == "c" else np.float64) * slope + intercept
+        if dtype.kind == "c":
+            parts = (finite_float32(path, "volume", part).reshape(j, i) for part in (values.real, values.imag))
+            volume.real[index], volume.imag[index] = parts
+        else:
+            volume[index] = finite_float32(path, "volume", values).reshape(j, i)
     for _ in range(16):  # at its end gzip compares the checksum, which damage in the middle does not survive
         if not stream.read(2**20):
             return volume
