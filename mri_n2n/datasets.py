@@ -13,25 +13,21 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import h5py
 import nibabel
-from torch import Tensor
 
 from mri_n2n.errors import InputError, NotFoundError, UserError
 from mri_n2n.folders import files_in, subjects_of, unique_names
 from mri_n2n.formats import ImageFiles, open_scan, pairs_of_parts
-from mri_n2n.repetitions import SUFFIXES, Repetition, m4raw_repetitions, repetitions_of
-from mri_n2n.sources import Source, Split, divide
+from mri_n2n.measured import find_m4raw, find_pairs
+from mri_n2n.sources import Selection, Source, Split, divide, slice_range
 from mri_n2n.volumes import (
-    estimated_probabilities,
     load_fastmri,
-    load_m4raw,
     load_nifti,
-    load_pairs,
     load_phantom,
 )
 
@@ -40,15 +36,6 @@ IXI_SLICES = (25, 125)  # 25..124 of array axis 2, as in Lehtinen et al. 2018
 IXI_NAME = re.compile(r"IXI(\d{3})-(Guys|HH|IOP)-(\d{4})-T1\.nii(\.gz)?")
 # The first 60 T1 names of the archive in alphabetical order: 50 subjects up to number 63, 10 from 64 to 73.
 IXI_LAST_TRAIN, IXI_LAST_VALIDATION = 63, 73
-
-
-@dataclass(frozen=True)
-class _Options:
-    matrix_size: int | None
-    axis: int
-    slices: tuple[int, int] | None
-    validation_subjects: tuple[str, ...] | None
-    excluded_subjects: tuple[str, ...]
 
 
 def find_sources(
@@ -88,7 +75,7 @@ def find_sources(
         raise UserError(f"phantoms have 1 to 128 coils; got {coils}")
     if slices is not None and not 0 <= slices[0] < slices[1]:
         raise UserError(f"slices must be (first, one past the last) with first < last; got {slices}")
-    options = _Options(
+    options = Selection(
         matrix_size, axis, slices, tuple(validation_subjects) if validation_subjects else None, tuple(excluded_subjects)
     )
     if dataset == "phantom":
@@ -137,7 +124,7 @@ def phantom_sources(
 # ---- NIfTI volumes ----
 
 
-def _find_nifti(folder: Path, options: _Options) -> Split:
+def _find_nifti(folder: Path, options: Selection) -> Split:
     train, validation = files_in(folder, ("*.nii", "*.nii.gz"), [("train", "validation"), ("train", "val")])
     if not train + validation:
         raise NotFoundError(f"no NIfTI volumes (*.nii, *.nii.gz) in {folder}; give --data a directory that holds some")
@@ -150,7 +137,7 @@ def _nifti_split(
     train: list[Path],
     validation: list[Path],
     subjects: dict[Path, str],
-    options: _Options,
+    options: Selection,
     rule: str | None = None,
 ) -> Split:
     names = unique_names(folder, train + validation)
@@ -158,17 +145,15 @@ def _nifti_split(
     def source(files: ImageFiles) -> Source:
         path = files.first
         count, is_complex = _nifti_slices(path, options.axis)
-        start, stop = _slice_range(path, count, options.slices)
+        start, stop = slice_range(path, count, options.slices)
         load = partial(load_nifti, files, names[path], start, stop, options.axis, options.matrix_size)
         has_phase = is_complex or bool(files.phase or files.imaginary)
         return Source(names[path], subjects[path], stop - start, load, has_phase=has_phase)
 
-    return _divided(
-        *([source(files) for files in pairs_of_parts(paths)] for paths in (train, validation)), options, rule
-    )
+    return divide(*([source(files) for files in pairs_of_parts(paths)] for paths in (train, validation)), options, rule)
 
 
-def _find_ixi(folder: Path, options: _Options) -> Split:
+def _find_ixi(folder: Path, options: Selection) -> Split:
     train, validation = files_in(folder, ("IXI*.nii", "IXI*.nii.gz"), [("train", "validation"), ("train", "val")])
     train, validation = ([path for path in paths if IXI_NAME.fullmatch(path.name)] for paths in (train, validation))
     if not train + validation:
@@ -222,7 +207,7 @@ def _nifti_slices(path: Path, axis: int) -> tuple[int, bool]:
 # ---- fastMRI ----
 
 
-def _find_fastmri(folder: Path, options: _Options) -> Split:
+def _find_fastmri(folder: Path, options: Selection) -> Split:
     kinds = [(f"{coils}coil_train", f"{coils}coil_val") for coils in ("multi", "single")]
     train, validation = files_in(folder, ("*.h5",), [*kinds, ("train", "validation"), ("train", "val")])
     train = _fully_sampled_folders(folder, train)
@@ -235,11 +220,11 @@ def _find_fastmri(folder: Path, options: _Options) -> Split:
 
     def source(path: Path) -> Source:
         scan = open_scan(path)
-        start, stop = _slice_range(path, scan.shape[0], options.slices)
+        start, stop = slice_range(path, scan.shape[0], options.slices)
         load = partial(load_fastmri, path, names[path], start, stop, options.matrix_size)
         return Source(names[path], patient(path) or names[path], stop - start, load, scan.simulated)
 
-    return _divided(list(map(source, train)), list(map(source, validation)), options)
+    return divide(list(map(source, train)), list(map(source, validation)), options)
 
 
 def _fully_sampled_folders(folder: Path, paths: list[Path]) -> list[Path]:
@@ -263,87 +248,12 @@ def patient(path: Path) -> str | None:
     return None if identifier is None else hashlib.sha256(str(identifier).encode()).hexdigest()[:12]
 
 
-# ---- measured repetitions ----
-
-
-def _find_pairs(folder: Path, options: _Options) -> Split:
-    train, validation = files_in(
-        folder, [f"*{suffix}" for suffix in SUFFIXES], [("train", "validation"), ("train", "val")]
-    )
-    groups = repetitions_of(train), repetitions_of(validation)
-    if not {**groups[0], **groups[1]}:
-        raise NotFoundError(
-            f"no repeated scans (NAME_rep1.h5, NAME_rep2.h5 ...) in {folder}; simulate some with: "
-            f"mri-n2n simulate VOLUME.nii.gz -o {folder / 'NAME.h5'} --repetitions 2"
-        )
-    return _repetition_split(folder, *groups, options)
-
-
-def _find_m4raw(folder: Path, options: _Options) -> Split:
-    splits = [("multicoil_train", "multicoil_val"), ("train", "validation"), ("train", "val")]
-    train, validation = files_in(folder, ("*.h5",), splits)
-    groups = m4raw_repetitions(train), m4raw_repetitions(validation)
-    if not {**groups[0], **groups[1]}:
-        raise NotFoundError(
-            f"no M4Raw scans (ID_T101.h5, ID_T102.h5 ...) in {folder}; download them from "
-            "where https://doi.org/10.1038/s41597-023-02181-4 says, and unpack them there"
-        )
-    return _repetition_split(folder, *groups, options, full=True)
-
-
-def _repetition_split(
-    folder: Path,
-    train: dict[Path, list[Repetition]],
-    validation: dict[Path, list[Repetition]],
-    options: _Options,
-    full: bool = False,
-) -> Split:
-    """full: fully sampled repetitions, phase-encoded along y."""
-    if options.matrix_size is not None:
-        raise UserError("measured repetitions are used as they were measured; leave out the matrix size")
-    names = unique_names(folder, [*train, *validation])
-    subjects = subjects_of(folder, [*train, *validation])
-    probabilities: dict[tuple[int, int], Tensor] = {}  # filled below, once the split is known
-
-    def source(stem: Path, repetitions: list[Repetition]) -> Source:
-        scans = [repetition.open() for repetition in repetitions]
-        shapes = {scan.shape for scan in scans}
-        if len(shapes) > 1:
-            raise InputError(f"the repetitions of {stem.name} differ in shape ({sorted(shapes)}); take them alike")
-        start, stop = _slice_range(stem, next(iter(shapes))[0], options.slices)
-        load = (
-            partial(load_m4raw, tuple(repetitions), names[stem], start, stop)
-            if full
-            else partial(load_pairs, tuple(repetitions), names[stem], start, stop, probabilities)
-        )
-        return Source(names[stem], subjects[stem], stop - start, load, scans[0].simulated)
-
-    split = _divided([source(*item) for item in train.items()], [source(*item) for item in validation.items()], options)
-    if not full:
-        probabilities.update(estimated_probabilities([one for s in split.train for one in s.load.args[0]]))
-    return split
-
-
-# ---- slices and split ----
-
-
-def _slice_range(path: Path, count: int, slices: tuple[int, int] | None) -> tuple[int, int]:
-    start, stop = slices or (0, count)
-    if start >= count:
-        raise InputError(f"{path} has {count} slices, none of {start}..{stop - 1}; choose other slices or another axis")
-    return start, min(stop, count)
-
-
-def _divided(train: list[Source], validation: list[Source], options: _Options, rule: str | None = None) -> Split:
-    return divide(train, validation, options.validation_subjects, options.excluded_subjects, rule)
-
-
-_FINDERS: dict[str, Callable[[Path, _Options], Split]] = {
+_FINDERS: dict[str, Callable[[Path, Selection], Split]] = {
     "ixi": _find_ixi,
     "nifti": _find_nifti,
     "fastmri": _find_fastmri,
-    "pairs": _find_pairs,
-    "m4raw": _find_m4raw,
+    "pairs": find_pairs,
+    "m4raw": find_m4raw,
 }
 DATASETS = (*_FINDERS, "phantom")
 MEASURED = ("pairs", "m4raw")  # repetitions as the scanner measured them

@@ -5,8 +5,9 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
-from mri_n2n.errors import NotFoundError, UserError
+from mri_n2n.errors import InputError, NotFoundError, UserError
 from mri_n2n.volumes import Volume
 
 VALIDATION_SHARE = 0.2
@@ -37,18 +38,38 @@ class Split:
     rule: str
 
 
+@dataclass(frozen=True)
+class Selection:
+    """What of a data set is used, and how: the options of `datasets.find_sources`."""
+
+    matrix_size: int | None
+    axis: int
+    slices: tuple[int, int] | None
+    validation_subjects: tuple[str, ...] | None
+    excluded_subjects: tuple[str, ...]
+
+
+def slice_range(path: Path, count: int, slices: tuple[int, int] | None) -> tuple[int, int]:
+    """(first, one past the last) of the chosen slices of a volume that has `count`. Errors: InputError for none."""
+    start, stop = slices or (0, count)
+    if start >= count:
+        raise InputError(f"{path} has {count} slices, none of {start}..{stop - 1}; choose other slices or another axis")
+    return start, min(stop, count)
+
+
 def divide(
     train: list[Source],
     validation: list[Source],
-    validation_subjects: tuple[str, ...] | None,
-    excluded_subjects: tuple[str, ...],
+    selection: Selection,
     rule: str | None = None,
 ) -> Split:
-    """Keep a split that folders make (`rule` says which), or divide by subject; `validation_subjects` beats both.
+    """Keep a split that folders make (`rule` says which), or divide by subject; the selection's
+    `validation_subjects` beat both.
 
     validation_subjects: ("none",) trains on all. excluded_subjects: in neither part.
     Errors: UserError for subjects that do not exist or leave none, NotFoundError for an empty training folder.
     """
+    validation_subjects, excluded_subjects = selection.validation_subjects, selection.excluded_subjects
     rule, had_folders = rule or "training and validation folders", bool(validation)
     known = {source.subject for source in [*train, *validation]}
     if missing := sorted(set(excluded_subjects) - known):
