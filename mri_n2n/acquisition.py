@@ -77,7 +77,7 @@ class Scan:
     repetitions: how many the file holds; `read` gives one of them, or their mean, as it was opened.
     image_matrix: (y, x) of the image where it is smaller than that of k-space: without the oversampling. None: the same.
     acquired_columns: the columns (x) of k-space that could hold samples by the file's header, half-open; None: not told.
-    acquisition: the name of the sequence or contrast, if the file has one.
+    acquisition: the name of the sequence or contrast, if the file has one. acceleration: as the file states it.
     """
 
     path: Path
@@ -93,3 +93,4 @@ class Scan:
     image_matrix: tuple[int, int] | None = None
     acquired_columns: tuple[int, int] | None = None
     acquisition: str | None = None
+    acceleration: float | None = None

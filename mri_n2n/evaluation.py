@@ -21,7 +21,8 @@ SUFFIXES = (".h5", ".hdf5", ".nii.gz", ".nii")
 class Evaluation:
     """The scores of one or several reconstructions.
 
-    mean, standard_deviation: over volumes; the deviation (n - 1) is None for a single volume.
+    mean, standard_deviation: over volumes; the deviation (n - 1) is None for a single volume. groups: the means over
+    volumes of one acquisition and acceleration, where the references state them, and their numbers.
     without_reference, without_reconstruction: names of files in the two directories that have no partner.
     """
 
@@ -30,6 +31,7 @@ class Evaluation:
     standard_deviation: Score | None
     without_reference: tuple[str, ...] = ()
     without_reconstruction: tuple[str, ...] = ()
+    groups: tuple[tuple[str, Score, int], ...] = ()
 
 
 def evaluate_files(reconstruction: Path | str, reference: Path | str, axis: int = 2) -> Evaluation:
@@ -60,10 +62,13 @@ def summarise(volumes: tuple[VolumeScore, ...], without_reference=(), without_re
     if not volumes:
         raise InputError("nothing to evaluate: no volume was given")
     values = np.array([[getattr(v.volume, metric) for metric in METRICS] for v in volumes])
+    names = sorted({v.group for v in volumes if v.group})
     with np.errstate(invalid="ignore"):  # infinite PSNR: the mean is infinite, the deviation undefined
         mean = Score(*values.mean(axis=0).tolist())
         deviation = Score(*values.std(axis=0, ddof=1).tolist()) if len(volumes) > 1 else None
-    return Evaluation(tuple(volumes), mean, deviation, tuple(without_reference), tuple(without_reconstruction))
+        members = {name: values[[v.group == name for v in volumes]] for name in names}
+        groups = tuple((name, Score(*rows.mean(axis=0).tolist()), len(rows)) for name, rows in members.items())
+    return Evaluation(tuple(volumes), mean, deviation, tuple(without_reference), tuple(without_reconstruction), groups)
 
 
 def match_files(reconstruction: Path, reference: Path) -> tuple[list[tuple[Path, Path]], list[str], list[str]]:
@@ -134,7 +139,15 @@ def _evaluate_pair(reconstruction: Path, reference: Path, axis: int) -> VolumeSc
         score = evaluate_arrays(*images, name=reconstruction.name, reference_name=reference.name)
     except InputError as error:
         raise InputError(f"{reconstruction.name} against {reference.name}: {error}") from None
-    return replace(score, cropped=cropped, simulated=simulated)
+    return replace(score, cropped=cropped, simulated=simulated, group=_group(reference))
+
+
+def _group(reference: Path) -> str | None:
+    """Acquisition and acceleration that a reference's scan file states: "CORPD_FBK 4x"."""
+    if detect(reference) != "fastmri-hdf5":
+        return None
+    scan = open_scan(reference)
+    return " ".join(filter(None, (scan.acquisition, f"{scan.acceleration:g}x" if scan.acceleration else None))) or None
 
 
 def _on_record(reconstruction: Path, reference: Path, axis: int) -> tuple[int, bool | None]:
@@ -186,7 +199,8 @@ def _geometry(path: Path, axis: int) -> Geometry | None:
 
 def format_table(result: Evaluation) -> str:
     """The result as plain text: a row per volume (one volume: a row per slice too), their mean, what the peak is."""
-    width = max([len(v.name) for v in result.volumes] + [len("standard deviation")])
+    names = [v.name for v in result.volumes] + [f"mean of {name}" for name, _, _ in result.groups]
+    width = max(map(len, [*names, "standard deviation"]))
     lines = [f"{'':{width}}  {'NMSE':>10}  {'PSNR (dB)':>10}  {'SSIM':>8}  {'slices':>6}  {'peak':>10}"]
 
     def row(name: str, score: Score, tail: str = "") -> str:
@@ -198,6 +212,8 @@ def format_table(result: Evaluation) -> str:
             for index, score in enumerate(v.slices):
                 lines.append(row(f"  slice {index}", score))
     if len(result.volumes) > 1:
+        if len(result.groups) > 1:
+            lines += [row(f"mean of {name}", score, f"  {count:6d} volumes") for name, score, count in result.groups]
         lines.append(row("mean of volumes", result.mean))
         lines.append(row("standard deviation", result.standard_deviation))
     lines.append("")
@@ -216,8 +232,8 @@ def format_table(result: Evaluation) -> str:
 def to_json(result: Evaluation) -> dict:
     """The result as plain lists, dicts and numbers. What JSON has no number for (NaN, infinite PSNR) is None.
 
-    {"definition", "volumes": [{"name", "reference", "shape", "peak", "cropped", "simulated", "volume", "per_slice"}],
-    "directory": {"volumes", "mean", "standard_deviation", "without_reference", "without_reconstruction"}}; a score is
+    {"definition", "volumes": [{"name", "reference", "shape", "peak", "cropped", "simulated", "group", "volume", "per_slice"}],
+    "directory": {"volumes", "mean", "standard_deviation", "groups", "without_reference", "without_reconstruction"}}; a score is
     {"nmse", "psnr", "ssim"}.
     """
     return {
@@ -230,6 +246,7 @@ def to_json(result: Evaluation) -> dict:
                 "peak": v.peak,
                 "cropped": v.cropped,
                 "simulated": v.simulated,
+                "group": v.group,
                 "volume": _score_to_json(v.volume),
                 "per_slice": [{"slice": index, **_score_to_json(score)} for index, score in enumerate(v.slices)],
             }
@@ -239,6 +256,7 @@ def to_json(result: Evaluation) -> dict:
             "volumes": len(result.volumes),
             "mean": _score_to_json(result.mean),
             "standard_deviation": _score_to_json(result.standard_deviation) if result.standard_deviation else None,
+            "groups": {name: {"volumes": n, **_score_to_json(score)} for name, score, n in result.groups},
             "without_reference": list(result.without_reference),
             "without_reconstruction": list(result.without_reconstruction),
         },

@@ -87,7 +87,7 @@ def _describe_scan(scan: Scan) -> dict[str, object]:
     facts = {
         "file": scan.path.name,
         "kind": f"raw scan ({scan.format})",
-        **({"acquisition": scan.acquisition} if scan.acquisition not in (None, "unknown") else {}),
+        **({"acquisition": scan.acquisition} if scan.acquisition else {}),
         "slices": slices,
         "coils": coils,
         "repetitions": scan.repetitions,

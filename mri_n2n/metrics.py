@@ -42,6 +42,7 @@ class VolumeScore:
     name, reference: file names without directories. shape: (slices, y, x) that was compared.
     peak: largest value of the reference. cropped: True when both were centre-cropped as fastMRI does.
     simulated: True when the file says its k-space was made from an image, None when it does not say.
+    group: acquisition and acceleration, by which fastMRI's leaderboard is sorted, as the reference's file states them.
     """
 
     name: str
@@ -52,6 +53,7 @@ class VolumeScore:
     slices: tuple[Score, ...]
     cropped: bool = False
     simulated: bool | None = None
+    group: str | None = None
 
 
 def nmse(reference, reconstruction) -> float:

@@ -1,10 +1,12 @@
 """Metrics agree with fastMRI's functions and with their formulas; files are matched, and misfits are refused."""
 
+import argparse
 import json
 import math
 from dataclasses import astuple, replace
 from pathlib import Path
 
+import h5py
 import nibabel
 import numpy as np
 import pytest
@@ -361,3 +363,40 @@ def test_a_real_volume_against_itself_with_known_noise(tmp_path):
     assert score.volume.ssim == pytest.approx(float(fastmri.ssim(x, y)[0]), rel=1e-6)
     # |x + n| has an error of variance at most sigma^2: at least 20 log10(1 / 0.02) = 33.98 dB, and little more.
     assert 33.9 < score.volume.psnr < 36
+
+
+def test_the_table_of_a_split_is_that_of_fastmris_own_evaluation(tmp_path):
+    """fastMRI's leaderboard is filled by this function; it filters by the acquisition and acceleration of the target's file."""
+    fastmri_evaluate = pytest.importorskip("fastmri.evaluate")
+    generator = np.random.default_rng(3)
+    (tmp_path / "target").mkdir()
+    (tmp_path / "recon").mkdir()
+    kinds = [("CORPD_FBK", 4), ("CORPDFS_FBK", 4), ("CORPD_FBK", 8), ("CORPD_FBK", 4)]
+    for number, (acquisition, acceleration) in enumerate(kinds):
+        reference = generator.random((3, 20, 20)).astype(np.float32) * (number + 1)
+        with h5py.File(tmp_path / "target" / f"file{number}.h5", "w") as file:
+            file["kspace"] = generator.standard_normal((3, 2, 24, 20)).astype(np.complex64)
+            file["reconstruction_rss"] = reference
+            file.attrs.update(acquisition=acquisition, acceleration=acceleration)
+        with h5py.File(tmp_path / "recon" / f"file{number}.h5", "w") as file:
+            file["reconstruction"] = (reference + 0.1 * generator.random((3, 20, 20))).astype(np.float32)
+    result = evaluate_files(tmp_path / "recon", tmp_path / "target")
+    assert [(name, count) for name, _, count in result.groups] == [
+        ("CORPDFS_FBK 4x", 1), ("CORPD_FBK 4x", 2), ("CORPD_FBK 8x", 1)
+    ]  # fmt: skip
+    found = {name: score for name, score, _ in result.groups} | {None: result.mean}
+    for name, score in found.items():
+        acquisition, acceleration = name.split() if name else (None, None)
+        arguments = argparse.Namespace(
+            target_path=tmp_path / "target",
+            predictions_path=tmp_path / "recon",
+            challenge="multicoil",
+            acquisition=acquisition,
+            acceleration=int(acceleration[:-1]) if name else None,
+        )
+        official = fastmri_evaluate.evaluate(arguments, "reconstruction_rss").means()
+        assert score.nmse == pytest.approx(official["NMSE"], rel=1e-5)
+        assert score.psnr == pytest.approx(official["PSNR"], rel=1e-5)
+        assert score.ssim == pytest.approx(official["SSIM"], rel=1e-5)
+    assert "mean of CORPD_FBK 8x" in format_table(result)
+    assert to_json(result)["directory"]["groups"]["CORPD_FBK 4x"]["volumes"] == 2

@@ -54,6 +54,7 @@ def open_scan(path: Path | str) -> Scan:
         encoding = _encoding(file, path)
         for name in (name for name in REFERENCES if has(file, name)):
             _check_reference(path, name, checked_dataset(file, path, name, (3,), "fiub").shape, shape)
+    acquisition, acceleration = known.get("acquisition"), known.get("acceleration")
     variance = known.get("noise_variance")
     if not (isinstance(variance, (int, float)) and 0 <= variance < math.inf):
         variance = None
@@ -121,7 +122,8 @@ def open_scan(path: Path | str) -> Scan:
         has_reference=has_reference,
         image_matrix=None if encoding is None else _image_matrix(encoding, shape),
         acquired_columns=acquired_columns,
-        acquisition=one_line(acquisition, 40) if isinstance(acquisition := known.get("acquisition"), str) else None,
+        acquisition=one_line(acquisition, 40) if isinstance(acquisition, str) and acquisition != "unknown" else None,
+        acceleration=float(acceleration) if isinstance(acceleration, (int, float)) else None,
     )
 
 
