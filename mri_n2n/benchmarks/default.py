@@ -1,7 +1,7 @@
 """The default against the 2018 recipe: equal steps, equal time, fixed and redrawn pairs
 
 The unrolled network with the importance-weighted k-space loss beside the recipe of `benchmark targets` (undersampled
-targets, fewer steps), same data, split, masks and test volume. `fixed`: every slice is acquired exactly twice, for ever. `redrawn`:
+targets), same data, split, masks and test volume. `fixed`: every slice is acquired exactly twice, for ever. `redrawn`:
 new masks at every step. All scores are of the network alone, without the mean over mirror images.
 """
 
@@ -21,10 +21,9 @@ from mri_n2n.benchmarks.common import (
     verdict,
     zero_filled,
 )
-from mri_n2n.benchmarks.targets import recipe_options
+from mri_n2n.benchmarks.targets import STEPS, recipe_options
+from mri_n2n.checkpoint import load_tensors
 from mri_n2n.report import line_plot
-
-STEPS = 1500
 
 
 def run(data: Path | None, output: Path, docs: Path | None, quick: bool) -> str:
@@ -32,10 +31,7 @@ def run(data: Path | None, output: Path, docs: Path | None, quick: bool) -> str:
     test = test_volume(data, 128)
     suffix = "-quick" if quick else ""
     runs = {
-        "2018 recipe, redrawn": (
-            recipe_options(data, "undersampled", quick, STEPS),
-            output / f"default-recipe{suffix}",
-        )
+        "2018 recipe, redrawn": (recipe_options(data, "undersampled", quick), output / f"recipe-undersampled{suffix}")
     }
     for pairs in ("fixed", "redrawn"):
         options = comparison_options(data, steps=4 if quick else STEPS, protocol={"pairs": pairs})
@@ -71,6 +67,9 @@ def run(data: Path | None, output: Path, docs: Path | None, quick: bool) -> str:
             "\nValidation on subject 12 (all contrasts) while training:\n\n![PSNR over minutes](images/default.png)\n"
         )
     (recipe, recipe_seconds), (fixed, fixed_seconds), (redrawn, _) = found.values()
+    clean = output / f"recipe-clean{suffix}" / "weights.safetensors"
+    if clean.exists():  # the same network and steps: the run that was disturbed less is the fairer measure of time
+        recipe_seconds = min(recipe_seconds, load_tensors(clean)[1]["seconds"])
     share = fixed_seconds / recipe_seconds
     in_time = ": equal time (wanted: 1.0 dB) " + (
         "met with time to spare" if share <= 1 and fixed - recipe >= 1 else "not shown"
@@ -81,8 +80,8 @@ def run(data: Path | None, output: Path, docs: Path | None, quick: bool) -> str:
             rows,
         )
         + f"\nAt equal steps, and half the slices, the default with fixed pairs is {fixed - recipe:+.2f} dB ahead (wanted: 1.5, "
-        f"{verdict(fixed - recipe >= 1.5)}; redrawn pairs {redrawn - recipe:+.2f} dB), in {share:.2f} of the recipe's time"
-        f"{in_time}.\n" + picture
+        f"{verdict(fixed - recipe >= 1.5)}; redrawn pairs {redrawn - recipe:+.2f} dB), in {share:.2f} of the recipe's time (of its faster run in `benchmark "
+        f"targets`){in_time}.\n" + picture
     )
 
 

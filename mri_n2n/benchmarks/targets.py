@@ -28,15 +28,15 @@ from mri_n2n.fourier import ifft2c
 from mri_n2n.operators import density_weights, root_sum_of_squares
 from mri_n2n.training import TrainOptions
 
-STEPS = 3000
+STEPS = 1500
 TARGETS = ("undersampled", "clean")
 
 
-def recipe_options(data: Path, targets: str, quick: bool, steps: int = STEPS) -> TrainOptions:
+def recipe_options(data: Path, targets: str, quick: bool) -> TrainOptions:
     """The 2018 recipe: U-Net, batch 16, redrawn masks."""
     return comparison_options(
         data,
-        steps=4 if quick else steps,
+        steps=4 if quick else STEPS,
         network="unet",
         batch_size=16,
         learning_rate=1e-3,
