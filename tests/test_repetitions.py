@@ -105,6 +105,8 @@ def test_m4raw_fixed_pairs_stay_and_acceleration_one_takes_all(tmp_path):
     for _ in range(12):
         for pair in next(batches):
             masks |= {tuple(row.tolist()) for row in pair.input.mask[:, 0, 0]}
+            for seen, judged in zip(pair.input.mask[:, 0, 0], pair.weight[:, 0, 0], strict=True):
+                assert not torch.equal(seen, (judged > 0).float()), "each repetition has a mask of its own"
     assert 4 <= len(masks) <= 8, "two slices of two contrasts, each with two masks for ever"
     everything = replace(protocol, acceleration=(1.0, 1.0))
     for pair in next(training_batches(split.train, everything, 4)):
