@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import platform
 import time
 import warnings
 from collections import Counter
@@ -17,12 +15,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-import mri_n2n
 from mri_n2n.acquisition import Scan
 from mri_n2n.coils import coil_mixing, combine, with_sensitivity_maps
 from mri_n2n.errors import InputError, NotFoundError, OptionError, OutputError, PartialError, UserError
-from mri_n2n.files import atomic_outputs, check_readable, one_line, sha256_of
-from mri_n2n.formats import detect, open_scan, read_reference, write_nifti, write_result
+from mri_n2n.files import atomic_outputs, check_readable, one_line
+from mri_n2n.formats import detect, open_scan, write_result
 from mri_n2n.formats.sampling import Box, acquired_box
 from mri_n2n.fourier import fft2c, ifft2c
 from mri_n2n.inference import (
@@ -34,8 +31,8 @@ from mri_n2n.inference import (
     reconstruct_array,
 )
 from mri_n2n.operators import density_weights, root_sum_of_squares
+from mri_n2n.outputs import Target, check_target, result_attributes, stem, write_beside
 from mri_n2n.process import progress_shown
-from mri_n2n.report import comparison_figure
 from mri_n2n.resample import crop_or_pad
 
 # Of raw scans; of BART's pairs the samples.
@@ -65,33 +62,25 @@ def reconstruct_files(
     Errors: InputError, NotFoundError, OutputError; of several scans PartialError, which has the sidecars of the others.
     """
     scans = [scan for path in scans for scan in (scans_in(path) if path.is_dir() else [path])]
-    names = [stem(path) for path in scans]
-    twice = [name for name, count in Counter(names).items() if count > 1]
+    targets = [Target(output, stem(path)) for path in scans]
+    twice = [target.name for target, count in Counter(targets).items() if count > 1]
     if twice:
         raise OutputError(f"several inputs would write {twice[0]}.h5; reconstruct them into different directories")
     if len(scans) == 1:
         check_readable(scans[0])
-    if skip_existing:
-        scans = [path for path, name in zip(scans, names) if not result_paths(output, name)[-1].exists()]
-        names = [stem(path) for path in scans]
-    for name in names:
-        for target in result_paths(output, name):
-            if target.is_dir():
-                raise OutputError(f"{target} is a directory; choose another -o")
-            if target.exists() and any(path.exists() and target.samefile(path) for path in scans):
-                raise OutputError(f"{target} is an input itself; choose another -o")
-            if os.path.lexists(target) and not force:
-                raise OutputError(f"{target} exists; give --force to replace it, or another -o")
+    work = [(scan, target) for scan, target in zip(scans, targets) if not (skip_existing and target.sidecar.exists())]
+    for _, target in work:
+        check_target(target, scans, force)
     loaded = load_for_use(weights, device)
     flips = loaded.trained_on_flips if flips is None else flips
     rank, processes = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
     sidecars, failures = [], []
-    for path, name in list(zip(scans, names))[rank::processes]:
+    for path, target in work[rank::processes]:
         try:
             scan = open_scan(path, format, repetition)
-            sidecars.append(reconstruct_file(scan, output, name, loaded, flips=flips, quiet=quiet))
+            sidecars.append(reconstruct_file(scan, target, loaded, flips=flips, quiet=quiet))
         except UserError as error:
-            if len(scans) == 1:
+            if len(work) == 1:
                 raise
             failures.append(f"{path.name} ({one_line(error)})")
     if failures:
@@ -122,12 +111,9 @@ def scans_in(folder: Path) -> list[Path]:
     return found
 
 
-def reconstruct_file(
-    scan: Scan, output: Path, name: str, loaded: LoadedNetwork, *, flips: bool, quiet: bool = False
-) -> dict:
+def reconstruct_file(scan: Scan, target: Target, loaded: LoadedNetwork, *, flips: bool, quiet: bool = False) -> dict:
     """Reconstruct one scan, slices streaming through the network; returns the sidecar."""
     started = time.monotonic()
-    path = scan.path
     slices, coils, y, x = scan.shape
     at_once = max(1, PIXELS_AT_ONCE // (coils * y * x))
     acquired = acquired_box(scan)
@@ -146,7 +132,7 @@ def reconstruct_file(
 
     def images() -> Iterator[tuple[np.ndarray, ...]]:
         nonlocal measured, middle
-        for start in tqdm(range(0, slices, at_once), desc=name, unit="batch", disable=not progress_shown(quiet)):
+        for start in tqdm(range(0, slices, at_once), desc=target.name, unit="batch", disable=not progress_shown(quiet)):
             acquisition = scan.read(start, min(start + at_once, slices))
             if mixing is not None:
                 acquisition = replace(acquisition, kspace=combine(mixing, acquisition.kspace))
@@ -160,7 +146,7 @@ def reconstruct_file(
                 complex_images = within(complex_images, acquired)
             if not torch.isfinite(torch.view_as_real(complex_images)).all():
                 raise InputError(
-                    f"{path}: the image is not finite; its k-space is too large or too small for float32, rescale it"
+                    f"{scan.path}: the image is not finite; its k-space is too large or too small for float32, rescale it"
                 )
             complex_images = crop_or_pad(complex_images, *matrix)
             count = complex_images.shape[0]
@@ -175,63 +161,28 @@ def reconstruct_file(
             arrays += [crop_or_pad(acquisition.sensitivity_maps, *matrix)] if combined else []
             yield from zip(*(array.numpy() for array in arrays), strict=True)
 
-    with atomic_outputs(output, name) as folder:
-        h5, nii, png, sidecar_path = result_paths(folder, name)
-        attributes = {"software": f"mri-n2n {mri_n2n.__version__}"} | (
-            {} if scan.simulated is None else {"simulated": scan.simulated}
-        )
-        write_result(h5, reconstruction, images(), shapes, attributes, scan.geometry)
-        write_nifti(nii, reconstruction, scan.geometry, simulated=bool(scan.simulated))
-        reference = read_reference(path)[slices // 2] if scan.has_reference else None
-        note = "simulated k-space" if scan.simulated else ""
-        if reference is not None and reference.shape != matrix:  # fastMRI's references lack the readout oversampling
-            middle = tuple(crop_or_pad(torch.from_numpy(image), *reference.shape).numpy() for image in middle)
+    with atomic_outputs(target.directory, target.name) as folder:
+        h5 = replace(target, directory=folder).h5
+        write_result(h5, reconstruction, images(), shapes, result_attributes(scan), scan.geometry)
         if not complete:
             found.add(
                 f"k-space was acquired in rows {acquired[0][0]} to {acquired[0][1] - 1} of {y} and columns {acquired[1][0]} to "
                 f"{acquired[1][1] - 1} of {x} only (zero padding or partial Fourier); beyond, the image has none"
             )
         said = sorted(found) + cautions(loaded, scan.read(slices // 2, slices // 2 + 1).mask, measured / slices)
-        note = " | ".join(part for part in (note, "see the warnings in its .json" if said else "") if part)
-        comparison_figure(reference, *middle, png, geometry=scan.geometry, note=note)
         combination = "none" if coils == 1 else "coils reconstructed one by one, then root-sum-of-squares"
         combination = "sensitivity maps from the scan's own centre" if combined else combination
-        sidecar = {
-            "note": "research use only",
-            "software": {
-                "mri-n2n": mri_n2n.__version__,
-                "torch": torch.__version__,
-                "python": platform.python_version(),
-            },
-            "input": {"name": path.name, "sha256": sha256_of(path), "format": scan.format, "simulated": scan.simulated},
-            "weights": {
-                "name": loaded.path.name,
-                "sha256": loaded.sha256,
-                "bundled": loaded.bundled,
-                "network": loaded.header["network"],
-                "network_options": loaded.header["network_options"],
-            },
+        facts = {
             "options": {"device": loaded.device.type, "precision": "float32", "flips": flips},
-            "output": name,
-            "output_sha256": {file.name: sha256_of(file) for file in (h5, nii)},
-            "slices": slices,
-            "coils": coils,
             "virtual_coils": virtual,
-            "noise_whitened": scan.noise_covariance is not None,
-            "matrix": [y, x],
-            "image_matrix": list(matrix),
             "combination": combination,
-            "intensity": "the input's own scale",
-            "geometry": "unknown: the input has none" if scan.geometry is None else "as the input's",
-            "mask_source": scan.mask_source,
             "measured_share": round(measured / slices, 6),
             "acquired": {"y": list(acquired[0]), "x": list(acquired[1])},
             "warnings": said,
-            "seconds": round(time.monotonic() - started, 2),
         }
-        sidecar_path.write_text(json.dumps(sidecar, indent=2) + "\n")
+        sidecar = write_beside(folder, target, scan, reconstruction, middle, loaded, facts, started)
     for caution in said:
-        warnings.warn(f"{path.name}: {caution}", stacklevel=2)
+        warnings.warn(f"{scan.path.name}: {caution}", stacklevel=2)
     return sidecar
 
 
@@ -261,20 +212,6 @@ def intensity_scale(scan: Scan, loaded: LoadedNetwork, at_once: int) -> float:
         weights = density_weights(acquisition.mask, acquisition.probability)
         largest = max(largest, ifft2c(weights * acquisition.kspace).abs().max().item())
     return largest
-
-
-def stem(path: Path) -> str:
-    """The name of a file without its known suffixes."""
-    name = path.name
-    for suffix in (".nii.gz", ".h5", ".hdf5", ".nii", ".cfl", ".hdr", ".npy", ".mrd"):
-        if name.lower().endswith(suffix) and len(name) > len(suffix):
-            return name[: -len(suffix)]
-    return name
-
-
-def result_paths(directory: Path, name: str) -> tuple[Path, Path, Path, Path]:
-    h5, nii, png, sidecar = (directory / f"{name}{suffix}" for suffix in (".h5", ".nii.gz", ".png", ".json"))
-    return h5, nii, png, sidecar
 
 
 def reconstruct(source, output: Path | str | None = None, **options):
