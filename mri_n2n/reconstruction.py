@@ -16,10 +16,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mri_n2n.acquisition import Scan
+from mri_n2n.bids import check_dataset
 from mri_n2n.coils import coil_mixing, combine, with_sensitivity_maps
 from mri_n2n.errors import InputError, NotFoundError, OptionError, OutputError, PartialError, UserError
 from mri_n2n.files import atomic_outputs, check_readable, one_line
 from mri_n2n.formats import detect, open_scan, write_result
+from mri_n2n.formats.derived_dicom import lay_out
+from mri_n2n.formats.dicom import Series, read_series
 from mri_n2n.formats.sampling import Box, acquired_box
 from mri_n2n.fourier import fft2c, ifft2c
 from mri_n2n.inference import (
@@ -31,7 +34,7 @@ from mri_n2n.inference import (
     reconstruct_array,
 )
 from mri_n2n.operators import density_weights, root_sum_of_squares
-from mri_n2n.outputs import Target, check_target, result_attributes, stem, write_beside
+from mri_n2n.outputs import Target, check_target, result_attributes, target_of, write_beside
 from mri_n2n.process import progress_shown
 from mri_n2n.resample import crop_or_pad
 
@@ -50,6 +53,8 @@ def reconstruct_files(
     format: str | None = None,
     repetition: int | None = None,
     skip_existing: bool = False,
+    dicom: Path | None = None,
+    bids: bool = False,
     quiet: bool = False,
 ) -> list[dict]:
     """Reconstruct scan files into the directory `output`: NAME.h5, NAME.nii.gz, NAME.png, NAME.json each.
@@ -58,19 +63,26 @@ def reconstruct_files(
     that fail do not stop the rest. A directory stands for the raw scans in it. Under torchrun each process takes its share.
     Returns the sidecars. skip_existing: leave out scans whose sidecar is there.
     flips: average over mirror images, four passes of the network; None: if the weights were trained on mirror images.
+    dicom: the folder of the source series of a single scan, also writes the folder NAME.dicom, see `formats.derived_dicom`.
+    bids: names and folders of a BIDS data set of derivatives, see `mri_n2n.bids`.
     format: of the scans, None: found from their content. repetition: one of several, None: their mean.
-    Errors: InputError, NotFoundError, OutputError; of several scans PartialError, which has the sidecars of the others.
+    Errors: OptionError, InputError, NotFoundError, OutputError; of several scans PartialError, which has the sidecars of the others.
     """
     scans = [scan for path in scans for scan in (scans_in(path) if path.is_dir() else [path])]
-    targets = [Target(output, stem(path)) for path in scans]
-    twice = [target.name for target, count in Counter(targets).items() if count > 1]
+    if dicom is not None and len(scans) != 1:
+        raise OptionError(f"--dicom is the series of one scan; got {len(scans)} scans, reconstruct them one by one")
+    targets = [target_of(path, output, bids=bids) for path in scans]
+    twice = [target.label for target, count in Counter(targets).items() if count > 1]
     if twice:
         raise OutputError(f"several inputs would write {twice[0]}.h5; reconstruct them into different directories")
     if len(scans) == 1:
         check_readable(scans[0])
     work = [(scan, target) for scan, target in zip(scans, targets) if not (skip_existing and target.sidecar.exists())]
+    if bids:
+        check_dataset(output)
+    series = read_series(dicom) if dicom is not None and work else None
     for _, target in work:
-        check_target(target, scans, force)
+        check_target(target, [*scans, *(series.files if series else ())], force, dicom=series is not None)
     loaded = load_for_use(weights, device)
     flips = loaded.trained_on_flips if flips is None else flips
     rank, processes = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
@@ -78,7 +90,7 @@ def reconstruct_files(
     for path, target in work[rank::processes]:
         try:
             scan = open_scan(path, format, repetition)
-            sidecars.append(reconstruct_file(scan, target, loaded, flips=flips, quiet=quiet))
+            sidecars.append(reconstruct_file(scan, target, loaded, flips=flips, series=series, quiet=quiet))
         except UserError as error:
             if len(work) == 1:
                 raise
@@ -111,9 +123,12 @@ def scans_in(folder: Path) -> list[Path]:
     return found
 
 
-def reconstruct_file(scan: Scan, target: Target, loaded: LoadedNetwork, *, flips: bool, quiet: bool = False) -> dict:
+def reconstruct_file(
+    scan: Scan, target: Target, loaded: LoadedNetwork, *, flips: bool, series: Series | None = None, quiet: bool = False
+) -> dict:
     """Reconstruct one scan, slices streaming through the network; returns the sidecar."""
     started = time.monotonic()
+    layout = None if series is None else lay_out(scan, series)
     slices, coils, y, x = scan.shape
     at_once = max(1, PIXELS_AT_ONCE // (coils * y * x))
     acquired = acquired_box(scan)
@@ -163,7 +178,7 @@ def reconstruct_file(scan: Scan, target: Target, loaded: LoadedNetwork, *, flips
 
     with atomic_outputs(target.directory, target.name) as folder:
         h5 = replace(target, directory=folder).h5
-        write_result(h5, reconstruction, images(), shapes, result_attributes(scan), scan.geometry)
+        write_result(h5, reconstruction, images(), shapes, result_attributes(scan), scan.image_geometry)
         if not complete:
             found.add(
                 f"k-space was acquired in rows {acquired[0][0]} to {acquired[0][1] - 1} of {y} and columns {acquired[1][0]} to "
@@ -180,7 +195,7 @@ def reconstruct_file(scan: Scan, target: Target, loaded: LoadedNetwork, *, flips
             "acquired": {"y": list(acquired[0]), "x": list(acquired[1])},
             "warnings": said,
         }
-        sidecar = write_beside(folder, target, scan, reconstruction, middle, loaded, facts, started)
+        sidecar = write_beside(folder, target, scan, reconstruction, middle, loaded, layout, facts, started)
     for caution in said:
         warnings.warn(f"{scan.path.name}: {caution}", stacklevel=2)
     return sidecar
@@ -220,7 +235,7 @@ def reconstruct(source, output: Path | str | None = None, **options):
     Arrays: complex (y, x), (slices, y, x) or (slices, coils, y, x); returns complex (y, x) or (slices, y, x). Options:
     mask, weights, device, flips; see `mri_n2n.inference.reconstruct_array`.
     Files: writes NAME.h5, NAME.nii.gz, NAME.png, NAME.json into the directory `output`; returns the sidecars. Options:
-    weights, force, device, flips, quiet; see `reconstruct_files`.
+    weights, force, device, flips, dicom, bids, quiet; see `reconstruct_files`.
     """
     paths = list(source) if isinstance(source, (list, tuple)) else [source]
     if paths and all(isinstance(path, (str, Path)) for path in paths):
@@ -228,8 +243,9 @@ def reconstruct(source, output: Path | str | None = None, **options):
             raise OutputError("reconstructing a file needs the directory to write into: reconstruct(path, output)")
         if "mask" in options:
             raise OptionError("a scan file brings its own mask; mask= goes with arrays")
-        if options.get("weights") is not None:
-            options["weights"] = Path(options["weights"])
+        for name in ("weights", "dicom"):
+            if options.get(name) is not None:
+                options[name] = Path(options[name])
         return reconstruct_files([Path(p) for p in paths], Path(output), quiet=options.pop("quiet", True), **options)
     if output is not None:
         raise OptionError("an array is reconstructed to an array; reconstruct(path, output) writes files")
