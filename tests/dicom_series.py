@@ -78,12 +78,17 @@ def affine_ras(
     return np.diag([-1, -1, 1, 1]) @ affine
 
 
+def read_slices(volume: np.ndarray, axis: int) -> np.ndarray:
+    """The slices (slice, y, x) of a volume array: y is the higher, x the lower of the other axes."""
+    low, high = (a for a in range(3) if a != axis)
+    return np.ascontiguousarray(volume.transpose(axis, high, low))
+
+
 def write_scan_at(
     path: Path, volume: np.ndarray, affine: np.ndarray, *, axis: int = 2, unit: str = "mm", codes=(1, 1), simulated=True
 ) -> Path:
     """A fully sampled scan of a volume array (i, j, k) with slices along `axis`: its image is the volume."""
-    low, high = (a for a in range(3) if a != axis)
-    slices = np.ascontiguousarray(volume.transpose(axis, high, low)).astype(np.complex64)
+    slices = read_slices(volume, axis).astype(np.complex64)
     kspace = fft2c(torch.from_numpy(slices)).numpy()[:, None]
     geometry = Geometry(tuple(map(tuple, affine.tolist())), axis, *codes, unit)
     write_scan(
@@ -108,12 +113,8 @@ def read_voxels(folder: Path) -> tuple[np.ndarray, np.ndarray]:
         image = pydicom.dcmread(path)
         row, column = np.array(image.ImageOrientationPatient, float).reshape(2, 3)
         between_rows, between_columns = (float(value) for value in image.PixelSpacing)
-        for r in range(image.Rows):
-            for c in range(image.Columns):
-                place = np.array(image.ImagePositionPatient, float)
-                place = place + row * between_columns * c + column * between_rows * r
-                places.append(place * [-1, -1, 1])
-                values.append(
-                    float(image.pixel_array[r, c]) * float(image.RescaleSlope) + float(image.RescaleIntercept)
-                )
-    return np.array(places), np.array(values)
+        r, c = (index.ravel()[:, None] for index in np.indices((image.Rows, image.Columns)))
+        place = np.array(image.ImagePositionPatient, float) + row * between_columns * c + column * between_rows * r
+        places.append(place * [-1, -1, 1])
+        values.append(image.pixel_array.ravel() * float(image.RescaleSlope) + float(image.RescaleIntercept))
+    return np.concatenate(places), np.concatenate(values)

@@ -82,10 +82,10 @@ def lay_out(scan: Scan, series: Series) -> Layout:
     across, down = spacing[[1, 0]] if transposed else spacing
     row, column = (-row if flip_columns else row), (-column if flip_rows else column)
     positions = centres.T - row * across * (size[1] - 1) / 2 - column * down * (size[0] - 1) / 2
-    # The series' files may run along its normal or against it, even when their numbers are not in the order of space.
+    # In the order of the series' images, and of several that are nearest to one, the way the series goes on the whole.
     along = series.positions @ series.normal
     sense = np.sum((along - along.mean()) * (np.arange(len(along)) - (len(along) - 1) / 2))
-    order = np.argsort((centres.T @ series.normal) * (-1 if sense < 0 else 1), kind="stable")
+    order = np.lexsort((centres.T @ series.normal * (-1 if sense < 0 else 1), nearest))
     slice_spacing = abs(float(affine[:, 2] @ np.cross(row, column)))
     # An affine holds spacing, not thickness: where the spacing is the series', the thickness is too; else it is unknown.
     equal = abs(slice_spacing - series.slice_spacing) < 0.01 * series.slice_spacing
