@@ -75,6 +75,7 @@ class Scan:
     simulated: True when the k-space was made from an image; None when the file does not say.
     noise_covariance: E[n n^H] (coils, coils) of one complex sample, from noise readouts; None without.
     repetitions: how many the file holds; `read` gives one of them, or their mean, as it was opened.
+    geometry: of the image of all of k-space; `image_geometry` is that of the image that is made of it.
     image_matrix: (y, x) of the image where it is smaller than that of k-space: without the oversampling. None: the same.
     acquired_columns: the columns (x) of k-space that could hold samples by the file's header, half-open; None: not told.
     acquisition: the name of the sequence or contrast, if the file has one. acceleration: as the file states it.
@@ -94,3 +95,15 @@ class Scan:
     acquired_columns: tuple[int, int] | None = None
     acquisition: str | None = None
     acceleration: float | None = None
+
+    @property
+    def image_geometry(self) -> Geometry | None:
+        """Where the voxels of the image lie, which is cropped to `image_matrix` about its centre pixel, index n // 2."""
+        if self.geometry is None or self.image_matrix is None:
+            return self.geometry
+        low, high = (axis for axis in range(3) if axis != self.geometry.slice_axis)
+        first = [0, 0, 0]
+        for axis, old, new in zip((high, low), self.shape[-2:], self.image_matrix):
+            first[axis] = old // 2 - new // 2
+        moved = tuple((*row[:3], sum(r * i for r, i in zip(row, (*first, 1)))) for row in self.geometry.affine[:3])
+        return replace(self.geometry, affine=(*moved, self.geometry.affine[3]))

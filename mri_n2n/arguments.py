@@ -218,6 +218,17 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="reconstruct every slice once, not as the mean over its four mirror images (weights trained on such): one pass instead of four",
     )
+    reconstruct.add_argument(
+        "--dicom",
+        type=path,
+        metavar="SERIES_DIR",
+        help="of one scan: also write DICOM images derived from the series in this directory, as NAME.dicom/0001.dcm ...",
+    )
+    reconstruct.add_argument(
+        "--bids",
+        action="store_true",
+        help="write a BIDS data set of derivatives; scans must have BIDS names, sub-01_T1w.h5",
+    )
     reconstruct.add_argument("--skip-existing", action="store_true", help="leave out scans whose sidecar is there")
     reconstruct.add_argument("--json", action="store_true", help="print the sidecars on stdout")
 

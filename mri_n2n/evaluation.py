@@ -187,7 +187,7 @@ def _check_place(reconstruction: Path, reference: Path, axis: int) -> None:
 def _geometry(path: Path, axis: int) -> Geometry | None:
     match detect(path):
         case "fastmri-hdf5":
-            return open_scan(path).geometry
+            return open_scan(path).image_geometry
         case "result-hdf5":
             return read_result(path)[2]
         case _:

@@ -16,6 +16,7 @@ from mri_n2n.errors import InputError, NotFoundError, OutputError, UserError
 
 # Why a write can fail that is no bug of ours: disk full, quota, file size limit, bad or read-only medium, long name.
 _WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ENAMETOOLONG)
+_ASIDE = ".replaced"  # the end of the name under which a folder waits until another has taken its place
 
 
 @contextmanager
@@ -52,10 +53,12 @@ def atomic_output(path: Path | str, force: bool) -> Iterator[Path]:
 
 @contextmanager
 def atomic_outputs(directory: Path, name: str) -> Iterator[Path]:
-    """Yields a hidden folder in `directory` (made when missing), whose files move there when the block ends well.
+    """Yields a hidden folder in `directory` (made when missing), whose content moves there when the block ends well.
 
-    Files of the same names are replaced, the .json last: where it is, the rest is. Any exception removes the folder, and
-    the directories that were made. A killed process can leave the hidden folder; the next outputs of `name` remove it.
+    Files of the same names are replaced, folders too, the .json last: where it is, the rest is. Any exception removes the
+    hidden folder, and the directories that were made. A killed process can leave it; the next outputs of `name` remove it.
+    A folder cannot be replaced in one step: the earlier one is set aside until the other is in its place, and
+    `restore_folder` puts back what a killed process left there.
     OutputError: the directory cannot be made or written; the disk is full.
     """
     made = [folder for folder in (directory, *directory.parents) if not folder.exists()]
@@ -68,8 +71,8 @@ def atomic_outputs(directory: Path, name: str) -> Iterator[Path]:
         except OSError as error:
             raise OutputError(f"cannot write into {one_line(directory)}: {error.strerror}") from None
         yield folder
-        for file in sorted(folder.iterdir(), key=lambda file: file.suffix == ".json"):
-            os.replace(file, directory / file.name)
+        for file in sorted(folder.iterdir(), key=lambda file: (file.suffix == ".json", file.is_file())):
+            _replace_folder(file, directory / file.name) if file.is_dir() else os.replace(file, directory / file.name)
     except Exception as error:
         reason = _write_failure(error)
         if reason is None or isinstance(error, UserError):
@@ -80,6 +83,28 @@ def atomic_outputs(directory: Path, name: str) -> Iterator[Path]:
         with suppress(OSError):  # a directory that holds something stays
             for empty in made:
                 empty.rmdir()
+
+
+def _replace_folder(folder: Path, target: Path) -> None:
+    """Rename `folder` to `target`; an earlier folder there goes only when this is done."""
+    aside = target.with_name(f"{_prefix(target)}{os.getpid()}-{secrets.token_hex(4)}{_ASIDE}")
+    try:
+        if target.is_dir():
+            os.rename(target, aside)
+        os.rename(folder, target)
+    except BaseException:
+        if aside.exists() and not target.exists():
+            os.rename(aside, target)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def restore_folder(target: Path) -> None:
+    """Put back the folder that a killed process set aside for another, unless that has come; then remove it."""
+    with suppress(OSError):
+        for aside in target.parent.iterdir():
+            if _of_the_dead(aside, target, _ASIDE):
+                shutil.rmtree(aside) if target.exists() else os.rename(aside, target)
 
 
 def check_readable(path: Path | str) -> Path:
@@ -129,15 +154,20 @@ def _prefix(path: Path) -> str:
 
 def _remove_leftovers(path: Path) -> None:
     """Remove temporary files for `path` of processes of this machine that are no longer alive."""
-    prefix = _prefix(path)
     with suppress(OSError):
         for file in path.parent.iterdir():
-            if not (file.name.startswith(prefix) and file.name.endswith(".partial")):
-                continue
-            process = file.name[len(prefix) :].partition("-")[0]
             with suppress(OSError):
-                if process.isdecimal() and not _alive(int(process)):
+                if _of_the_dead(file, path, ".partial"):
                     shutil.rmtree(file) if file.is_dir() else file.unlink()
+
+
+def _of_the_dead(file: Path, path: Path, suffix: str) -> bool:
+    """Whether `file` is a hidden file for `path` of a process of this machine that is no longer alive."""
+    prefix = _prefix(path)
+    if not (file.name.startswith(prefix) and file.name.endswith(suffix)):
+        return False
+    process = file.name[len(prefix) :].partition("-")[0]
+    return process.isdecimal() and not _alive(int(process))
 
 
 def _alive(process: int) -> bool:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import platform
 import time
 import warnings
 from collections import Counter
@@ -17,12 +15,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-import mri_n2n
 from mri_n2n.acquisition import Scan
+from mri_n2n.bids import check_dataset
 from mri_n2n.coils import coil_mixing, combine, with_sensitivity_maps
 from mri_n2n.errors import InputError, NotFoundError, OptionError, OutputError, PartialError, UserError
-from mri_n2n.files import atomic_outputs, check_readable, one_line, sha256_of
-from mri_n2n.formats import detect, open_scan, read_reference, write_nifti, write_result
+from mri_n2n.files import atomic_outputs, check_readable, one_line
+from mri_n2n.formats import detect, open_scan, write_result
+from mri_n2n.formats.derived_dicom import lay_out
+from mri_n2n.formats.dicom import Series, read_series
 from mri_n2n.formats.sampling import Box, acquired_box
 from mri_n2n.fourier import fft2c, ifft2c
 from mri_n2n.inference import (
@@ -34,8 +34,8 @@ from mri_n2n.inference import (
     reconstruct_array,
 )
 from mri_n2n.operators import density_weights, root_sum_of_squares
+from mri_n2n.outputs import Target, check_target, result_attributes, target_of, write_beside
 from mri_n2n.process import progress_shown
-from mri_n2n.report import comparison_figure
 from mri_n2n.resample import crop_or_pad
 
 # Of raw scans; of BART's pairs the samples.
@@ -53,6 +53,8 @@ def reconstruct_files(
     format: str | None = None,
     repetition: int | None = None,
     skip_existing: bool = False,
+    dicom: Path | None = None,
+    bids: bool = False,
     quiet: bool = False,
 ) -> list[dict]:
     """Reconstruct scan files into the directory `output`: NAME.h5, NAME.nii.gz, NAME.png, NAME.json each.
@@ -61,37 +63,36 @@ def reconstruct_files(
     that fail do not stop the rest. A directory stands for the raw scans in it. Under torchrun each process takes its share.
     Returns the sidecars. skip_existing: leave out scans whose sidecar is there.
     flips: average over mirror images, four passes of the network; None: if the weights were trained on mirror images.
+    dicom: the folder of the source series of a single scan, also writes the folder NAME.dicom, see `formats.derived_dicom`.
+    bids: names and folders of a BIDS data set of derivatives, see `mri_n2n.bids`.
     format: of the scans, None: found from their content. repetition: one of several, None: their mean.
-    Errors: InputError, NotFoundError, OutputError; of several scans PartialError, which has the sidecars of the others.
+    Errors: OptionError, InputError, NotFoundError, OutputError; of several scans PartialError, which has the sidecars of the others.
     """
     scans = [scan for path in scans for scan in (scans_in(path) if path.is_dir() else [path])]
-    names = [stem(path) for path in scans]
-    twice = [name for name, count in Counter(names).items() if count > 1]
+    if dicom is not None and len(scans) != 1:
+        raise OptionError(f"--dicom is the series of one scan; got {len(scans)} scans, reconstruct them one by one")
+    targets = [target_of(path, output, bids=bids) for path in scans]
+    twice = [target.label for target, count in Counter(targets).items() if count > 1]
     if twice:
         raise OutputError(f"several inputs would write {twice[0]}.h5; reconstruct them into different directories")
     if len(scans) == 1:
         check_readable(scans[0])
-    if skip_existing:
-        scans = [path for path, name in zip(scans, names) if not result_paths(output, name)[-1].exists()]
-        names = [stem(path) for path in scans]
-    for name in names:
-        for target in result_paths(output, name):
-            if target.is_dir():
-                raise OutputError(f"{target} is a directory; choose another -o")
-            if target.exists() and any(path.exists() and target.samefile(path) for path in scans):
-                raise OutputError(f"{target} is an input itself; choose another -o")
-            if os.path.lexists(target) and not force:
-                raise OutputError(f"{target} exists; give --force to replace it, or another -o")
+    work = [(scan, target) for scan, target in zip(scans, targets) if not (skip_existing and target.sidecar.exists())]
+    if bids:
+        check_dataset(output)
+    series = read_series(dicom) if dicom is not None and work else None
+    for _, target in work:
+        check_target(target, [*scans, *(series.files if series else ())], force, dicom=series is not None)
     loaded = load_for_use(weights, device)
     flips = loaded.trained_on_flips if flips is None else flips
     rank, processes = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
     sidecars, failures = [], []
-    for path, name in list(zip(scans, names))[rank::processes]:
+    for path, target in work[rank::processes]:
         try:
             scan = open_scan(path, format, repetition)
-            sidecars.append(reconstruct_file(scan, output, name, loaded, flips=flips, quiet=quiet))
+            sidecars.append(reconstruct_file(scan, target, loaded, flips=flips, series=series, quiet=quiet))
         except UserError as error:
-            if len(scans) == 1:
+            if len(work) == 1:
                 raise
             failures.append(f"{path.name} ({one_line(error)})")
     if failures:
@@ -123,11 +124,11 @@ def scans_in(folder: Path) -> list[Path]:
 
 
 def reconstruct_file(
-    scan: Scan, output: Path, name: str, loaded: LoadedNetwork, *, flips: bool, quiet: bool = False
+    scan: Scan, target: Target, loaded: LoadedNetwork, *, flips: bool, series: Series | None = None, quiet: bool = False
 ) -> dict:
     """Reconstruct one scan, slices streaming through the network; returns the sidecar."""
     started = time.monotonic()
-    path = scan.path
+    layout = None if series is None else lay_out(scan, series)
     slices, coils, y, x = scan.shape
     at_once = max(1, PIXELS_AT_ONCE // (coils * y * x))
     acquired = acquired_box(scan)
@@ -146,7 +147,7 @@ def reconstruct_file(
 
     def images() -> Iterator[tuple[np.ndarray, ...]]:
         nonlocal measured, middle
-        for start in tqdm(range(0, slices, at_once), desc=name, unit="batch", disable=not progress_shown(quiet)):
+        for start in tqdm(range(0, slices, at_once), desc=target.name, unit="batch", disable=not progress_shown(quiet)):
             acquisition = scan.read(start, min(start + at_once, slices))
             if mixing is not None:
                 acquisition = replace(acquisition, kspace=combine(mixing, acquisition.kspace))
@@ -160,7 +161,7 @@ def reconstruct_file(
                 complex_images = within(complex_images, acquired)
             if not torch.isfinite(torch.view_as_real(complex_images)).all():
                 raise InputError(
-                    f"{path}: the image is not finite; its k-space is too large or too small for float32, rescale it"
+                    f"{scan.path}: the image is not finite; its k-space is too large or too small for float32, rescale it"
                 )
             complex_images = crop_or_pad(complex_images, *matrix)
             count = complex_images.shape[0]
@@ -175,63 +176,28 @@ def reconstruct_file(
             arrays += [crop_or_pad(acquisition.sensitivity_maps, *matrix)] if combined else []
             yield from zip(*(array.numpy() for array in arrays), strict=True)
 
-    with atomic_outputs(output, name) as folder:
-        h5, nii, png, sidecar_path = result_paths(folder, name)
-        attributes = {"software": f"mri-n2n {mri_n2n.__version__}"} | (
-            {} if scan.simulated is None else {"simulated": scan.simulated}
-        )
-        write_result(h5, reconstruction, images(), shapes, attributes, scan.geometry)
-        write_nifti(nii, reconstruction, scan.geometry, simulated=bool(scan.simulated))
-        reference = read_reference(path)[slices // 2] if scan.has_reference else None
-        note = "simulated k-space" if scan.simulated else ""
-        if reference is not None and reference.shape != matrix:  # fastMRI's references lack the readout oversampling
-            middle = tuple(crop_or_pad(torch.from_numpy(image), *reference.shape).numpy() for image in middle)
+    with atomic_outputs(target.directory, target.name) as folder:
+        h5 = replace(target, directory=folder).h5
+        write_result(h5, reconstruction, images(), shapes, result_attributes(scan), scan.image_geometry)
         if not complete:
             found.add(
                 f"k-space was acquired in rows {acquired[0][0]} to {acquired[0][1] - 1} of {y} and columns {acquired[1][0]} to "
                 f"{acquired[1][1] - 1} of {x} only (zero padding or partial Fourier); beyond, the image has none"
             )
         said = sorted(found) + cautions(loaded, scan.read(slices // 2, slices // 2 + 1).mask, measured / slices)
-        note = " | ".join(part for part in (note, "see the warnings in its .json" if said else "") if part)
-        comparison_figure(reference, *middle, png, geometry=scan.geometry, note=note)
         combination = "none" if coils == 1 else "coils reconstructed one by one, then root-sum-of-squares"
         combination = "sensitivity maps from the scan's own centre" if combined else combination
-        sidecar = {
-            "note": "research use only",
-            "software": {
-                "mri-n2n": mri_n2n.__version__,
-                "torch": torch.__version__,
-                "python": platform.python_version(),
-            },
-            "input": {"name": path.name, "sha256": sha256_of(path), "format": scan.format, "simulated": scan.simulated},
-            "weights": {
-                "name": loaded.path.name,
-                "sha256": loaded.sha256,
-                "bundled": loaded.bundled,
-                "network": loaded.header["network"],
-                "network_options": loaded.header["network_options"],
-            },
+        facts = {
             "options": {"device": loaded.device.type, "precision": "float32", "flips": flips},
-            "output": name,
-            "output_sha256": {file.name: sha256_of(file) for file in (h5, nii)},
-            "slices": slices,
-            "coils": coils,
             "virtual_coils": virtual,
-            "noise_whitened": scan.noise_covariance is not None,
-            "matrix": [y, x],
-            "image_matrix": list(matrix),
             "combination": combination,
-            "intensity": "the input's own scale",
-            "geometry": "unknown: the input has none" if scan.geometry is None else "as the input's",
-            "mask_source": scan.mask_source,
             "measured_share": round(measured / slices, 6),
             "acquired": {"y": list(acquired[0]), "x": list(acquired[1])},
             "warnings": said,
-            "seconds": round(time.monotonic() - started, 2),
         }
-        sidecar_path.write_text(json.dumps(sidecar, indent=2) + "\n")
+        sidecar = write_beside(folder, target, scan, reconstruction, middle, loaded, layout, facts, started)
     for caution in said:
-        warnings.warn(f"{path.name}: {caution}", stacklevel=2)
+        warnings.warn(f"{scan.path.name}: {caution}", stacklevel=2)
     return sidecar
 
 
@@ -263,27 +229,13 @@ def intensity_scale(scan: Scan, loaded: LoadedNetwork, at_once: int) -> float:
     return largest
 
 
-def stem(path: Path) -> str:
-    """The name of a file without its known suffixes."""
-    name = path.name
-    for suffix in (".nii.gz", ".h5", ".hdf5", ".nii", ".cfl", ".hdr", ".npy", ".mrd"):
-        if name.lower().endswith(suffix) and len(name) > len(suffix):
-            return name[: -len(suffix)]
-    return name
-
-
-def result_paths(directory: Path, name: str) -> tuple[Path, Path, Path, Path]:
-    h5, nii, png, sidecar = (directory / f"{name}{suffix}" for suffix in (".h5", ".nii.gz", ".png", ".json"))
-    return h5, nii, png, sidecar
-
-
 def reconstruct(source, output: Path | str | None = None, **options):
     """`reconstruct(kspace, mask=...)` on arrays, `reconstruct(path, output)` on a scan file or a list of them.
 
     Arrays: complex (y, x), (slices, y, x) or (slices, coils, y, x); returns complex (y, x) or (slices, y, x). Options:
     mask, weights, device, flips; see `mri_n2n.inference.reconstruct_array`.
     Files: writes NAME.h5, NAME.nii.gz, NAME.png, NAME.json into the directory `output`; returns the sidecars. Options:
-    weights, force, device, flips, quiet; see `reconstruct_files`.
+    weights, force, device, flips, dicom, bids, quiet; see `reconstruct_files`.
     """
     paths = list(source) if isinstance(source, (list, tuple)) else [source]
     if paths and all(isinstance(path, (str, Path)) for path in paths):
@@ -291,8 +243,9 @@ def reconstruct(source, output: Path | str | None = None, **options):
             raise OutputError("reconstructing a file needs the directory to write into: reconstruct(path, output)")
         if "mask" in options:
             raise OptionError("a scan file brings its own mask; mask= goes with arrays")
-        if options.get("weights") is not None:
-            options["weights"] = Path(options["weights"])
+        for name in ("weights", "dicom"):
+            if options.get(name) is not None:
+                options[name] = Path(options[name])
         return reconstruct_files([Path(p) for p in paths], Path(output), quiet=options.pop("quiet", True), **options)
     if output is not None:
         raise OptionError("an array is reconstructed to an array; reconstruct(path, output) writes files")

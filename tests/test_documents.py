@@ -11,6 +11,7 @@ import nibabel
 import numpy as np
 import pytest
 import torch
+from dicom_series import write_series
 
 from mri_n2n import cli, errors
 from mri_n2n.arguments import EXIT_CODES, parser
@@ -179,6 +180,7 @@ def desk(tmp_path, tiny_weights, monkeypatch) -> Path:
         ifft2c(phantom_kspace((24, 20), generator=torch.Generator().manual_seed(i)))[0].abs().numpy() for i in range(3)
     ]
     image = nibabel.Nifti1Image(np.stack(images).transpose(2, 1, 0), np.eye(4))
+    image.header.set_xyzt_units("mm")
     nibabel.save(image, tmp_path / "VOLUME.nii.gz")
     for folder, names in {
         "VOLUMES": ("ann_T1", "bob_T1"),
@@ -196,7 +198,12 @@ def desk(tmp_path, tiny_weights, monkeypatch) -> Path:
             tmp_path / "STUDY" / f"{name}.h5",
             SimulationOptions(acceleration=3, repetitions=2),
         )
-    simulate_file(tmp_path / "VOLUME.nii.gz", tmp_path / "scan.h5", SimulationOptions(acceleration=4))
+    for name in ("scan.h5", "sub-01_T1w.h5"):
+        simulate_file(tmp_path / "VOLUME.nii.gz", tmp_path / name, SimulationOptions(acceleration=4))
+    write_series(
+        tmp_path / "SERIES", slices=3, rotation=np.diag([-1.0, -1.0, 1.0]), origin=np.zeros(3), pixel_spacing=(1, 1),
+        slice_spacing=1, size=(24, 20),
+    )  # fmt: skip
     return tmp_path
 
 
@@ -219,7 +226,10 @@ def test_every_command_of_the_readme_runs(desk, capsys):
     written = {path.name for path in (desk / "results").iterdir()}
     documented = set(re.findall(r"\| `results/(scan\.[\w.]+)` \|", (ROOT / "README.md").read_text()))
     assert written == documented
+    assert len(list((desk / "with-dicom" / "scan.dicom").iterdir())) == 3
     text = (ROOT / "README.md").read_text()
+    (named,) = re.findall(r"`(derivatives/[\w./-]+)`", text)
+    assert (desk / named).is_file()
     assert all(f"`{path.name}`" in text for path in (desk / "runs" / "study").iterdir())
 
 

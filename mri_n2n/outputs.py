@@ -1,0 +1,182 @@
+"""What `reconstruct` writes: which files a scan's results are, whether they may be written, and the files beside NAME.h5."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import mri_n2n
+from mri_n2n.acquisition import Scan
+from mri_n2n.bids import fields, make_dataset, place
+from mri_n2n.errors import OutputError
+from mri_n2n.files import restore_folder, sha256_of
+from mri_n2n.formats import read_reference, write_nifti
+from mri_n2n.formats.derived_dicom import Layout, write_series
+from mri_n2n.inference import LoadedNetwork
+from mri_n2n.report import comparison_figure
+from mri_n2n.resample import crop_or_pad
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where the results of one scan go: `directory`/`name` and a suffix each; `root` is the output directory."""
+
+    directory: Path
+    name: str
+    root: Path
+    bids: bool = False
+
+    @property
+    def label(self) -> str:
+        """The name, from the output directory on."""
+        return (self.directory.relative_to(self.root) / self.name).as_posix()
+
+    @property
+    def h5(self) -> Path:
+        return self.directory / f"{self.name}.h5"
+
+    @property
+    def nifti(self) -> Path:
+        return self.directory / f"{self.name}.nii.gz"
+
+    @property
+    def picture(self) -> Path:
+        return self.directory / f"{self.name}.png"
+
+    @property
+    def sidecar(self) -> Path:
+        return self.directory / f"{self.name}.json"
+
+    @property
+    def dicom(self) -> Path:
+        return self.directory / f"{self.name}.dicom"
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return self.h5, self.nifti, self.picture, self.sidecar
+
+
+def stem(path: Path) -> str:
+    """The name of a file without its known suffixes."""
+    name = path.name
+    for suffix in (".nii.gz", ".h5", ".hdf5", ".nii", ".cfl", ".hdr", ".npy", ".mrd"):
+        if name.lower().endswith(suffix) and len(name) > len(suffix):
+            return name[: -len(suffix)]
+    return name
+
+
+def target_of(scan: Path, output: Path, *, bids: bool) -> Target:
+    """Errors: OptionError with `bids` for a name that is not BIDS's."""
+    folder, name = place(stem(scan)) if bids else (Path(), stem(scan))
+    return Target(output / folder, name, output, bids)
+
+
+def check_target(target: Target, inputs: Sequence[Path], force: bool, *, dicom: bool) -> None:
+    """OutputError when a file exists and not `force`, is a directory, or is one of the inputs; or where with `force` the
+    folder of DICOM files to be replaced holds anything else."""
+    for file in target.files:
+        if file.is_dir():
+            raise OutputError(f"{file} is a directory; choose another -o")
+        if file.exists() and any(path.exists() and file.samefile(path) for path in inputs):
+            raise OutputError(f"{file} is an input itself; choose another -o")
+        if os.path.lexists(file) and not force:
+            raise OutputError(f"{file} exists; give --force to replace it, or another -o")
+    folder = target.dicom
+    if not dicom:
+        return
+    restore_folder(folder)
+    if not os.path.lexists(folder):
+        return
+    if not force:
+        raise OutputError(f"{folder} exists; give --force to replace it, or another -o")
+    if folder.is_symlink() or not folder.is_dir():
+        raise OutputError(f"{folder} is no folder of DICOM files; choose another -o")
+    if any(path.exists() and folder.samefile(path.parent) for path in inputs):
+        raise OutputError(f"{folder} holds an input; choose another -o")
+    if not all(re.fullmatch(r"[0-9]{4,}\.dcm", file.name) and file.is_file() for file in folder.iterdir()):
+        raise OutputError(f"{folder} holds other files than an earlier result's; move them, or choose another -o")
+
+
+def result_attributes(scan: Scan) -> dict:
+    """The attributes of NAME.h5."""
+    simulated = {} if scan.simulated is None else {"simulated": scan.simulated}
+    return {"software": f"mri-n2n {mri_n2n.__version__}"} | simulated
+
+
+def write_beside(
+    folder: Path,
+    target: Target,
+    scan: Scan,
+    reconstruction: np.ndarray,
+    middle: tuple[np.ndarray, np.ndarray],
+    loaded: LoadedNetwork,
+    layout: Layout | None,
+    facts: dict,
+    started: float,
+) -> dict:
+    """Write NIfTI, picture, DICOM where there is a `layout`, and sidecar into `folder`, where NAME.h5 is complete.
+
+    reconstruction: (slice, y, x) float32 magnitude. middle: (y, x), the middle slice zero-filled and reconstructed.
+    facts: what the sidecar says of this reconstruction beside what scan and weights say themselves.
+    started: when it began, on the clock of `time.monotonic`. Returns the sidecar.
+    """
+    here = replace(target, directory=folder)
+    slices, coils, y, x = scan.shape
+    write_nifti(here.nifti, reconstruction, scan.image_geometry, simulated=bool(scan.simulated))
+    reference = read_reference(scan.path)[slices // 2] if scan.has_reference else None
+    if reference is not None and reference.shape != middle[0].shape:  # fastMRI's references lack the oversampling
+        middle = tuple(crop_or_pad(torch.from_numpy(image), *reference.shape).numpy() for image in middle)
+    notes = ["simulated k-space"] if scan.simulated else []
+    notes += ["see the warnings in its .json"] if facts["warnings"] else []
+    comparison_figure(reference, *middle, here.picture, geometry=scan.image_geometry, note=" | ".join(notes))
+    written = [here.h5, here.nifti]
+    if layout is not None:
+        write_series(here.dicom, reconstruction, layout, simulated=scan.simulated)
+        written += sorted(here.dicom.iterdir())
+    sidecar = fields(scan.path.name, scan.simulated) if target.bids else {}
+    sidecar |= {
+        "note": "research use only",
+        "software": {
+            "mri-n2n": mri_n2n.__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+        "input": {
+            "name": scan.path.name,
+            "sha256": sha256_of(scan.path),
+            "format": scan.format,
+            "simulated": scan.simulated,
+        },
+        "weights": {
+            "name": loaded.path.name,
+            "sha256": loaded.sha256,
+            "bundled": loaded.bundled,
+            "network": loaded.header["network"],
+            "network_options": loaded.header["network_options"],
+        },
+        "output": target.label,
+        "output_sha256": {file.relative_to(folder).as_posix(): sha256_of(file) for file in written},
+        "slices": slices,
+        "coils": coils,
+        "noise_whitened": scan.noise_covariance is not None,
+        "matrix": [y, x],
+        "image_matrix": list(reconstruction.shape[1:]),
+        "intensity": "the input's own scale",
+        "geometry": "unknown: the input has none" if scan.geometry is None else "as the input's",
+        "mask_source": scan.mask_source,
+    }
+    sidecar |= facts
+    sidecar["seconds"] = round(time.monotonic() - started, 2)
+    here.sidecar.write_text(json.dumps(sidecar, indent=2) + "\n")
+    if target.bids:
+        make_dataset(target.root)
+    return sidecar
