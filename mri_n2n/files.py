@@ -68,8 +68,12 @@ def atomic_outputs(directory: Path, name: str) -> Iterator[Path]:
         except OSError as error:
             raise OutputError(f"cannot write into {one_line(directory)}: {error.strerror}") from None
         yield folder
-        for file in sorted(folder.iterdir(), key=lambda file: file.suffix == ".json"):
+        files = sorted(folder.iterdir(), key=lambda file: file.suffix == ".json")
+        for file in files:
+            _sync(file)
+        for file in files:
             os.replace(file, directory / file.name)
+        _sync(directory)
     except Exception as error:
         reason = _write_failure(error)
         if reason is None or isinstance(error, UserError):
