@@ -8,7 +8,7 @@ import numpy as np
 
 from mri_n2n.acquisition import Scan
 from mri_n2n.errors import OptionError, OutputError
-from mri_n2n.formats import cfl, mrd, numpy_array, open_scan, read_reference, write_scan
+from mri_n2n.formats import cfl, mrd_writing, numpy_array, open_scan, read_reference, write_scan
 
 SIMULATED = "word on whether it is simulated"
 # What each format has room for, by the suffix of its files.
@@ -52,7 +52,7 @@ def convert(
     elif target.suffix == ".npy":
         numpy_array.write_scan(target, kspace, scan.shape, force)
     elif target.suffix == ".mrd":
-        mrd.write_scan(target, slices, scan, force)
+        mrd_writing.write_scan(target, slices, scan, force)
     else:
         planes = {name: plane(scan, name) for name in ("mask", "probability")}
         first = scan.read(0, 1)

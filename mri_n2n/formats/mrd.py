@@ -4,39 +4,34 @@ the format's own library opens files for writing.
 A group holds `xml`, the header, and `data`, one readout per row: an acquisition header and interleaved float32 samples.
 Read are image lines, sorted by their encoding counters: x is the phase-encoded axis, y the readout. Averages are
 averaged; noise readouts give the noise covariance of the coils; readout oversampling is removed in image space.
-What the format has no place for (codes and array axes of NIfTI, a noise variance without readouts, whether the scan is
-simulated) stands in user parameters of the header.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import h5py
 import numpy as np
 import torch
 
-from mri_n2n.acquisition import Acquisition, Geometry, Scan
+from mri_n2n.acquisition import Acquisition, Scan
 from mri_n2n.coils import noise_covariance
-from mri_n2n.errors import InputError, OptionError
+from mri_n2n.errors import InputError
 from mri_n2n.files import one_line
 from mri_n2n.formats.encoding import Encoding, read_encoding
 from mri_n2n.formats.hdf5 import (
     FILE_FACTOR,
     MAX_EXPANSION,
-    UNITS,
     check_size,
     checked_dataset,
-    hdf5_output,
     open_hdf5,
     size_limit,
-    usable_affine,
 )
+from mri_n2n.formats.mrd_notes import geometry_of, noted_noise_variance, noted_simulated
 
 FORMAT = "mrd"
-OURS = "mri_n2n_"  # begins the names of our user parameters
 ROWS_AT_ONCE = 64  # readouts in memory beside their slice
 
 HEAD = np.dtype(
@@ -102,8 +97,8 @@ def open_scan(path: Path | str, repetition: int | None = None) -> Scan:
     y = round(encoding.matrix[0] / oversampling)
     shape = (len(rows), int(coils[0]), y, encoding.matrix[1])
     _check_sizes(path, heads, shape[0], shape[1], encoding.matrix)
-    simulated = {"0": False, "1": True}.get(encoding.user_parameters.get(f"{OURS}simulated"))
-    stored_variance = _noise_variance(encoding)
+    simulated = noted_simulated(encoding)
+    stored_variance = noted_noise_variance(encoding)
     covariance = _covariance(path, group, np.flatnonzero(has(NOISE)), heads, rows[0])
 
     def read_slice(number: int) -> tuple[np.ndarray, np.ndarray, int]:
@@ -143,7 +138,7 @@ def open_scan(path: Path | str, repetition: int | None = None) -> Scan:
         format=FORMAT,
         shape=shape,
         read=read,
-        geometry=_geometry(heads, rows, encoding, shape),
+        geometry=geometry_of(heads, rows, encoding, shape),
         mask_source="stored",
         simulated=simulated,
         has_reference=False,
@@ -228,15 +223,6 @@ def _check_sizes(path: Path, heads: np.ndarray, slices: int, coils: int, matrix:
         )
 
 
-def _noise_variance(encoding: Encoding) -> float | None:
-    """The noise variance that `write_scan` noted, None without."""
-    try:
-        variance = float(encoding.user_parameters[f"{OURS}noise_variance"])
-    except (KeyError, ValueError):
-        return None
-    return variance if 0 <= variance < math.inf else None
-
-
 def _readouts(path: Path, group: str, rows: np.ndarray, heads: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
     """The rows of a table with their readouts, see `_readout`. Only a few are in memory: a row can be longer than its
     header says, which shows when it was read."""
@@ -287,165 +273,3 @@ def _without_oversampling(kspace: np.ndarray, mask: np.ndarray, y: int) -> tuple
     nearest = np.clip(np.round((np.arange(y) - y // 2) * size / y).astype(int) + size // 2, 0, size - 1)
     mask = mask[nearest]
     return (cropped * mask).astype(np.complex64), mask
-
-
-def _geometry(
-    heads: np.ndarray, rows: dict[int, np.ndarray], encoding: Encoding, shape: tuple[int, ...]
-) -> Geometry | None:
-    """From the positions and directions of the readouts (patient coordinates L, P, S; mm); None when they are zero.
-
-    What `write_scan` noted of the volume array it came from is taken when the readouts still lie where it says.
-    """
-    firsts = np.stack([heads[found[0]] for found in rows.values()])
-    noted = _noted_geometry(encoding)
-    if noted is not None and _lies_there(noted, firsts, encoding, shape):
-        return noted
-    read, phase, normal = (firsts[0][name].astype(np.float64) for name in ("read_dir", "phase_dir", "slice_dir"))
-    directions = np.stack((phase, read, normal))
-    if not np.allclose(directions @ directions.T, np.eye(3), atol=1e-2):
-        return None
-    positions = firsts["position"].astype(np.float64)
-    _, _, y, x = shape
-    step = normal * encoding.field_of_view[2]
-    if len(positions) > 1:
-        step = (positions[-1] - positions[0]) / (len(positions) - 1)
-        if not (
-            np.allclose(np.diff(positions, axis=0), step, atol=1e-2 * np.linalg.norm(step)) and np.linalg.norm(step) > 0
-        ):
-            return None
-    affine = np.eye(4)
-    affine[:3, 0] = phase * encoding.field_of_view[1] / x
-    affine[:3, 1] = read * encoding.recon_field_of_view[0] / y
-    affine[:3, 2] = step
-    affine[:3, 3] = positions[0] - affine[:3, 0] * (x // 2) - affine[:3, 1] * (y // 2)
-    affine[:2] *= -1  # L, P, S to R, A, S
-    if not usable_affine(affine):
-        return None
-    return Geometry(tuple(map(tuple, affine.tolist())), 2, 1, 1, "mm")
-
-
-def _noted_geometry(encoding: Encoding) -> Geometry | None:
-    """The geometry in our user parameters; None when they are not there or make no sense."""
-    noted = {name[len(OURS) :]: text for name, text in encoding.user_parameters.items() if name.startswith(OURS)}
-    try:
-        affine = np.array([float(number) for number in noted["affine"].split()]).reshape(4, 4)
-        axis, qform, sform = (int(noted[name]) for name in ("slice_axis", "qform_code", "sform_code"))
-        unit = noted["spatial_unit"]
-    except (KeyError, ValueError):
-        return None
-    known = axis in range(3) and qform in range(6) and sform in range(6) and unit in UNITS
-    if not (known and usable_affine(affine)):
-        return None
-    return Geometry(tuple(map(tuple, affine.tolist())), axis, qform, sform, unit)
-
-
-def _lies_there(geometry: Geometry, firsts: np.ndarray, encoding: Encoding, shape: tuple[int, ...]) -> bool:
-    """Whether the first readouts of all slices lie where a geometry puts them, to a hundredth of a voxel."""
-    places, spacing = _places(geometry, shape)
-    _, _, y, x = shape
-    sizes = np.array([encoding.field_of_view[1] / x, encoding.recon_field_of_view[0] / y])
-    far = 1e-2 * spacing.min() + 1e-6 * np.abs(places["position"]).max()  # the readouts' numbers are float32
-    return bool(
-        np.allclose(sizes, spacing[:2], rtol=1e-4, atol=0)
-        and all(
-            np.allclose(firsts[name], place, rtol=0, atol=far if name == "position" else 1e-4)
-            for name, place in places.items()
-        )
-    )
-
-
-def _places(geometry: Geometry, shape: tuple[int, ...]) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Fields (slices, 3) of the readouts' headers, in L, P, S and mm, and the spacing (x, y, slice) in mm."""
-    slices, _, y, x = shape
-    low, high = (axis for axis in range(3) if axis != geometry.slice_axis)
-    scale = {"meter": 1e3, "micron": 1e-3}.get(geometry.spatial_unit, 1.0)
-    affine = np.asarray(geometry.affine)[:, [low, high, geometry.slice_axis, 3]]  # (x, y, slice) as our slices are
-    affine = affine[:3] * np.array([-scale, -scale, scale])[:, None]
-    spacing = np.linalg.norm(affine[:, :3], axis=0)
-    phase, read = (affine[:, axis] / spacing[axis] for axis in (0, 1))
-    normal = np.cross(phase, read)  # slices that are shifted in their plane (a tilted gantry) keep their normal
-    normal *= np.sign(normal @ affine[:, 2]) / np.linalg.norm(normal)
-    spacing[2] = normal @ affine[:, 2]
-    index = np.stack([np.full(slices, x // 2), np.full(slices, y // 2), np.arange(slices), np.ones(slices)])
-    fields = {"phase_dir": phase, "read_dir": read, "slice_dir": normal}
-    places = {name: np.broadcast_to(value, (slices, 3)) for name, value in fields.items()}
-    return places | {"position": (affine @ index).T}, spacing
-
-
-def write_scan(path: Path | str, slices: Iterable[Acquisition], scan: Scan, force: bool) -> None:
-    """Write single slices as readouts along y of the lines that were sampled, complete or not at all.
-
-    Errors: OutputError; OptionError for masks that are no lines, since a readout is measured as a whole, for slices
-    without any, and for sizes that the format has no numbers for.
-    """
-    _, coils, y, x = scan.shape
-    places, spacing = ({}, np.ones(3)) if scan.geometry is None else _places(scan.geometry, scan.shape)
-    header = _xml(scan, spacing, scan.read(0, 1).noise_variance)
-    try:
-        read_encoding(header, scan.path)
-    except InputError as error:
-        raise OptionError(f"MRD cannot hold this scan: {error}") from None
-    if max(scan.shape) >= 2**16:
-        raise OptionError(f"MRD cannot hold {one_line(scan.path)}: (slices, coils, y, x) = {scan.shape} are too many")
-    vlen = h5py.vlen_dtype(np.float32)
-    dtype = np.dtype([("head", HEAD), ("traj", vlen), ("data", vlen)])
-    with hdf5_output(path, force) as (file, check_disk):
-        data = file.create_dataset("dataset/data", (0,), dtype, maxshape=(None,), chunks=(64,))
-        for number, acquisition in enumerate(slices):
-            mask = acquisition.mask[0, 0].numpy()
-            if (mask != mask[:1]).any():
-                raise OptionError(f"{one_line(scan.path)} is sampled at points; MRD holds readouts, lines along y")
-            lines = np.flatnonzero(mask[0])
-            if not len(lines):
-                raise OptionError(f"slice {number} of {one_line(scan.path)} has no samples; MRD has no empty slices")
-            table = np.zeros(len(lines), dtype)
-            head = table["head"]
-            head["version"], head["number_of_samples"], head["center_sample"] = 1, y, y // 2
-            head["available_channels"] = head["active_channels"] = coils
-            head["scan_counter"] = len(data) + np.arange(len(lines))
-            head["idx"]["kspace_encode_step_1"], head["idx"]["slice"] = lines, number
-            for name, place in places.items():
-                head[name] = place[number]
-            table["head"] = head
-            for row, line in enumerate(lines):
-                readout = np.ascontiguousarray(acquisition.kspace[0, :, :, line].numpy(), dtype=np.complex64)
-                table[row]["traj"], table[row]["data"] = np.zeros(0, np.float32), readout.view(np.float32).ravel()
-            data.resize(len(data) + len(lines), axis=0)
-            data[len(data) - len(lines) :] = table
-            check_disk()
-        file["dataset/xml"] = np.array([header], dtype=h5py.string_dtype())
-
-
-def _xml(scan: Scan, spacing: np.ndarray, noise_variance: float | None) -> str:
-    """The header; its elements in the order of the format's schema."""
-    _, _, y, x = scan.shape
-    sizes = f"<matrixSize><x>{y}</x><y>{x}</y><z>1</z></matrixSize>"
-    field = "".join(f"<{n}>{mm:.9g}</{n}>" for n, mm in zip("xyz", spacing[[1, 0, 2]] * (y, x, 1), strict=True))
-    space = f"{sizes}<fieldOfView_mm>{field}</fieldOfView_mm>"
-    limits = f"<minimum>0</minimum><maximum>{x - 1}</maximum><center>{x // 2}</center>"
-    return (
-        '<?xml version="1.0"?><ismrmrdHeader xmlns="http://www.ismrm.org/ISMRMRD">'
-        "<experimentalConditions><H1resonanceFrequency_Hz>0</H1resonanceFrequency_Hz></experimentalConditions>"
-        f"<encoding><encodedSpace>{space}</encodedSpace><reconSpace>{space}</reconSpace>"
-        f"<encodingLimits><kspace_encoding_step_1>{limits}</kspace_encoding_step_1></encodingLimits>"
-        f"<trajectory>cartesian</trajectory></encoding>{_notes(scan, noise_variance)}</ismrmrdHeader>"
-    )
-
-
-def _notes(scan: Scan, noise_variance: float | None) -> str:
-    """Our user parameters: the geometry as it is stored elsewhere, noise variance and whether the scan is simulated."""
-    long, double, string = {}, {}, {}
-    if scan.simulated is not None:
-        long["simulated"] = int(scan.simulated)
-    if noise_variance is not None:
-        double["noise_variance"] = repr(float(noise_variance))
-    if scan.geometry is not None:
-        long |= {name: getattr(scan.geometry, name) for name in ("slice_axis", "qform_code", "sform_code")}
-        string["affine"] = " ".join(repr(float(number)) for row in scan.geometry.affine for number in row)
-        string["spatial_unit"] = scan.geometry.spatial_unit
-    notes = "".join(
-        f"<userParameter{kind}><name>{OURS}{name}</name><value>{value}</value></userParameter{kind}>"
-        for kind, values in (("Long", long), ("Double", double), ("String", string))
-        for name, value in values.items()
-    )
-    return f"<userParameters>{notes}</userParameters>" if notes else ""
