@@ -18,6 +18,7 @@ import numpy as np
 from mri_n2n.acquisition import Geometry
 from mri_n2n.errors import InputError, UserError
 from mri_n2n.files import atomic_output, check_readable, one_line
+from mri_n2n.formats.probe import survives
 
 # The largest array held in memory at once: a volume, a reference, one slice of all coils, one HDF5 chunk. A file as a
 # whole, which is read slice by slice, may declare FILE_FACTOR times as much. MRI_N2N_MAX_GIB in the environment
@@ -61,6 +62,7 @@ def open_hdf5(path: Path | str) -> Iterator[h5py.File]:
     path = check_readable(path)
     if not h5py.is_hdf5(path):
         raise InputError(f"{one_line(path)} is no HDF5 file; expected a scan in fastMRI's HDF5 layout")
+    survives(path)
     try:
         with h5py.File(path, "r") as file:
             yield file
