@@ -258,13 +258,15 @@ def test_files_that_end_too_early(name, bench):
     content = path.read_bytes()
     at = {edge + offset for edge in {0, len(content), *boundaries(name, path)} for offset in (-1, 0, 1)}
     assert len(at) > 8
-    for end in sorted(end for end in at if 0 <= end < len(content)):
+    for number, end in enumerate(sorted(end for end in at if 0 <= end < len(content))):
         if name in ("cfl", "hdr"):
             other = {"cfl": "hdr", "hdr": "cfl"}[name]
             bench.write(f".{other}", bench.good[other].read_bytes())
         damaged = bench.write(f".{name}", content[:end])
         # A header of BART with fewer sizes, or without the last line break, is one; its samples say whether it fits.
-        bench.tried(damaged, bench.samples, must=None if name == "hdr" else False)
+        commands = bench.commands(damaged)
+        commands = commands if number % 6 == 0 else [commands[number % len(commands)]]
+        bench.tried(damaged, bench.samples, must=None if name == "hdr" else False, commands=commands)
 
 
 @pytest.mark.parametrize("name", [name for name in ALL if name not in ("cfl", "hdr")])
@@ -273,7 +275,8 @@ def test_files_whose_end_was_never_written(name, bench):
     path = bench.good[name]
     content = path.read_bytes()
     for end in sorted({0, *boundaries(name, path)}):
-        bench.tried(bench.write(f".{name}", content[:end].ljust(len(content), b"\0")))
+        damaged = bench.write(f".{name}", content[:end].ljust(len(content), b"\0"))
+        bench.tried(damaged, commands=bench.commands(damaged)[:: 1 if name in ("npy", "nii") else 2])
 
 
 @pytest.mark.parametrize("name", RAW)
@@ -284,7 +287,7 @@ def test_more_bytes_than_there_should_be(name, bench):
         bench.tried(bench.write(f".{name}", bench.good[name].read_bytes() + more), bench.samples)
 
 
-@pytest.mark.parametrize(("name", "number"), [("h5", 150), ("mrd", 200), ("npy", 60), ("hdr", 40), ("nii", 60), ("nii.gz", 30), ("safetensors", 60)])  # fmt: skip
+@pytest.mark.parametrize(("name", "number"), [("h5", 60), ("mrd", 80), ("npy", 30), ("hdr", 20), ("nii", 40), ("nii.gz", 20), ("safetensors", 30)])  # fmt: skip
 def test_single_bytes_of_the_structure_overwritten(name, number, bench):
     """Without checksums not every change can be found, but none may end otherwise than in a result or one line."""
     path, rng = bench.good[name], np.random.default_rng(1)
@@ -312,7 +315,7 @@ def test_single_bytes_of_the_structure_overwritten(name, number, bench):
             bench.write(".cfl", bench.good["cfl"].read_bytes())
         made = bench.write(f".{name}", bytes(damaged))
         commands = bench.commands(made)
-        bench.tried(made, commands=commands if name not in ("h5", "mrd") else [commands[0], commands[2]])
+        bench.tried(made, commands=commands[:: 1 if name == "npy" else 2])
 
 
 # ------------------------------------------------------------------------------------------------ types, ranks, emptiness

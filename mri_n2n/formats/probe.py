@@ -21,7 +21,7 @@ from mri_n2n.errors import InputError
 from mri_n2n.files import one_line
 
 # A child may take so long, and longer for large files. Seconds of its own work: a slow disk is no damage.
-SECONDS, BYTES_PER_SECOND = 3, 20_000_000
+SECONDS, BYTES_PER_SECOND = 1, 20_000_000
 ROWS_AT_ONCE = 64
 
 
