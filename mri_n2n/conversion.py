@@ -8,14 +8,15 @@ import numpy as np
 
 from mri_n2n.acquisition import Scan
 from mri_n2n.errors import OptionError, OutputError
-from mri_n2n.formats import cfl, mrd, numpy_array, open_scan, read_reference, write_scan
+from mri_n2n.formats import cfl, mrd_writing, numpy_array, open_scan, read_reference, write_scan
 
+SIMULATED = "word on whether it is simulated"
 # What each format has room for, by the suffix of its files.
 ROOM = {
-    ".h5": {"geometry", "mask", "probability", "reference", "noise variance"},
+    ".h5": {"geometry", "mask", "probability", "reference", "noise variance", SIMULATED},
     ".cfl": set(),
     ".npy": set(),
-    ".mrd": {"geometry", "mask"},
+    ".mrd": {"geometry", "mask", "noise variance", SIMULATED},
 }
 
 
@@ -51,7 +52,7 @@ def convert(
     elif target.suffix == ".npy":
         numpy_array.write_scan(target, kspace, scan.shape, force)
     elif target.suffix == ".mrd":
-        mrd.write_scan(target, slices, scan, force)
+        mrd_writing.write_scan(target, slices, scan, force)
     else:
         planes = {name: plane(scan, name) for name in ("mask", "probability")}
         first = scan.read(0, 1)
@@ -71,6 +72,8 @@ def what(scan: Scan, repetition: int | None) -> set[str]:
         "reference": scan.has_reference,
         "noise variance": first.noise_variance is not None,
         "noise covariance": scan.noise_covariance is not None,
+        SIMULATED: scan.simulated is not None,
+        "matrix of the image without oversampling": scan.image_matrix is not None,
         f"all of {scan.repetitions} repetitions (--repetition chooses one)": scan.repetitions > 1
         and repetition is None,
     }

@@ -71,8 +71,12 @@ def atomic_outputs(directory: Path, name: str) -> Iterator[Path]:
         except OSError as error:
             raise OutputError(f"cannot write into {one_line(directory)}: {error.strerror}") from None
         yield folder
-        for file in sorted(folder.iterdir(), key=lambda file: (file.suffix == ".json", file.is_file())):
+        files = sorted(folder.iterdir(), key=lambda file: (file.suffix == ".json", file.is_file()))
+        for file in (inner for inner in sorted(folder.rglob("*")) if inner.is_file()):
+            _sync(file)
+        for file in files:
             _replace_folder(file, directory / file.name) if file.is_dir() else os.replace(file, directory / file.name)
+        _sync(directory)
     except Exception as error:
         reason = _write_failure(error)
         if reason is None or isinstance(error, UserError):

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from mri_n2n.acquisition import Scan
-from mri_n2n.errors import InputError
+from mri_n2n.errors import InputError, OptionError
 from mri_n2n.files import atomic_outputs, check_free, check_readable, one_line
 from mri_n2n.formats.hdf5 import FILE_FACTOR, check_size, size_limit
 from mri_n2n.formats.sampling import reader
@@ -27,7 +27,7 @@ def is_cfl(path: Path) -> bool:
     header = path.with_suffix(".hdr")
     if path.suffix not in (".cfl", ".hdr") or not header.is_file():
         return False
-    with open(header, "rb") as file:
+    with open(check_readable(header), "rb") as file:
         return file.read(12) == b"# Dimensions"
 
 
@@ -46,6 +46,7 @@ def open_scan(path: Path | str, repetition: int | None = None) -> Scan:
             f"{one_line(path)} has sizes {sizes}; expected two of READ, PHS1, PHS2 above 1, and coils, slices, averages"
         )
     shape = (sizes[SLICE], sizes[COIL], sizes[matrix[0]], sizes[matrix[1]])
+    check_size(path, "one slice", 8 * math.prod(shape[1:]), size_limit())
     repetitions = sizes[AVERAGE]
     if repetition is not None and not 0 <= repetition < repetitions:
         raise InputError(f"{one_line(path)} has {repetitions} repetitions; no number {repetition}")
@@ -103,9 +104,14 @@ def read_sizes(path: Path) -> list[int]:
 def write_scan(
     path: Path | str, kspace_slices: Iterable[np.ndarray], shape: tuple[int, int, int, int], force: bool
 ) -> None:
-    """Write slices (coils, y, x) of a scan of shape (slices, coils, y, x) as NAME.cfl and NAME.hdr, both or none."""
+    """Write slices (coils, y, x) of a scan of shape (slices, coils, y, x) as NAME.cfl and NAME.hdr, both or none.
+
+    Errors: OutputError; OptionError for a matrix of one line or column, of which nobody could tell which it is.
+    """
     path = Path(path)
     slices, coils, y, x = shape
+    if min(y, x) < 2:
+        raise OptionError(f"a matrix of {y} x {x} cannot be written for BART, where an axis of length 1 is none")
     sizes = [y, x, 1, coils, *[1] * 9, slices, 1, 1]
     for target in (path.with_suffix(".cfl"), path.with_suffix(".hdr")):
         check_free(target, force)

@@ -23,6 +23,7 @@ class Encoding:
     calibration: str
     trajectory: str
     partitions: int
+    user_parameters: dict[str, str]  # as text, whatever their type
 
     @property
     def acquired_lines(self) -> tuple[int, int]:
@@ -34,7 +35,8 @@ class Encoding:
 def read_encoding(text: bytes | str, path: Path) -> Encoding:
     """Read an XML header by local names, whatever its name space. Errors: InputError; entities are refused."""
     text = text if isinstance(text, bytes) else str(text).encode()
-    if len(text) > 2**24 or b"<!DOCTYPE" in text or b"<!ENTITY" in text:
+    # A zero byte: UTF-16, in which the words would not be found.
+    if len(text) > 2**24 or any(word in text for word in (b"<!DOCTYPE", b"<!ENTITY", b"\0")):
         raise InputError(f"{one_line(path)}: its XML header declares entities or is far too long; refused")
     try:
         root = ElementTree.fromstring(text)
@@ -66,6 +68,7 @@ def read_encoding(text: bytes | str, path: Path) -> Encoding:
         value("encoding/parallelImaging/calibrationMode", str, "none"),
         value("encoding/trajectory", str),
         value("encoding/encodedSpace/matrixSize/z", int, 1),
+        _user_parameters(root),
     )
     possible = all(0 < n < 2**15 for n in (*matrix, *encoding.recon_matrix))
     possible &= all(0 < mm < 1e5 for mm in (*encoding.field_of_view, *encoding.recon_field_of_view))
@@ -74,3 +77,10 @@ def read_encoding(text: bytes | str, path: Path) -> Encoding:
             f"{one_line(path)}: the sizes in its XML header make no sense ({matrix}, {encoding.field_of_view} mm)"
         )
     return encoding
+
+
+def _user_parameters(root: ElementTree.Element) -> dict[str, str]:
+    local = lambda node: node.tag.rpartition("}")[2]  # noqa: E731
+    groups = [node for node in root if local(node) == "userParameters"]
+    pairs = [{local(child): child.text or "" for child in entry} for group in groups for entry in group]
+    return {pair["name"].strip(): pair["value"].strip() for pair in pairs if {"name", "value"} <= set(pair)}

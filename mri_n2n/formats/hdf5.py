@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,6 +18,7 @@ import numpy as np
 from mri_n2n.acquisition import Geometry
 from mri_n2n.errors import InputError, UserError
 from mri_n2n.files import atomic_output, check_readable, one_line
+from mri_n2n.formats.probe import survives
 
 # The largest array held in memory at once: a volume, a reference, one slice of all coils, one HDF5 chunk. A file as a
 # whole, which is read slice by slice, may declare FILE_FACTOR times as much. MRI_N2N_MAX_GIB in the environment
@@ -61,6 +62,7 @@ def open_hdf5(path: Path | str) -> Iterator[h5py.File]:
     path = check_readable(path)
     if not h5py.is_hdf5(path):
         raise InputError(f"{one_line(path)} is no HDF5 file; expected a scan in fastMRI's HDF5 layout")
+    survives(path)
     try:
         with h5py.File(path, "r") as file:
             yield file
@@ -174,7 +176,7 @@ def usable_affine(affine: np.ndarray) -> bool:
 
 class _Sink(io.FileIO):
     """A file that keeps a failing disk from the HDF5 library, which crashes when it cannot write: the first error is
-    kept for `create_hdf5` to raise."""
+    kept for `hdf5_output` to raise."""
 
     error: OSError | None = None
 
@@ -194,6 +196,25 @@ class _Sink(io.FileIO):
             self.error = self.error or error
             return size or 0
 
+    def check(self) -> None:
+        """Raise the first error of the disk, if there was one."""
+        if self.error:
+            raise self.error
+
+
+@contextmanager
+def hdf5_output(path: Path | str, force: bool) -> Iterator[tuple[h5py.File, Callable[[], None]]]:
+    """A new empty file, complete or not at all, and a function that raises what the disk refused so far: whoever writes
+    much calls it on the way. Errors: OutputError."""
+    with atomic_output(path, force) as temporary, _Sink(temporary, "r+") as sink:
+        try:
+            with h5py.File(sink, "w") as file:
+                yield file, sink.check
+        except Exception:
+            sink.check()  # the library's own complaint about what it could not read back is no cause
+            raise
+        sink.check()
+
 
 @contextmanager
 def create_hdf5(
@@ -206,24 +227,18 @@ def create_hdf5(
     the rest. Errors: OutputError; ValueError for slices of other shapes or numbers.
     """
     (number,) = {shape[0] for shape in shapes.values()}
-    with atomic_output(path, force) as temporary, _Sink(temporary, "r+") as sink:
-        with h5py.File(sink, "w") as file:
-            datasets = [file.create_dataset(name, shape, np.complex64) for name, shape in shapes.items()]
-            count = 0
-            for count, arrays in enumerate(slices, start=1):
-                for dataset, array in zip(datasets, arrays, strict=True):
-                    if count > number or array.shape not in (dataset.shape[1:], (1, *dataset.shape[1:])):
-                        raise ValueError(
-                            f"expected {number} slices {dataset.shape[1:]}; slice {count} is {array.shape}"
-                        )
-                    dataset[count - 1] = array.reshape(dataset.shape[1:])
-                if sink.error:
-                    raise sink.error
-            if count != number:
-                raise ValueError(f"expected {number} slices; got {count}")
-            yield file
-        if sink.error:
-            raise sink.error
+    with hdf5_output(path, force) as (file, check_disk):
+        datasets = [file.create_dataset(name, shape, np.complex64) for name, shape in shapes.items()]
+        count = 0
+        for count, arrays in enumerate(slices, start=1):
+            for dataset, array in zip(datasets, arrays, strict=True):
+                if count > number or array.shape not in (dataset.shape[1:], (1, *dataset.shape[1:])):
+                    raise ValueError(f"expected {number} slices {dataset.shape[1:]}; slice {count} is {array.shape}")
+                dataset[count - 1] = array.reshape(dataset.shape[1:])
+            check_disk()
+        if count != number:
+            raise ValueError(f"expected {number} slices; got {count}")
+        yield file
 
 
 def write_attributes(file: h5py.File, attributes: dict, geometry: Geometry | None) -> None:

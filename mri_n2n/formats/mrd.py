@@ -8,21 +8,31 @@ averaged; noise readouts give the noise covariance of the coils; readout oversam
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import h5py
 import numpy as np
 import torch
 
-from mri_n2n.acquisition import Acquisition, Geometry, Scan
+from mri_n2n.acquisition import Acquisition, Scan
 from mri_n2n.coils import noise_covariance
-from mri_n2n.errors import InputError, OptionError
-from mri_n2n.files import atomic_output, one_line
+from mri_n2n.errors import InputError
+from mri_n2n.files import one_line
 from mri_n2n.formats.encoding import Encoding, read_encoding
-from mri_n2n.formats.hdf5 import check_size, checked_dataset, open_hdf5, size_limit
+from mri_n2n.formats.hdf5 import (
+    FILE_FACTOR,
+    MAX_EXPANSION,
+    check_size,
+    checked_dataset,
+    open_hdf5,
+    size_limit,
+)
+from mri_n2n.formats.mrd_notes import geometry_of, noted_noise_variance, noted_simulated
 
 FORMAT = "mrd"
+ROWS_AT_ONCE = 64  # readouts in memory beside their slice
 
 HEAD = np.dtype(
     [("version", "<u2"), ("flags", "<u8"), ("measurement_uid", "<u4"), ("scan_counter", "<u4"),
@@ -51,11 +61,11 @@ def open_scan(path: Path | str, repetition: int | None = None) -> Scan:
     with open_hdf5(path) as file:
         group = _group(file, path)
         encoding = _encoding(file, path, f"{group}/xml")
-        data = checked_dataset(file, path, f"{group}/data", (1,), "V", sparse=True)
+        data = checked_dataset(file, path, f"{group}/data", (1,), "V")
         check_size(path, "the headers of its readouts", len(data) * 400, size_limit())
-        if data.dtype.names is None or not {"head", "data"} <= set(data.dtype.names):
+        if not _holds_readouts(data.dtype):
             raise InputError(f"{one_line(path)}: {group}/data holds no readouts of ISMRMRD")
-        heads = data["head"]
+        heads = _heads(data["head"])
     flags, index = heads["flags"], heads["idx"]
     has = lambda *bits: sum(flags >> np.uint64(bit - 1) & np.uint64(1) for bit in bits) > 0  # noqa: E731
     image = ~has(NOISE, *NOT_IMAGE)
@@ -69,7 +79,7 @@ def open_scan(path: Path | str, repetition: int | None = None) -> Scan:
             raise InputError(f"{one_line(path)} varies in {name}; two-dimensional scans of one contrast are read")
     repetitions = np.unique(index["repetition"][image])
     if repetition is not None:
-        if repetition >= len(repetitions):
+        if not 0 <= repetition < len(repetitions):
             raise InputError(f"{one_line(path)} has {len(repetitions)} repetitions; no number {repetition}")
         image &= index["repetition"] == repetitions[repetition]
     coils = np.unique(heads["active_channels"][image])
@@ -86,17 +96,17 @@ def open_scan(path: Path | str, repetition: int | None = None) -> Scan:
     oversampling = encoding.field_of_view[0] / encoding.recon_field_of_view[0]
     y = round(encoding.matrix[0] / oversampling)
     shape = (len(rows), int(coils[0]), y, encoding.matrix[1])
+    _check_sizes(path, heads, shape[0], shape[1], encoding.matrix)
+    simulated = noted_simulated(encoding)
+    stored_variance = noted_noise_variance(encoding)
     covariance = _covariance(path, group, np.flatnonzero(has(NOISE)), heads, rows[0])
 
     def read_slice(number: int) -> tuple[np.ndarray, np.ndarray, int]:
         """(coils, y, x) k-space, (y, x) mask, and how often its lines were averaged."""
         kspace = np.zeros((shape[1], *encoding.matrix), dtype=np.complex64)
         count = np.zeros(encoding.matrix, dtype=np.int64)
-        with open_hdf5(path) as file:
-            samples = file[f"{group}/data"][rows[number]]["data"]
-        for row, values in zip(rows[number], samples, strict=True):
+        for row, readout in _readouts(path, group, rows[number], heads):
             head = heads[row]
-            readout = _readout(path, head, values)
             center = int(head["center_sample"]) - int(head["discard_pre"])
             if has_bit(head, REVERSE):
                 readout, center = readout[:, ::-1], readout.shape[1] - 1 - center
@@ -116,7 +126,9 @@ def open_scan(path: Path | str, repetition: int | None = None) -> Scan:
         kspace, masks = np.stack(kspace), np.stack(masks)[:, None]
         if not np.isfinite(kspace).all():
             raise InputError(f"{one_line(path)}: k-space holds NaN or infinite samples; expected finite")
-        variance = None if covariance is None else float(covariance.diagonal().real.mean()) / min(averages)
+        variance = stored_variance
+        if covariance is not None:
+            variance = float(covariance.diagonal().real.mean()) / min(averages)
         same = (masks == masks[:1]).all()
         mask = torch.from_numpy((masks[:1] if same else masks).astype(np.float32))
         return Acquisition(torch.from_numpy(kspace), mask, None, None, variance)
@@ -126,9 +138,9 @@ def open_scan(path: Path | str, repetition: int | None = None) -> Scan:
         format=FORMAT,
         shape=shape,
         read=read,
-        geometry=_geometry(heads, rows, encoding, shape),
+        geometry=geometry_of(heads, rows, encoding, shape),
         mask_source="stored",
-        simulated=None,
+        simulated=simulated,
         has_reference=False,
         noise_covariance=covariance,
         repetitions=len(repetitions),
@@ -166,6 +178,62 @@ def _encoding(file: h5py.File, path: Path, name: str) -> Encoding:
     return encoding
 
 
+def _holds_readouts(dtype: np.dtype) -> bool:
+    """Whether the rows of a table are ISMRMRD's: acquisition headers with all their fields, and float32 samples."""
+    if dtype.names is None or not {"head", "data"} <= set(dtype.names):
+        return False
+
+    def has_fields(found: np.dtype, expected: np.dtype) -> bool:
+        if expected.names is None:  # a number, or an array of some
+            return found.base.kind in "iuf" and found.shape == expected.shape
+        names = found.names or ()
+        return all(name in names and has_fields(found[name], expected[name]) for name in expected.names)
+
+    return has_fields(dtype["head"], HEAD) and h5py.check_vlen_dtype(dtype["data"]) == np.dtype("<f4")
+
+
+def _heads(found: np.ndarray) -> np.ndarray:
+    """Headers with their fields in our order and types, whatever those of the file."""
+    heads = np.zeros(len(found), HEAD)
+    with np.errstate(invalid="ignore"):
+        for name in HEAD.names:
+            if HEAD[name].names is None:
+                heads[name] = found[name]
+            else:
+                for inner in HEAD[name].names:
+                    heads[name][inner] = found[name][inner]
+    return heads
+
+
+def _check_sizes(path: Path, heads: np.ndarray, slices: int, coils: int, matrix: tuple[int, int]) -> None:
+    """InputError when readouts are larger than the file, which can only refer to one place many times, or when k-space
+    is beyond the limits, or so much larger than the file that no scan would be."""
+    size = path.stat().st_size
+    if int((heads["active_channels"].astype(np.int64) * heads["number_of_samples"] * 8).sum()) > size:
+        raise InputError(
+            f"{one_line(path)}: the headers of its readouts declare more samples than the file holds; truncated?"
+        )
+    one = coils * math.prod(matrix) * 8
+    check_size(path, "the scan", slices * one, size_limit() * FILE_FACTOR)
+    check_size(path, "one slice", one, size_limit())
+    if slices * one > MAX_EXPANSION * size + 2**20:
+        raise InputError(
+            f"{one_line(path)} declares {slices * one / 2**20:.0f} MiB of k-space in a file of {size / 2**20:.3g} MiB; "
+            "no scan is undersampled so far"
+        )
+
+
+def _readouts(path: Path, group: str, rows: np.ndarray, heads: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """The rows of a table with their readouts, see `_readout`. Only a few are in memory: a row can be longer than its
+    header says, which shows when it was read."""
+    at_once = max(1, min(ROWS_AT_ONCE, size_limit() // path.stat().st_size))
+    with open_hdf5(path) as file:
+        for start in range(0, len(rows), at_once):
+            some = rows[start : start + at_once]
+            for row, values in zip(some, file[f"{group}/data"][some]["data"], strict=True):
+                yield row, _readout(path, heads[row], values)
+
+
 def _readout(path: Path, head: np.void, values: np.ndarray) -> np.ndarray:
     """(coils, samples) complex64 of one readout, without the samples to discard."""
     channels, samples = int(head["active_channels"]), int(head["number_of_samples"])
@@ -184,11 +252,9 @@ def _covariance(path: Path, group: str, noise: np.ndarray, heads: np.ndarray, im
     """
     if not len(noise):
         return None
-    with open_hdf5(path) as file:
-        samples = file[f"{group}/data"][noise]["data"]
-    readouts = np.concatenate(
-        [_readout(path, heads[row], values) for row, values in zip(noise, samples, strict=True)], 1
-    )
+    if len(np.unique(heads["active_channels"][noise])) > 1:
+        return None
+    readouts = np.concatenate([readout for _, readout in _readouts(path, group, noise, heads)], axis=1)
     if len(readouts) != heads[image[0]]["active_channels"] or readouts.shape[1] < 4 * len(readouts):
         return None
     dwell, image_dwell = (float(heads[rows[0]]["sample_time_us"]) for rows in (noise, image))
@@ -207,90 +273,3 @@ def _without_oversampling(kspace: np.ndarray, mask: np.ndarray, y: int) -> tuple
     nearest = np.clip(np.round((np.arange(y) - y // 2) * size / y).astype(int) + size // 2, 0, size - 1)
     mask = mask[nearest]
     return (cropped * mask).astype(np.complex64), mask
-
-
-def _geometry(
-    heads: np.ndarray, rows: dict[int, np.ndarray], encoding: Encoding, shape: tuple[int, ...]
-) -> Geometry | None:
-    """From the positions and directions of the readouts (patient coordinates L, P, S; mm); None when they are zero."""
-    firsts = [heads[found[0]] for found in rows.values()]
-    read, phase, normal = (
-        np.asarray(firsts[0][name], dtype=np.float64) for name in ("read_dir", "phase_dir", "slice_dir")
-    )
-    directions = np.stack((phase, read, normal))
-    if not np.allclose(directions @ directions.T, np.eye(3), atol=1e-2):
-        return None
-    positions = np.stack([np.asarray(head["position"], dtype=np.float64) for head in firsts])
-    _, _, y, x = shape
-    step = normal * encoding.field_of_view[2]
-    if len(positions) > 1:
-        step = (positions[-1] - positions[0]) / (len(positions) - 1)
-        if not (
-            np.allclose(np.diff(positions, axis=0), step, atol=1e-2 * np.linalg.norm(step)) and np.linalg.norm(step) > 0
-        ):
-            return None
-    affine = np.eye(4)
-    affine[:3, 0] = phase * encoding.field_of_view[1] / x
-    affine[:3, 1] = read * encoding.recon_field_of_view[0] / y
-    affine[:3, 2] = step
-    affine[:3, 3] = positions[0] - affine[:3, 0] * (x // 2) - affine[:3, 1] * (y // 2)
-    affine[:2] *= -1  # L, P, S to R, A, S
-    return Geometry(tuple(map(tuple, affine.tolist())), 2, 1, 1, "mm")
-
-
-def write_scan(path: Path | str, slices: Iterable[Acquisition], scan: Scan, force: bool) -> None:
-    """Write single slices as readouts along y of the lines that were sampled, complete or not at all.
-
-    Errors: OutputError; OptionError for masks that are no lines, since a readout is measured as a whole.
-    """
-    _, coils, y, x = scan.shape
-    affine = np.eye(4) if scan.geometry is None else _axes_of_slices(scan.geometry)
-    spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    vlen = h5py.vlen_dtype(np.float32)
-    with atomic_output(path, force) as temporary, h5py.File(temporary, "w") as file:
-        dtype = np.dtype([("head", HEAD), ("traj", vlen), ("data", vlen)])
-        data = file.create_dataset("dataset/data", (0,), dtype, maxshape=(None,), chunks=(64,))
-        for number, acquisition in enumerate(slices):
-            mask = acquisition.mask[0, 0].numpy()
-            if (mask != mask[:1]).any():
-                raise OptionError(f"{one_line(scan.path)} is sampled at points; MRD holds readouts, lines along y")
-            lines = np.flatnonzero(mask[0])
-            table = np.zeros(len(lines), dtype)
-            head = table["head"]
-            head["version"], head["number_of_samples"], head["center_sample"] = 1, y, y // 2
-            head["available_channels"] = head["active_channels"] = coils
-            head["idx"]["kspace_encode_step_1"], head["idx"]["slice"] = lines, number
-            if scan.geometry is not None:
-                place = affine @ [x // 2, y // 2, number, 1]
-                for name, value in (("phase_dir", 0), ("read_dir", 1), ("slice_dir", 2)):
-                    head[name] = affine[:3, value] / spacing[value]
-                head["position"] = place[:3]
-            table["head"] = head
-            for row, line in enumerate(lines):
-                readout = np.ascontiguousarray(acquisition.kspace[0, :, :, line].numpy(), dtype=np.complex64)
-                table[row]["traj"], table[row]["data"] = np.zeros(0, np.float32), readout.view(np.float32).ravel()
-            data.resize(len(data) + len(lines), axis=0)
-            data[len(data) - len(lines) :] = table
-        file["dataset/xml"] = np.array([_xml(y, x, spacing)], dtype=h5py.string_dtype())
-
-
-def _axes_of_slices(geometry: Geometry) -> np.ndarray:
-    """(x, y, slice) -> millimetres in L, P, S: the affine with its columns in the order of our slices."""
-    low, high = (axis for axis in range(3) if axis != geometry.slice_axis)
-    scale = {"meter": 1e3, "micron": 1e-3}.get(geometry.spatial_unit, 1.0)
-    affine = np.asarray(geometry.affine)[:, [low, high, geometry.slice_axis, 3]]
-    return affine * np.array([-scale, -scale, scale, 1])[:, None]
-
-
-def _xml(y: int, x: int, spacing: np.ndarray) -> str:
-    sizes = f"<matrixSize><x>{y}</x><y>{x}</y><z>1</z></matrixSize>"
-    field = "".join(f"<{n}>{mm:.9g}</{n}>" for n, mm in zip("xyz", spacing[[1, 0, 2]] * (y, x, 1), strict=True))
-    space = f"{sizes}<fieldOfView_mm>{field}</fieldOfView_mm>"
-    limits = f"<minimum>0</minimum><maximum>{x - 1}</maximum><center>{x // 2}</center>"
-    return (
-        '<?xml version="1.0"?><ismrmrdHeader xmlns="http://www.ismrm.org/ISMRMRD">'
-        "<experimentalConditions><H1resonanceFrequency_Hz>0</H1resonanceFrequency_Hz></experimentalConditions>"
-        f"<encoding><encodedSpace>{space}</encodedSpace><reconSpace>{space}</reconSpace>"
-        f"<encodingLimits><kspace_encoding_step_1>{limits}</kspace_encoding_step_1></encodingLimits>"
-        "<trajectory>cartesian</trajectory></encoding></ismrmrdHeader>"
-    )

@@ -39,6 +39,7 @@ def open_scan(path: Path | str, format: str = "npy") -> Scan:
         [1, 1] if not leading else leading if len(leading) == 2 else [1, *leading] if first == 1 else [*leading, 1]
     )
     shape = (*leading, y, x)
+    check_size(path, "one slice", array.nbytes // shape[0], size_limit())
 
     def read_slice(number: int) -> np.ndarray:
         with np.errstate(over="ignore"):

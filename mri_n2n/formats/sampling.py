@@ -108,7 +108,8 @@ def acquired_range(sampled: np.ndarray) -> tuple[int, int]:
         """Empty indices at the start that were never acquired."""
         at = np.flatnonzero(sampled)
         gap, quarter = int(at[0]), max(1, (last - first) // 4)
-        outer, inner = (sampled[gap + i * quarter : gap + (i + 1) * quarter].mean() for i in (0, 1))
+        outer = sampled[gap : gap + quarter].mean()
+        inner = sampled[gap + quarter : gap + 2 * quarter].mean() if gap + quarter < count else 0.0
         density = outer * min(1.0, outer / inner) ** 2 if inner > 0 else outer
         widest = int(np.diff(at[at <= gap + 2 * quarter]).max(initial=1)) - 1
         return gap if gap > 3 * widest and (1 - density) ** gap < 1e-3 else 0
