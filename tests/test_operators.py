@@ -154,15 +154,32 @@ def test_optimal_trust_is_the_share_of_the_error_variance():
 @pytest.mark.parametrize("shape", [(4, 6), (5, 3)])
 @pytest.mark.parametrize("trust", [0.0, 0.2, 0.7, 1.0, torch.tensor(0.7, dtype=torch.float64)])
 def test_consistency_of_several_coils_is_the_stated_minimiser(shape, trust):
-    """(trust A^H A + (1 - trust)) x = trust A^H s + (1 - trust) z, solved by numpy; for trust 1 the ratio is `HARD_WITH_MAPS`."""
+    """(trust A^H A + (1 - trust)) x = trust A^H s + (1 - trust) z, solved by numpy; for trust 1 the image counts with
+    w (1 - A^H A), w = `HARD_WITH_MAPS`."""
     mask, maps = random_mask(1, shape, share=0.6), complex_normal(1, 3, *shape, seed=1)
     kspace, image = mask * complex_normal(1, 3, *shape, seed=2), complex_normal(1, 1, *shape, seed=3)
     a, pixels, share = explicit(mask, maps), shape[0] * shape[1], float(trust)
-    keep = HARD_WITH_MAPS if share == 1 else max(1 - share, 1e-3 * share)
-    left = share * a.conj().T @ a + keep * np.eye(pixels)
-    expected = np.linalg.solve(left, share * a.conj().T @ kspace.flatten().numpy() + keep * image.flatten().numpy())
+    normal_matrix, one = a.conj().T @ a, np.eye(pixels)
+    keep = HARD_WITH_MAPS * (one - normal_matrix) if share == 1 else max(1 - share, 1e-3 * share) * one
+    right = share * a.conj().T @ kspace.flatten().numpy() + keep @ image.flatten().numpy()
+    expected = np.linalg.solve(share * normal_matrix + keep, right)
     result = data_consistency(image, kspace, mask, maps, trust=trust, iterations=200)
     np.testing.assert_allclose(result.flatten().numpy(), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype, tolerance", DTYPES)
+def test_hard_consistency_of_several_coils_sampled_fully_is_the_measurement(dtype, tolerance):
+    """Whatever the network says; and nothing is measured where the maps are zero."""
+    shape = (9, 8)
+    maps = complex_normal(2, 4, *shape, seed=1, dtype=dtype)
+    maps = maps / maps.abs().square().sum(dim=1, keepdim=True).sqrt()
+    maps[..., :2] = 0
+    image, kspace = complex_normal(2, 1, *shape, seed=2, dtype=dtype), complex_normal(2, 4, *shape, seed=3, dtype=dtype)
+    mask = torch.ones((1, 1, *shape), dtype=real_dtype(dtype))
+    result = data_consistency(image, kspace, mask, maps)
+    measured = adjoint(kspace, mask, maps)
+    torch.testing.assert_close(result[..., 2:], measured[..., 2:], rtol=0, atol=20 * tolerance)
+    torch.testing.assert_close(result[..., :2], image[..., :2], rtol=0, atol=20 * tolerance)
 
 
 def test_consistency_of_several_coils_leaves_a_consistent_image_alone():
