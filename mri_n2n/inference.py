@@ -46,7 +46,8 @@ def reconstruct_acquisition(
     slices, coils, y, x = acquisition.kspace.shape
     maps = acquisition.sensitivity_maps
     together = 1 if maps is None else coils  # coils of one batch item
-    flat = acquisition.kspace.reshape(-1, together, y, x) / scale
+    flat = acquisition.kspace.reshape(-1, together, y, x)
+    flat = flat if scale == 1 else flat / scale  # no copy without need
     images = torch.empty((len(flat), 1, y, x), dtype=torch.complex64, device="cpu")
     repeated = lambda value: value.expand(slices, 1, y, x).repeat_interleave(coils // together, dim=0)  # noqa: E731
     mask = repeated(acquisition.mask)
