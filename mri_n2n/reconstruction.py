@@ -149,8 +149,7 @@ def reconstruct_file(
         for start in tqdm(range(0, slices, at_once), desc=name, unit="batch", disable=not progress_shown(quiet)):
             acquisition = scan.read(start, min(start + at_once, slices)).to(loaded.device)
             if mixing is not None:
-                kspace = combine(mixing.to(loaded.device), acquisition.kspace)
-                acquisition = replace(acquisition, kspace=kspace)
+                acquisition = replace(acquisition, kspace=combine(mixing.to(loaded.device), acquisition.kspace))
             if combined:
                 acquisition, caution = with_sensitivity_maps(acquisition)
                 found.update([caution] if caution else [])
@@ -175,6 +174,7 @@ def reconstruct_file(
             arrays = [complex_images[:, 0] if len(shapes["image"]) == 3 else complex_images]
             arrays += [crop_or_pad(acquisition.sensitivity_maps.cpu(), *matrix)] if combined else []
             yield from zip(*(array.numpy() for array in arrays), strict=True)
+            del acquisition, arrays  # or they are held while the next slices are read
 
     with atomic_outputs(output, name) as folder:
         h5, nii, png, sidecar_path = result_paths(folder, name)
