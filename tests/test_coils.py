@@ -1,5 +1,6 @@
 """Coils: whitening and compression against their definitions, ESPIRiT against closed-form sensitivities and sigpy."""
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -247,3 +248,18 @@ def test_maps_agree_with_sigpy(coils, shape):
         where = inside(one).numpy()
         assert np.abs(theirs - found)[:, where].max() < 1e-2
         assert ((np.abs(theirs).sum(0) > 0) == (np.abs(found).sum(0) > 0)).mean() > 0.99
+
+
+def test_the_benchmark_compares_up_to_phase_and_does_without_sigpy(monkeypatch):
+    from mri_n2n.benchmarks import coils as benchmark
+
+    maps = np.exp(1j * np.arange(24.0)).reshape(2, 3, 4)
+    inside = np.ones((3, 4), bool)
+    turned = maps * np.exp(2j * np.arange(12.0)).reshape(3, 4)
+    assert benchmark.disagreement(maps, turned, inside) < 1e-12
+    turned[1, 2, 3] *= 1j
+    assert benchmark.disagreement(maps, turned, inside) > 0.5
+    inside[2, 3] = False
+    assert benchmark.disagreement(maps, turned, inside) < 1e-12
+    monkeypatch.setitem(sys.modules, "sigpy.mri.app", None)
+    assert "sigpy is not installed" in benchmark.maps_section(benchmark.phantom_slices(1, 40), quick=True)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from mri_n2n import operators
 from mri_n2n.operators import HARD_WITH_MAPS, adjoint, conjugate_gradient, data_consistency, forward, normal
 
 DTYPES = [(torch.complex64, 2e-5), (torch.complex128, 1e-13)]
@@ -51,6 +52,26 @@ def test_forward_adjoint_normal_equal_the_explicit_matrix(shape, coils):
     np.testing.assert_allclose(
         normal(image, mask, maps).flatten().numpy(), a.conj().T @ (a @ image.flatten().numpy()), atol=1e-12
     )
+
+
+@pytest.mark.parametrize("at_once", [1, 2 * 7 * 5 * 2, 10**6])
+def test_normal_by_few_coils_at_a_time_is_that_of_all(at_once, monkeypatch):
+    """Five coils by one, by two (the last alone) and together."""
+    monkeypatch.setattr(operators, "SAMPLES_AT_ONCE", at_once)
+    mask, maps, image = random_mask(1, (7, 5)), complex_normal(2, 5, 7, 5, seed=1), complex_normal(2, 1, 7, 5, seed=2)
+    for item in range(2):
+        a = explicit(mask, maps[item : item + 1])
+        expected = a.conj().T @ (a @ image[item].flatten().numpy())
+        np.testing.assert_allclose(normal(image, mask, maps)[item].flatten().numpy(), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("trust", [1.0, 0.4])
+def test_consistency_of_several_coils_needs_the_zero_filled_image_alone(trust):
+    mask, maps, image = random_mask(1, (8, 7)), complex_normal(1, 3, 8, 7, seed=1), complex_normal(1, 1, 8, 7, seed=2)
+    kspace = mask * complex_normal(1, 3, 8, 7, seed=3)
+    zero_filled = adjoint(kspace, mask, maps)
+    found = data_consistency(image, None, mask, maps, zero_filled=zero_filled, trust=trust)
+    torch.testing.assert_close(found, data_consistency(image, kspace, mask, maps, trust=trust))
 
 
 @pytest.mark.parametrize("dtype, tolerance", DTYPES)
