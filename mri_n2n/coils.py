@@ -15,31 +15,59 @@ from mri_n2n.fourier import ifft2c
 VIRTUAL_COILS = 12
 # Samples along one side of a calibration region: as many as are used, and as few as ESPIRiT can do with.
 SIDE, SMALLEST = 24, 6
-# Pixels whose coil-by-coil matrices are in memory at once.
-PIXELS_AT_ONCE = 4096
+# Entries of the coil-by-coil matrices of pixels that are in memory at once: 2 MB, which a processor's cache holds.
+ENTRIES_AT_ONCE = 2**18
+# Eigenvalues of the noise correlation below this share of the largest are zero to rounding; those of coils that are
+# merely coupled are above 1e-3.
+SINGULAR = 1e-5
 
 
 def noise_covariance(noise: Tensor) -> Tensor:
     """Covariance E[n n^H] (coils, coils) of noise samples (coils, samples), complex."""
-    noise = noise - noise.mean(dim=1, keepdim=True)
-    return noise @ noise.conj().T / noise.shape[1]
+    exact = noise.to(torch.complex128)  # else rounding hides that a covariance is singular
+    exact = exact - exact.mean(dim=1, keepdim=True)
+    return (exact @ exact.conj().T / exact.shape[1]).to(noise.dtype)
 
 
 def whitening_matrix(covariance: Tensor) -> Tensor:
     """W (coils, coils) with W C W^H = v 1, v the mean variance of the coils: white coils stay as they are, units too.
 
-    Errors: InputError for a covariance that is not positive definite.
+    A singular C, as of doubled coils, has combinations of coils without noise: W leaves them out and has fewer rows.
+    Errors: InputError for a coil without noise.
     """
-    variance = covariance.diagonal().real.mean()
-    try:
-        cholesky = torch.linalg.cholesky(covariance.to(torch.complex128))
-    except torch.linalg.LinAlgError:
+    scale, values, vectors = _correlation(covariance)
+    kept = values > SINGULAR * values[-1]
+    if kept.all():
+        one = torch.eye(len(covariance), dtype=vectors.dtype, device=vectors.device)
+        white = torch.linalg.solve_triangular(torch.linalg.cholesky(covariance.to(one.dtype)), one, upper=False)
+    else:
+        white = (vectors[:, kept] * values[kept].rsqrt()).mH * scale
+    return (covariance.diagonal().real.mean().sqrt() * white).to(covariance.dtype)
+
+
+def noise_free_combinations(covariance: Tensor) -> Tensor:
+    """What `whitening_matrix` leaves out: (combinations, coils), orthonormal for coils scaled to noise variance 1."""
+    scale, values, vectors = _correlation(covariance)
+    return (vectors[:, values <= SINGULAR * values[-1]].mH * scale).to(covariance.dtype)
+
+
+def _correlation(covariance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of coils scaled to noise variance 1, whatever their gains: the scale, and eigenvalues and vectors, ascending."""
+    exact = covariance.to(torch.complex128)
+    variance = exact.diagonal().real
+    if not (variance > 0).all():
         raise InputError(
-            "the noise covariance of the coils is not positive definite; a coil is empty or doubled"
-        ) from None
-    one = torch.eye(len(covariance), dtype=cholesky.dtype, device=cholesky.device)
-    white = torch.linalg.solve_triangular(cholesky, one, upper=False)
-    return (variance.sqrt() * white).to(covariance.dtype)
+            f"{_coils(variance <= 0)} signal, but none of the noise that the noise readouts hold of the others"
+        )
+    scale = variance.rsqrt()
+    return scale, *torch.linalg.eigh(scale[:, None] * exact * scale)
+
+
+def _coils(which: Tensor) -> str:
+    """ "coils 2, 5 (counted from 0) have", as the start of a sentence."""
+    numbers = which.nonzero().flatten().tolist()
+    plural = len(numbers) > 1
+    return f"coil{'s' * plural} {', '.join(map(str, numbers))} (counted from 0) {'have' if plural else 'has'}"
 
 
 def compression_matrix(kspace: Tensor, coils: int) -> Tensor:
@@ -55,62 +83,108 @@ def compression_matrix(kspace: Tensor, coils: int) -> Tensor:
     return vectors[:, -coils:].flip(1).conj().T.contiguous()
 
 
-def coil_mixing(scan: Scan, virtual_coils: int = VIRTUAL_COILS) -> Tensor | None:
-    """The (virtual coils, coils) matrix that whitens a scan's noise, where its covariance is known, and compresses more
-    coils than `virtual_coils` by the samples near the k-space centre; None when there is nothing to do."""
+def coil_mixing(scan: Scan, virtual_coils: int = VIRTUAL_COILS) -> tuple[Tensor | None, list[str]]:
+    """The (virtual coils, coils) matrix that leaves out dead coils, whitens a scan's noise, where its covariance is known,
+    and compresses more coils than `virtual_coils` by the samples near the k-space centre (None when there is nothing to
+    do), and what is to be said of the coils. A dead coil has neither signal nor noise.
+
+    Errors: InputError for coils with signal but without noise.
+    """
     slices, coils, y, x = scan.shape
-    if scan.noise_covariance is None and coils <= virtual_coils:
-        return None
-    one = torch.eye(coils, dtype=torch.complex64)
-    white = one if scan.noise_covariance is None else whitening_matrix(scan.noise_covariance)
-    if coils <= virtual_coils:
-        return white
-    high, wide = min(y, 2 * SIDE), min(x, 2 * SIDE)
     some = range(0, slices, max(1, slices // 8))  # a sensitivity changes little from slice to slice
-    centers = [
-        scan.read(i, i + 1).kspace[:, :, y // 2 - high // 2 :, x // 2 - wide // 2 :][:, :, :high, :wide] for i in some
-    ]
-    return compression_matrix(combine(white, torch.cat(centers)), virtual_coils) @ white
+    signal, centers = torch.zeros(coils, dtype=torch.bool), []
+    for index in some:
+        kspace = scan.read(index, index + 1).kspace
+        signal |= kspace[0].flatten(1).any(dim=1)
+        centers.append(
+            _center(kspace, (min(y, 2 * SIDE), min(x, 2 * SIDE))).clone()
+        )  # no view: it would keep the slice
+    for index in range(slices):
+        if signal.all():
+            break
+        signal |= scan.read(index, index + 1).kspace[0].flatten(1).any(dim=1)
+    noise, said, kspace = scan.noise_covariance, [], torch.cat(centers)
+    alive = signal if noise is None else signal | (noise.diagonal().real > 0)
+    matrix = torch.eye(coils, dtype=torch.complex64)[alive]
+    if not alive.all():
+        said.append(f"{_coils(~alive)} neither signal nor noise: left out")
+    if noise is not None:
+        noise = noise[alive][:, alive]
+        empty = noise_free_combinations(noise) @ matrix
+        if len(empty):
+            spread = noise.diagonal().real.sqrt()
+            scaled = kspace[:, alive] / spread[:, None, None]
+            involved = torch.zeros(coils, dtype=torch.bool)
+            involved[alive] = ((empty[:, alive] * spread).abs() > 0.1).any(dim=0)
+            if combine(empty, kspace).norm() > 1e-3 * scaled.norm():
+                raise InputError(f"{_coils(involved)} noise that depends on one another's, but signals that do not")
+            said.append(
+                f"{_coils(involved)} noise and signal that depend on one another's, as of a doubled coil: {len(empty)} "
+                f"of {int(alive.sum())} combinations of coils left out"
+            )
+        matrix = whitening_matrix(noise) @ matrix
+    if len(matrix) > virtual_coils:
+        matrix = compression_matrix(combine(matrix, kspace), virtual_coils) @ matrix
+    return (None if noise is None and len(matrix) == coils else matrix), said
 
 
 def combine(matrix: Tensor, kspace: Tensor) -> Tensor:
     """Mix coils: (new, coils) times (..., coils, y, x) -> (..., new, y, x)."""
-    return torch.einsum("nc,...cyx->...nyx", matrix, kspace)
+    return (matrix @ kspace.flatten(-2)).unflatten(-1, kspace.shape[-2:])
 
 
 def with_sensitivity_maps(acquisition: Acquisition) -> tuple[Acquisition, str | None]:
     """The acquisition with maps from its own k-space centre, and what is to be said of them (None: nothing).
 
-    ESPIRiT from the largest fully sampled rectangle about the centre that all its slices share. Where that is too small,
-    the coil images of the samples near the centre, divided by their root-sum-of-squares: smooth, and not masked.
+    Each slice by itself: ESPIRiT from its largest fully sampled rectangle about the centre. Where that is too small, the
+    coil images of the samples near the centre, divided by their root-sum-of-squares: smooth, and not masked. Empty slices
+    have maps of zeros.
     """
-    kspace = acquisition.kspace
-    high, wide = calibration_region(acquisition.mask.amin(dim=(0, 1)))
+    kspace, mask = acquisition.kspace, acquisition.mask
+    maps = torch.zeros_like(kspace)
+    regions = [calibration_region(one[0]) for one in mask]
     caution = None
-    if min(high, wide) >= SMALLEST:
-        high, wide = min(high, max(SIDE, SIDE**2 // wide)), min(wide, max(SIDE, SIDE**2 // high))
-        maps = sensitivity_maps(kspace, (high, wide), kernel=6 if min(high, wide) >= 12 else 4)
-    else:
-        caution = (
-            f"calibration region of {high} x {wide} samples, too small for ESPIRiT ({SMALLEST} x {SMALLEST}): coil "
-            "sensitivities are taken from low-resolution images, so aliasing and shading may remain"
-        )
-        maps = low_resolution_maps(kspace)
+    for index in range(len(kspace)):  # one at a time: memory stays the same, and so does the result
+        one, (high, wide) = kspace[index : index + 1], regions[index if len(mask) > 1 else 0]
+        if not one.any():
+            continue
+        if min(high, wide) >= SMALLEST:
+            high, wide = min(high, max(SIDE, SIDE**2 // wide)), min(wide, max(SIDE, SIDE**2 // high))
+            maps[index] = sensitivity_maps(one, (high, wide), kernel=6 if min(high, wide) >= 12 else 4)[0]
+        else:
+            caution = (
+                f"calibration region too small for ESPIRiT (less than {SMALLEST} x {SMALLEST} samples): coil "
+                "sensitivities are taken from low-resolution images, so aliasing and shading may remain"
+            )
+            maps[index] = low_resolution_maps(one)[0]
     return replace(acquisition, sensitivity_maps=maps), caution
 
 
 def low_resolution_maps(kspace: Tensor, radius: int = SIDE // 2) -> Tensor:
     """Coil images (slices, coils, y, x) of the samples within `radius` of the centre, divided by their
-    root-sum-of-squares: a Hann window, sum |S|^2 = 1, the first coil with phase zero."""
+    root-sum-of-squares: a Hann window, sum |S|^2 = 1, the first coil that has signal with phase zero."""
     windows = []
     for n in kspace.shape[-2:]:
         distance = ((torch.arange(n, device=kspace.device) - n // 2) / radius).abs().clamp_max(1)
         windows.append(0.5 + 0.5 * torch.cos(torch.pi * distance))
     images = ifft2c(kspace * windows[0][:, None] * windows[1])
-    images = images * torch.sgn(images[:, :1]).conj()
+    images = images * _opposite_phase(images, kspace)
     largest = images.abs().amax(dim=1, keepdim=True)
     images = torch.where(largest > 0, images / largest, 0.0)  # raw units leave float32 squared
     return images / images.abs().square().sum(dim=1, keepdim=True).sqrt().clamp_min(1)
+
+
+def _opposite_phase(images: Tensor, kspace: Tensor) -> Tensor:
+    """What turns each slice's first coil that has signal to phase zero, (slices, 1, y, x) of magnitude 1."""
+    first = kspace.flatten(2).any(dim=2).long().argmax(dim=1)  # a dead coil has no phase
+    reference = images.gather(1, first[:, None, None, None].expand(-1, 1, *images.shape[-2:]))
+    return torch.where(reference == 0, 1.0, torch.sgn(reference).conj())
+
+
+def _center(kspace: Tensor, size: tuple[int, int]) -> Tensor:
+    """The central (y, x) samples of k-space (..., y, x): indices from n // 2 - size // 2 on."""
+    (high, wide), (y, x) = size, kspace.shape[-2:]
+    return kspace[..., y // 2 - high // 2 :, x // 2 - wide // 2 :][..., :high, :wide]
 
 
 def calibration_region(mask: Tensor) -> tuple[int, int]:
@@ -120,11 +194,12 @@ def calibration_region(mask: Tensor) -> tuple[int, int]:
     sampled = mask > 0
     left = sampled[:, : x // 2].flip(1).long().cumprod(1).sum(1)  # samples in a row before the centre column
     right = sampled[:, x // 2 :].long().cumprod(1).sum(1)
+    left, right = left.tolist(), right.tolist()
     best, before, after = (0, 0), x, x
     for high in range(1, y + 1):
         # The row that joins: below and above the centre in turn.
         row = y // 2 - high // 2 if high % 2 == 0 else y // 2 + high // 2
-        before, after = min(before, int(left[row])), min(after, int(right[row]))
+        before, after = min(before, left[row]), min(after, right[row])
         wide = min(2 * before + 1, 2 * after)  # columns begin at x // 2 - wide // 2
         if high * wide > best[0] * best[1]:
             best = (high, wide)
@@ -143,13 +218,11 @@ def sensitivity_maps(
 
     Uecker et al., MRM 71, 2014: patches of the calibration region lie in the span of few kernels; projecting on that
     span acts on every pixel's coil values as a coils x coils matrix, of which a sensitivity is an eigenvector to
-    eigenvalue 1. sum |S|^2 = 1 where the eigenvalue is above `crop`, zero elsewhere; the first coil has phase zero.
+    eigenvalue 1. sum |S|^2 = 1 where the eigenvalue is above `crop`, zero elsewhere; the first coil
+    that has signal has phase zero.
     threshold: singular values kept, as a share of the largest.
     """
     slices, coils, y, x = kspace.shape
-    (high, wide) = calibration
-    center = kspace[:, :, y // 2 - high // 2 :, x // 2 - wide // 2 :][:, :, :high, :wide]
-    spectrum = _projection_spectrum(center, kernel, threshold)  # (slices, coils, coils, 2 kernel - 1, 2 kernel - 1)
     shifts = torch.arange(1 - kernel, kernel, device=kspace.device, dtype=torch.float64)
     waves = [
         torch.polar(
@@ -159,46 +232,48 @@ def sensitivity_maps(
         for n in (y, x)
     ]
     maps = torch.empty_like(kspace)
-    rows = max(1, PIXELS_AT_ONCE // x)
+    rows = max(1, ENTRIES_AT_ONCE // (coils**2 * x))
     for index in range(slices):
-        along_x = spectrum[index] @ waves[1].T  # (coils, coils, 2 kernel - 1, x)
+        spectrum = _projection_spectrum(_center(kspace[index], calibration), kernel, threshold)
+        along_x = spectrum @ waves[1].T  # (coils, coils, 2 kernel - 1, x)
         for start in range(0, y, rows):
             matrices = torch.einsum("yk,cdkx->yxcd", waves[0][start : start + rows], along_x)
             vector, value = _leading_eigenvector(matrices)
             maps[index, :, start : start + rows] = torch.where(value > crop, vector, 0.0).movedim(-1, 0)
+    maps *= _opposite_phase(maps, kspace)
     return maps
 
 
 def _projection_spectrum(center: Tensor, kernel: int, threshold: float) -> Tensor:
-    """Fourier coefficients, by shift, of the per-pixel matrices that project on the span of the calibration patches."""
-    slices, coils = center.shape[:2]
-    patches = center.unfold(2, kernel, 1).unfold(3, kernel, 1)  # (slices, coils, ny, nx, kernel, kernel)
-    rows = patches.permute(0, 2, 3, 1, 4, 5).reshape(slices, -1, coils * kernel**2)
-    rows = rows / rows.abs().amax(dim=(1, 2), keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+    """Fourier coefficients (coils, coils, 2 kernel - 1, 2 kernel - 1), by shift, of the per-pixel matrices that project
+    on the span of the patches of a calibration region (coils, y, x)."""
+    coils = len(center)
+    patches = center.unfold(1, kernel, 1).unfold(2, kernel, 1)  # (coils, ny, nx, kernel, kernel)
+    rows = patches.permute(1, 2, 0, 3, 4).reshape(-1, coils * kernel**2)
+    rows = rows / rows.abs().amax().clamp_min(torch.finfo(torch.float32).tiny)
     _, values, vectors = torch.linalg.svd(rows, full_matrices=False)
-    kept = (values > threshold * values[:, :1]) & (values > 0)
-    vectors = vectors * kept[..., None]
+    vectors = vectors[(values > threshold * values[0]) & (values > 0)]
     # A row is a patch, so patches are combinations of conj(conj(vectors)): the projector on their span.
     projector = vectors.mT @ vectors.conj()
-    projector = projector.reshape(slices, coils, kernel**2, coils, kernel**2).permute(0, 1, 3, 2, 4)
+    projector = projector.reshape(coils, kernel**2, coils, kernel**2).permute(0, 2, 1, 3)
     offset = torch.arange(kernel, device=center.device)
     shift = offset[:, None] - offset[None, :] + kernel - 1  # (kernel, kernel)
     size = 2 * kernel - 1
     place = shift[:, None, :, None] * size + shift[None, :, None, :]  # (ky, kx, ly, lx)
-    spectrum = center.new_zeros((slices, coils, coils, size**2))
-    spectrum.index_add_(3, place.flatten(), projector.flatten(3))
-    return spectrum.unflatten(3, (size, size)) / kernel**2
+    spectrum = center.new_zeros((coils, coils, size**2))
+    spectrum.index_add_(2, place.flatten(), projector.flatten(2))
+    return spectrum.unflatten(2, (size, size)) / kernel**2
 
 
 def _leading_eigenvector(matrices: Tensor) -> tuple[Tensor, Tensor]:
-    """Of Hermitian positive matrices (..., n, n): unit eigenvectors (..., n), first entry real, and eigenvalues (..., 1)."""
+    """Of Hermitian positive matrices (..., n, n): unit eigenvectors (..., n) of any phase, and eigenvalues (..., 1)."""
+    trace = lambda power: power.diagonal(dim1=-2, dim2=-1).real.sum(-1)[..., None, None].clamp_min(1e-30)  # noqa: E731
     power = matrices
     for _ in range(7):  # squared seven times: 128 steps of the power method
         power = power @ power
-        power = power / power.diagonal(dim1=-2, dim2=-1).real.sum(-1)[..., None, None].clamp_min(1e-30)
+        power *= trace(power).reciprocal()
     largest = power.diagonal(dim1=-2, dim2=-1).real.argmax(-1)
     column = power.gather(-1, largest[..., None, None].expand(*power.shape[:-1], 1))[..., 0]
     vector = column / column.norm(dim=-1, keepdim=True).clamp_min(1e-30)
-    vector = vector * torch.sgn(vector[..., :1]).conj()
     value = (vector.conj() * (matrices @ vector[..., None])[..., 0]).real.sum(-1, keepdim=True)
     return vector, value

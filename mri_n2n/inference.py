@@ -46,8 +46,9 @@ def reconstruct_acquisition(
     slices, coils, y, x = acquisition.kspace.shape
     maps = acquisition.sensitivity_maps
     together = 1 if maps is None else coils  # coils of one batch item
-    flat = acquisition.kspace.reshape(-1, together, y, x) / scale
-    images = torch.empty((len(flat), 1, y, x), dtype=torch.complex64)
+    flat = acquisition.kspace.reshape(-1, together, y, x)
+    flat = flat if scale == 1 else flat / scale  # no copy without need
+    images = torch.empty((len(flat), 1, y, x), dtype=torch.complex64, device="cpu")
     repeated = lambda value: value.expand(slices, 1, y, x).repeat_interleave(coils // together, dim=0)  # noqa: E731
     mask = repeated(acquisition.mask)
     probability = None if acquisition.probability is None else repeated(acquisition.probability)
@@ -58,7 +59,7 @@ def reconstruct_acquisition(
         batch = Acquisition(of(flat), of(mask), of(probability), of(maps), acquisition.noise_variance).to(device)
         seen = [mirror_axes(network(flip(batch, axes)), axes) for axes in views]
         images[start : start + step] = (sum(seen) / len(seen)).cpu()
-    images[~flat.any(dim=(1, 2, 3))] = 0  # a slice or coil without signal stays empty
+    images[~flat.any(dim=(1, 2, 3)).cpu()] = 0  # a slice or coil without signal stays empty
     return images.reshape(slices, -1, y, x)
 
 
@@ -123,7 +124,7 @@ def reconstruct_array(
     share = (sampled.mean() if len(sampled) == len(full) else sampled[0].mean()).item()
     said = cautions(loaded, sampled[len(sampled) // 2][None], share)
     if full.shape[1] > 1:
-        acquisition, caution = with_sensitivity_maps(acquisition)
+        acquisition, caution = with_sensitivity_maps(acquisition.to(loaded.device))
         said += [caution] if caution else []
     for caution in said:
         warnings.warn(caution, stacklevel=3)

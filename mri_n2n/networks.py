@@ -121,14 +121,15 @@ class Unrolled(nn.Module):
         kspace, mask, maps = acquisition.kspace, acquisition.mask, acquisition.sensitivity_maps
         zero_filled = adjoint(kspace, mask, maps)
         scale = _scale(zero_filled)
-        image, kspace = zero_filled / scale, kspace / scale
+        image = zero_filled = zero_filled / scale
+        samples = kspace / scale if maps is None else None  # with maps the zero-filled image says all
         # Outside the support of the maps nothing is measured and nothing is said.
         support = 1.0 if maps is None else (maps != 0).any(dim=1, keepdim=True)
         real = image.imag.abs().amax(dim=(1, 2, 3), keepdim=True) <= 1e-5
         for cascade, unet in enumerate(self.unets):
             image = support * (image + _to_complex(unet(_to_real(image))))
             trust = 1.0 if self.trust is None else torch.sigmoid(self.trust[cascade])
-            image = data_consistency(image, kspace, mask, maps, trust=trust)
+            image = data_consistency(image, samples, mask, maps, zero_filled=zero_filled, trust=trust)
         return torch.where(real, image.real.to(image.dtype), image) * scale
 
 

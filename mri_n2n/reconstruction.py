@@ -133,13 +133,13 @@ def reconstruct_file(
     at_once = max(1, PIXELS_AT_ONCE // (coils * y * x))
     acquired = acquired_box(scan)
     complete = acquired == ((0, y), (0, x))
-    mixing = coil_mixing(scan) if coils > 1 else None
+    mixing, said_of_coils = coil_mixing(scan) if coils > 1 else (None, [])
     virtual = coils if mixing is None else len(mixing)
     combined = coils > 1 and loaded.header["network"] != "unet"  # the 2018 U-Net knows no coils
     matrix = scan.image_matrix or (y, x)  # without the oversampling
     shapes = {"image": (slices, *matrix) if coils == 1 or combined else (slices, virtual, *matrix)}
     shapes |= {"sensitivity_maps": (slices, virtual, *matrix)} if combined else {}
-    found: set[str] = set()
+    found: set[str] = set(said_of_coils)
     reconstruction = np.empty((slices, *matrix), dtype=np.float32)
     measured = 0.0
     scale = intensity_scale(scan, loaded, at_once)
@@ -148,9 +148,9 @@ def reconstruct_file(
     def images() -> Iterator[tuple[np.ndarray, ...]]:
         nonlocal measured, middle
         for start in tqdm(range(0, slices, at_once), desc=target.name, unit="batch", disable=not progress_shown(quiet)):
-            acquisition = scan.read(start, min(start + at_once, slices))
+            acquisition = scan.read(start, min(start + at_once, slices)).to(loaded.device)
             if mixing is not None:
-                acquisition = replace(acquisition, kspace=combine(mixing, acquisition.kspace))
+                acquisition = replace(acquisition, kspace=combine(mixing.to(loaded.device), acquisition.kspace))
             if combined:
                 acquisition, caution = with_sensitivity_maps(acquisition)
                 found.update([caution] if caution else [])
@@ -169,12 +169,13 @@ def reconstruct_file(
             measured += acquisition.mask.expand(count, 1, y, x).mean().item() * count
             if start <= slices // 2 < start + count:
                 at = slices // 2 - start
-                zero_filled = crop_or_pad(ifft2c(acquisition.kspace[at : at + 1]), *matrix)
+                zero_filled = crop_or_pad(ifft2c(acquisition.kspace[at : at + 1].cpu()), *matrix)
                 zero_filled = root_sum_of_squares(zero_filled)[0].numpy()
                 middle = zero_filled, reconstruction[slices // 2]
             arrays = [complex_images[:, 0] if len(shapes["image"]) == 3 else complex_images]
-            arrays += [crop_or_pad(acquisition.sensitivity_maps, *matrix)] if combined else []
+            arrays += [crop_or_pad(acquisition.sensitivity_maps.cpu(), *matrix)] if combined else []
             yield from zip(*(array.numpy() for array in arrays), strict=True)
+            del acquisition, arrays  # or they are held while the next slices are read
 
     with atomic_outputs(target.directory, target.name) as folder:
         h5 = replace(target, directory=folder).h5

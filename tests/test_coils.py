@@ -1,16 +1,25 @@
 """Coils: whitening and compression against their definitions, ESPIRiT against closed-form sensitivities and sigpy."""
 
+import sys
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
+from mri_n2n.acquisition import Acquisition, Scan
 from mri_n2n.coils import (
     calibration_region,
+    coil_mixing,
     combine,
     compression_matrix,
+    low_resolution_maps,
     noise_covariance,
+    noise_free_combinations,
     sensitivity_maps,
     whitening_matrix,
+    with_sensitivity_maps,
 )
 from mri_n2n.errors import InputError
 from mri_n2n.fourier import ifft2c
@@ -41,10 +50,144 @@ def test_white_coils_stay_as_they_are():
     torch.testing.assert_close(whitening_matrix(3.0 * torch.eye(4, dtype=torch.complex64)), torch.eye(4) + 0j)
 
 
-def test_a_doubled_coil_has_no_whitening():
-    noise, _ = correlated_noise(3, 100)
-    with pytest.raises(InputError, match="positive definite"):
-        whitening_matrix(noise_covariance(torch.cat((noise, noise[:1]))))
+def test_combinations_without_noise_are_left_out_of_the_whitening():
+    """A coil doubled with another gain and a sum of two: three coils with independent noise remain of five."""
+    noise, _ = correlated_noise(3, 5000)
+    covariance = noise_covariance(torch.cat((noise, 20j * noise[:1], noise[1:2] - noise[2:])))
+    white, empty = whitening_matrix(covariance), noise_free_combinations(covariance)
+    assert white.shape == (3, 5) and empty.shape == (2, 5)
+    variance = covariance.diagonal().real.mean().item()
+    torch.testing.assert_close(
+        white @ covariance @ white.mH, variance * torch.eye(3) + 0j, rtol=0, atol=1e-4 * variance
+    )
+    spread = covariance.diagonal().real.sqrt()
+    assert (empty @ noise_of_five(noise)).abs().max() < 1e-3
+    torch.testing.assert_close((empty * spread) @ (empty * spread).mH, torch.eye(2) + 0j, rtol=0, atol=1e-4)
+    assert noise_free_combinations(noise_covariance(noise)).shape == (0, 3)
+
+
+def noise_of_five(noise: torch.Tensor) -> torch.Tensor:
+    return torch.cat((noise, 20j * noise[:1], noise[1:2] - noise[2:]))
+
+
+def scan_of(kspace: torch.Tensor, covariance: torch.Tensor | None = None) -> Scan:
+    """A scan of fully sampled k-space (slices, coils, y, x)."""
+    mask = torch.ones((1, 1, *kspace.shape[-2:]))
+    read = lambda start, stop: Acquisition(kspace[start:stop], mask)  # noqa: E731
+    return Scan(
+        Path("scan"), "test", tuple(kspace.shape), read, None, "stored", True, False, noise_covariance=covariance
+    )
+
+
+def heads(slices: int, coils: int, shape: tuple[int, int] = (32, 30)) -> torch.Tensor:
+    return torch.stack([phantom_kspace(shape, coils, generator(seed), real=False) for seed in range(slices)])
+
+
+def test_dead_coils_are_left_out_and_named():
+    """With noise readouts and without; a coil that has signal in one slice only is not dead, and neither is one that has
+    noise alone."""
+    kspace = heads(20, 5)
+    kspace[:, [1, 4]] = 0
+    mixing, said = coil_mixing(scan_of(kspace))
+    torch.testing.assert_close(mixing, torch.eye(5)[[0, 2, 3]] + 0j)
+    assert said == ["coils 1, 4 (counted from 0) have neither signal nor noise: left out"]
+    noise, _ = correlated_noise(5, 5000)
+    noise[[1, 4]] = 0
+    covariance = noise_covariance(noise)
+    mixing, said = coil_mixing(scan_of(kspace, covariance))
+    assert mixing.shape == (3, 5) and not mixing[:, [1, 4]].any() and len(said) == 1
+    variance = covariance.diagonal().real[[0, 2, 3]].mean().item()
+    torch.testing.assert_close(
+        mixing @ covariance @ mixing.mH, variance * torch.eye(3) + 0j, rtol=0, atol=1e-4 * variance
+    )
+    kspace[7, 1, 3, 4] = 1.0
+    noise[4] = noise[0].flip(0)
+    mixing, said = coil_mixing(scan_of(kspace))
+    assert mixing.shape == (4, 5) and said == ["coil 4 (counted from 0) has neither signal nor noise: left out"]
+    with pytest.raises(InputError, match=r"coil 1 \(counted from 0\) has signal, but none of the noise"):
+        coil_mixing(scan_of(kspace, noise_covariance(noise)))
+    kspace[:, 1] = kspace[:, 0].roll(1, -1)
+    noise[1] = noise[2].flip(0)
+    mixing, said = coil_mixing(scan_of(kspace, noise_covariance(noise)))
+    assert mixing.shape == (5, 5) and said == []
+
+
+def test_compression_of_many_coils_does_without_the_dead_ones():
+    kspace = heads(2, 6)
+    kspace[:, 0] = 0
+    mixing, said = coil_mixing(scan_of(kspace), virtual_coils=5)
+    assert mixing.shape == (5, 6) and len(said) == 1
+    mixing, _ = coil_mixing(scan_of(kspace), virtual_coils=3)
+    torch.testing.assert_close(mixing[:, 1:], compression_matrix(kspace[:, 1:], 3))
+    assert not mixing[:, 0].any()
+
+
+def test_doubled_coils_are_said_and_those_with_other_signals_refused():
+    noise, kspace = correlated_noise(3, 5000)[0], heads(2, 3)
+    doubled = torch.cat((kspace, 3 * kspace[:, :1]), dim=1)
+    covariance = noise_covariance(torch.cat((noise, 3 * noise[:1])))
+    mixing, (said,) = coil_mixing(scan_of(doubled, covariance))
+    assert said.startswith("coils 0, 3 (counted from 0) have noise and signal that depend on one another's")
+    assert "1 of 4 combinations" in said and mixing.shape == (3, 4)
+    # As good as without the doubled coil: the same signal over the same noise.
+    alone = coil_mixing(scan_of(kspace, noise_covariance(noise)))[0]
+    power = combine(mixing, doubled).abs().square().sum(1) / combine(alone, kspace).abs().square().sum(1)
+    torch.testing.assert_close(power, power[:1, :1, :1].expand_as(power), rtol=1e-3, atol=0)
+    with pytest.raises(InputError, match=r"coils 0, 3 \(counted from 0\) have noise that depends"):
+        coil_mixing(scan_of(torch.cat((kspace, 3 * kspace[:, 1:2]), dim=1), covariance))
+
+
+@pytest.mark.parametrize("shift", [1, 2])
+def test_maps_have_the_phase_of_the_first_coil_that_has_signal(shift):
+    """A dead first coil takes nothing from the others' maps."""
+    kspace = heads(1, 4)
+    dead = torch.cat((torch.zeros_like(kspace[:, :shift]), kspace), dim=1)
+    for found in (lambda k: sensitivity_maps(k, (24, 24)), low_resolution_maps):
+        torch.testing.assert_close(found(dead)[:, shift:], found(kspace), rtol=0, atol=2e-3)
+        assert found(dead)[:, :shift].abs().max() < 1e-6 and found(kspace).any()
+
+
+def differing_slices() -> Acquisition:
+    """Line masks of 24, 12 and 3 central columns, of everything and of nothing, and a slice without signal."""
+    kspace = heads(6, 4)
+    mask = torch.zeros((6, 1, 32, 30))
+    for index, wide in enumerate((24, 12, 3, 30, 0, 24)):
+        mask[index, :, :, 15 - wide // 2 : 15 + (wide + 1) // 2] = 1
+    kspace[5] = 0
+    return Acquisition(kspace * mask, mask)
+
+
+def test_maps_of_a_slice_do_not_depend_on_its_neighbours():
+    scan = differing_slices()
+    together, caution = with_sensitivity_maps(scan)
+    assert "too small for ESPIRiT" in caution
+    for index, maps in enumerate(together.sensitivity_maps):
+        one = Acquisition(scan.kspace[index : index + 1], scan.mask[index : index + 1])
+        alone, said = with_sensitivity_maps(one)
+        assert torch.equal(alone.sensitivity_maps[0], maps)
+        assert said == (caution if index == 2 else None)
+        assert maps.any() == (index < 4)
+    same = replace(scan, mask=scan.mask[:1], kspace=scan.kspace * scan.mask[:1])
+    each = replace(same, mask=scan.mask[:1].expand(6, 1, 32, 30))
+    assert torch.equal(with_sensitivity_maps(same)[0].sensitivity_maps, with_sensitivity_maps(each)[0].sensitivity_maps)
+
+
+def test_coils_are_computed_on_the_device_of_their_input():
+    """With another device as the default, whatever is made without naming one would be there, and could not be mixed."""
+    scan, (noise, covariance) = differing_slices(), correlated_noise(4, 100)
+    singular = noise_covariance(torch.cat((noise[:3], noise[:1])))
+
+    def results() -> list[torch.Tensor]:
+        matrices = [whitening_matrix(covariance), whitening_matrix(singular), noise_free_combinations(singular)]
+        matrices += [noise_covariance(noise), compression_matrix(scan.kspace, 2), combine(covariance, scan.kspace)]
+        return [*matrices, with_sensitivity_maps(scan)[0].sensitivity_maps]
+
+    expected = results()
+    with torch.device("meta"):
+        found = results()
+    for one, other in zip(found, expected, strict=True):
+        assert one.device.type == "cpu"
+        torch.testing.assert_close(one, other)
 
 
 def test_compression_keeps_the_most_energy_that_so_few_coils_can_hold():
@@ -105,3 +248,18 @@ def test_maps_agree_with_sigpy(coils, shape):
         where = inside(one).numpy()
         assert np.abs(theirs - found)[:, where].max() < 1e-2
         assert ((np.abs(theirs).sum(0) > 0) == (np.abs(found).sum(0) > 0)).mean() > 0.99
+
+
+def test_the_benchmark_compares_up_to_phase_and_does_without_sigpy(monkeypatch):
+    from mri_n2n.benchmarks import coils as benchmark
+
+    maps = np.exp(1j * np.arange(24.0)).reshape(2, 3, 4)
+    inside = np.ones((3, 4), bool)
+    turned = maps * np.exp(2j * np.arange(12.0)).reshape(3, 4)
+    assert benchmark.disagreement(maps, turned, inside) < 1e-12
+    turned[1, 2, 3] *= 1j
+    assert benchmark.disagreement(maps, turned, inside) > 0.5
+    inside[2, 3] = False
+    assert benchmark.disagreement(maps, turned, inside) < 1e-12
+    monkeypatch.setitem(sys.modules, "sigpy.mri.app", None)
+    assert "sigpy is not installed" in benchmark.maps_section(benchmark.phantom_slices(1, 40), quick=True)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from mri_n2n import operators
 from mri_n2n.operators import HARD_WITH_MAPS, adjoint, conjugate_gradient, data_consistency, forward, normal
 
 DTYPES = [(torch.complex64, 2e-5), (torch.complex128, 1e-13)]
@@ -51,6 +52,26 @@ def test_forward_adjoint_normal_equal_the_explicit_matrix(shape, coils):
     np.testing.assert_allclose(
         normal(image, mask, maps).flatten().numpy(), a.conj().T @ (a @ image.flatten().numpy()), atol=1e-12
     )
+
+
+@pytest.mark.parametrize("at_once", [1, 2 * 7 * 5 * 2, 10**6])
+def test_normal_by_few_coils_at_a_time_is_that_of_all(at_once, monkeypatch):
+    """Five coils by one, by two (the last alone) and together."""
+    monkeypatch.setattr(operators, "SAMPLES_AT_ONCE", at_once)
+    mask, maps, image = random_mask(1, (7, 5)), complex_normal(2, 5, 7, 5, seed=1), complex_normal(2, 1, 7, 5, seed=2)
+    for item in range(2):
+        a = explicit(mask, maps[item : item + 1])
+        expected = a.conj().T @ (a @ image[item].flatten().numpy())
+        np.testing.assert_allclose(normal(image, mask, maps)[item].flatten().numpy(), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("trust", [1.0, 0.4])
+def test_consistency_of_several_coils_needs_the_zero_filled_image_alone(trust):
+    mask, maps, image = random_mask(1, (8, 7)), complex_normal(1, 3, 8, 7, seed=1), complex_normal(1, 1, 8, 7, seed=2)
+    kspace = mask * complex_normal(1, 3, 8, 7, seed=3)
+    zero_filled = adjoint(kspace, mask, maps)
+    found = data_consistency(image, None, mask, maps, zero_filled=zero_filled, trust=trust)
+    torch.testing.assert_close(found, data_consistency(image, kspace, mask, maps, trust=trust))
 
 
 @pytest.mark.parametrize("dtype, tolerance", DTYPES)
@@ -154,15 +175,32 @@ def test_optimal_trust_is_the_share_of_the_error_variance():
 @pytest.mark.parametrize("shape", [(4, 6), (5, 3)])
 @pytest.mark.parametrize("trust", [0.0, 0.2, 0.7, 1.0, torch.tensor(0.7, dtype=torch.float64)])
 def test_consistency_of_several_coils_is_the_stated_minimiser(shape, trust):
-    """(trust A^H A + (1 - trust)) x = trust A^H s + (1 - trust) z, solved by numpy; for trust 1 the ratio is `HARD_WITH_MAPS`."""
+    """(trust A^H A + (1 - trust)) x = trust A^H s + (1 - trust) z, solved by numpy; for trust 1 the image counts with
+    w (1 - A^H A), w = `HARD_WITH_MAPS`."""
     mask, maps = random_mask(1, shape, share=0.6), complex_normal(1, 3, *shape, seed=1)
     kspace, image = mask * complex_normal(1, 3, *shape, seed=2), complex_normal(1, 1, *shape, seed=3)
     a, pixels, share = explicit(mask, maps), shape[0] * shape[1], float(trust)
-    keep = HARD_WITH_MAPS if share == 1 else max(1 - share, 1e-3 * share)
-    left = share * a.conj().T @ a + keep * np.eye(pixels)
-    expected = np.linalg.solve(left, share * a.conj().T @ kspace.flatten().numpy() + keep * image.flatten().numpy())
+    normal_matrix, one = a.conj().T @ a, np.eye(pixels)
+    keep = HARD_WITH_MAPS * (one - normal_matrix) if share == 1 else max(1 - share, 1e-3 * share) * one
+    right = share * a.conj().T @ kspace.flatten().numpy() + keep @ image.flatten().numpy()
+    expected = np.linalg.solve(share * normal_matrix + keep, right)
     result = data_consistency(image, kspace, mask, maps, trust=trust, iterations=200)
     np.testing.assert_allclose(result.flatten().numpy(), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype, tolerance", DTYPES)
+def test_hard_consistency_of_several_coils_sampled_fully_is_the_measurement(dtype, tolerance):
+    """Whatever the network says; and nothing is measured where the maps are zero."""
+    shape = (9, 8)
+    maps = complex_normal(2, 4, *shape, seed=1, dtype=dtype)
+    maps = maps / maps.abs().square().sum(dim=1, keepdim=True).sqrt()
+    maps[..., :2] = 0
+    image, kspace = complex_normal(2, 1, *shape, seed=2, dtype=dtype), complex_normal(2, 4, *shape, seed=3, dtype=dtype)
+    mask = torch.ones((1, 1, *shape), dtype=real_dtype(dtype))
+    result = data_consistency(image, kspace, mask, maps)
+    measured = adjoint(kspace, mask, maps)
+    torch.testing.assert_close(result[..., 2:], measured[..., 2:], rtol=0, atol=20 * tolerance)
+    torch.testing.assert_close(result[..., :2], image[..., :2], rtol=0, atol=20 * tolerance)
 
 
 def test_consistency_of_several_coils_leaves_a_consistent_image_alone():

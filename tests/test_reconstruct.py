@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 import warnings
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from mri_n2n.errors import InputError, NotFoundError, OutputError, PartialError
 from mri_n2n.files import sha256_of
 from mri_n2n.formats import open_scan, read_reference, read_result, write_scan
 from mri_n2n.fourier import fft2c, ifft2c
+from mri_n2n.inference import load_for_use
 from mri_n2n.masks import draw_mask
 from mri_n2n.metrics import psnr
 from mri_n2n.phantom import phantom_kspace
@@ -32,6 +34,7 @@ from mri_n2n.simulation import SimulationOptions, simulate_file, smooth_phase
 from mri_n2n.training import TrainOptions, train
 
 reconstruction = import_module("mri_n2n.reconstruction")  # the module: `mri_n2n.reconstruct` is the verb
+inference = import_module("mri_n2n.inference")
 
 OUTPUTS = ("scan.h5", "scan.json", "scan.nii.gz", "scan.png")
 # Oblique, with three voxel sizes: an exchange of axes cannot go unseen.
@@ -263,6 +266,39 @@ def test_slices_are_streamed_with_the_same_result(scans, run, tmp_path, monkeypa
     reconstruct_files([scans["coils"]], tmp_path / "b", weights=run, quiet=True)
     a, b = (read_result(tmp_path / name / "scan.h5")[0] for name in "ab")
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * a.max())
+
+
+def test_slices_with_masks_of_their_own_do_not_depend_on_the_batch(run, tmp_path, monkeypatch):
+    """One of them with too small a centre, one empty."""
+    kspace = torch.stack([phantom_kspace((26, 20), 3, generator(seed), real=False) for seed in range(4)])
+    mask = torch.ones((4, 26, 20))
+    mask[1, :, :9], mask[1, :, 12:], mask[2], mask[3, :5] = 0, 0, 0, 0
+    write_scan(tmp_path / "scan.h5", (kspace * mask[:, None]).numpy(), (4, 3, 26, 20), mask=mask.numpy())
+    (together,) = reconstruct_files([tmp_path / "scan.h5"], tmp_path / "a", weights=run, quiet=True)
+    monkeypatch.setattr(reconstruction, "PIXELS_AT_ONCE", 1)
+    (alone,) = reconstruct_files([tmp_path / "scan.h5"], tmp_path / "b", weights=run, quiet=True)
+    assert together["warnings"] == alone["warnings"] and any("ESPIRiT" in said for said in alone["warnings"])
+    with h5py.File(tmp_path / "a" / "scan.h5") as a, h5py.File(tmp_path / "b" / "scan.h5") as b:
+        for name in ("sensitivity_maps", "image"):
+            assert not a[name][2].any()
+            np.testing.assert_allclose(a[name], b[name], rtol=0, atol=1e-5 * np.abs(a[name]).max())
+
+
+def test_maps_are_computed_where_the_network_is(scans, run, tmp_path, monkeypatch):
+    class Reached(Exception):
+        pass
+
+    def stop(acquisition):
+        raise Reached(acquisition.kspace.device.type, acquisition.mask.device.type)
+
+    loaded = replace(load_for_use(run, "cpu"), device=torch.device("meta"))  # it holds no numbers, but says where it is
+    monkeypatch.setattr(reconstruction, "with_sensitivity_maps", stop)
+    with pytest.raises(Reached, match="'meta', 'meta'"):
+        reconstruction.reconstruct_file(open_scan(scans["coils"]), tmp_path, "scan", loaded, flips=False, quiet=True)
+    monkeypatch.setattr(inference, "with_sensitivity_maps", stop)
+    monkeypatch.setattr(inference, "load_for_use", lambda *_: loaded)
+    with pytest.raises(Reached, match="'meta', 'meta'"):
+        mri_n2n.reconstruct(kspace_of(scans["coils"])[0])
 
 
 def test_a_scan_without_geometry_or_mask(scans, run, tmp_path):
@@ -622,11 +658,12 @@ def test_empty_slices_and_coils_stay_empty_and_any_unit_is_kept(scale, scans, ru
         file["kspace"][1] = 0
         file["kspace"][:, 2] = 0
         file.attrs["noise_variance"] = 0.0
-    reconstruct_files([path], tmp_path / "out", weights=run, quiet=True)
+    (sidecar,) = reconstruct_files([path], tmp_path / "out", weights=run, quiet=True)
     with h5py.File(tmp_path / "out" / "scan.h5") as file:
         image, maps = file["image"][()] / scale, file["sensitivity_maps"][()]
         np.testing.assert_allclose(np.abs(image), file["reconstruction"][()] / scale, rtol=1e-5)
-    assert not image[1].any() and not maps[:, 2].any() and np.isfinite(maps).all()
+    assert not image[1].any() and maps.shape[1] == 2 and np.isfinite(maps).all()
+    assert "coil 2 (counted from 0) has neither signal nor noise: left out" in sidecar["warnings"]
     alone = copy(path, tmp_path / "alone.h5")  # without the dead coil, in another unit
     with h5py.File(scans["coils"]) as scan, h5py.File(alone, "r+") as file:
         kspace = scan["kspace"][:, :2]
