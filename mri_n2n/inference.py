@@ -19,7 +19,7 @@ from mri_n2n.errors import InputError
 from mri_n2n.files import sha256_of
 from mri_n2n.fourier import mirror_axes
 from mri_n2n.masks import mask_from_samples
-from mri_n2n.pairs import flip
+from mri_n2n.pairs import flip, transpose
 
 # Pixels of coil images sent through the network at once: bounds memory whatever the number of slices and coils.
 PIXELS_AT_ONCE = 8 * 256 * 256
@@ -42,7 +42,10 @@ def reconstruct_acquisition(
     maps; without them (slices, coils, y, x), every coil on its own as a batch item of one coil.
 
     flips: the mean over the four mirror images of each slice, mirrored back (test-time augmentation); four passes.
+    Lines along x are turned to lines along y, as networks are trained on, and the images back.
     """
+    if not is_along(acquisition.mask, -2) and is_along(acquisition.mask, -1):
+        return reconstruct_acquisition(network, transpose(acquisition), device, scale, flips=flips).mT
     slices, coils, y, x = acquisition.kspace.shape
     maps = acquisition.sensitivity_maps
     together = 1 if maps is None else coils  # coils of one batch item
@@ -160,8 +163,14 @@ def load_for_use(weights: Path | None, device: str) -> LoadedNetwork:
     return LoadedNetwork(network.to(chosen), path, sha256_of(path), header, chosen)
 
 
+def is_along(mask: Tensor, axis: int) -> bool:
+    """Whether a mask (slices or 1, 1, y, x) does not vary along `axis`: lines along it were sampled."""
+    return torch.equal(mask, mask.narrow(axis, 0, 1).expand_as(mask))
+
+
 def cautions(loaded: LoadedNetwork, mask: Tensor, measured_share: float) -> list[str]:
-    """What speaks against these weights for a scan with this mask (1, 1, y, x) and share of samples in (0, 1]."""
+    """What speaks against these weights for a scan with this mask (1, 1, y, x) and share of samples in (0, 1], both of
+    what was acquired at all."""
     found, training = [], loaded.header["training"]
     low, high = training["protocol"].get("acceleration", (1.0, math.inf))
     acceleration = 1 / measured_share
@@ -170,7 +179,6 @@ def cautions(loaded: LoadedNetwork, mask: Tensor, measured_share: float) -> list
     if known and acceleration > 1 and not low / 1.25 <= acceleration <= high * 1.25:
         trained = f"{low:g}x" if low == high else f"{low:g}x to {high:g}x"
         found.append(f"sampled {acceleration:.1f}x; the weights were trained for {trained}")
-    lines = any(torch.equal(mask, mask.narrow(axis, 0, 1).expand_as(mask)) for axis in (-2, -1))
-    if loaded.bundled and lines and 0 < mask.mean() < 1:
+    if loaded.bundled and (is_along(mask, -2) or is_along(mask, -1)) and 0 < mask.mean() < 1:
         found.append(LINES)
     return found

@@ -73,9 +73,18 @@ def translate(acquisition: Acquisition, shift: tuple[int, int]) -> Acquisition:
 def flip(acquisition: Acquisition, axes: tuple[int, ...]) -> Acquisition:
     """Mirror the object, and the coils with it, about the centre pixel of `axes` (-2: y, -1: x): k-space is mirrored,
     every sample as it was measured."""
+    return _turned(acquisition, lambda value: mirror_axes(value, axes))
+
+
+def transpose(acquisition: Acquisition) -> Acquisition:
+    """Exchange y and x of the object, the coils and k-space."""
+    return _turned(acquisition, lambda value: value.mT)
+
+
+def _turned(acquisition: Acquisition, turn: Callable[[Tensor], Tensor]) -> Acquisition:
     names = ("kspace", "mask", "probability", "sensitivity_maps")
     found = {name: value for name in names if (value := getattr(acquisition, name)) is not None}
-    return replace(acquisition, **{name: mirror_axes(value, axes) for name, value in found.items()})
+    return replace(acquisition, **{name: turn(value) for name, value in found.items()})
 
 
 def _ramp(size: int, shift: int) -> Tensor:

@@ -87,7 +87,8 @@ def reconstruct_files(
     flips = loaded.trained_on_flips if flips is None else flips
     rank, processes = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
     sidecars, failures = [], []
-    for path, target in work[rank::processes]:
+    share = work[rank::processes]
+    for path, target in tqdm(share, unit="scan", disable=len(share) == 1 or not progress_shown(quiet)):
         try:
             scan = open_scan(path, format, repetition)
             sidecars.append(reconstruct_file(scan, target, loaded, flips=flips, series=series, quiet=quiet))
@@ -185,7 +186,10 @@ def reconstruct_file(
                 f"k-space was acquired in rows {acquired[0][0]} to {acquired[0][1] - 1} of {y} and columns {acquired[1][0]} to "
                 f"{acquired[1][1] - 1} of {x} only (zero padding or partial Fourier); beyond, the image has none"
             )
-        said = sorted(found) + cautions(loaded, scan.read(slices // 2, slices // 2 + 1).mask, measured / slices)
+        (y0, y1), (x0, x1) = acquired
+        mask = scan.read(slices // 2, slices // 2 + 1).mask[..., y0:y1, x0:x1]
+        share = min(1.0, measured / slices * y * x / ((y1 - y0) * (x1 - x0)))
+        said = sorted(found) + cautions(loaded, mask, share)
         combination = "none" if coils == 1 else "coils reconstructed one by one, then root-sum-of-squares"
         combination = "sensitivity maps from the scan's own centre" if combined else combination
         facts = {

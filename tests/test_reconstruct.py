@@ -722,3 +722,25 @@ def test_a_scan_is_reconstructed_without_naming_weights(tmp_path):
     reference, found = read_reference(tmp_path / "scan.h5"), read_result(tmp_path / "results" / "scan.h5")[0]
     zero_filled = ifft2c(open_scan(tmp_path / "scan.h5").read(0, 2).kspace)[:, 0].abs().numpy()
     assert psnr(reference, found) > psnr(reference, zero_filled) + 1.0
+
+
+def test_lines_along_either_axis_are_reconstructed_alike(run):
+    """Networks are trained on lines along y; a scan that has them along x, as M4Raw's, is turned and turned back."""
+    full = phantom_kspace((30, 24), 3, generator(4), real=False)[None]
+    mask = draw_mask("random-lines", (30, 24), 3, generator(1)).mask
+    image = mri_n2n.reconstruct((full * mask).numpy(), mask=mask.numpy(), weights=run)
+    turned = mri_n2n.reconstruct((full * mask).mT.numpy(), mask=mask.T.numpy(), weights=run)
+    assert np.abs(turned.swapaxes(-1, -2) - image).max() < 1e-4 * np.abs(image).max()
+
+
+def test_zero_padding_is_no_acceleration(scans, run, tmp_path):
+    """A full scan with empty edges: told that it was not acquired there, but not that it is undersampled, or in lines."""
+    kspace = fft2c(torch.from_numpy(head(64, 64)).to(torch.complex64))[None].repeat(3, 1, 1)
+    kspace = kspace + 1e-3 * torch.randn(kspace.shape, dtype=torch.complex64, generator=generator())
+    kspace[..., :12] = kspace[..., -12:] = 0
+    with h5py.File(tmp_path / "padded.h5", "w") as file:
+        file["kspace"] = kspace.numpy()
+    for weights in (run, None):
+        with pytest.warns(UserWarning, match="zero padding"):
+            [sidecar] = reconstruct_files([tmp_path / "padded.h5"], tmp_path / "out", weights=weights, force=True)
+        assert len(sidecar["warnings"]) == 1 and sidecar["measured_share"] == pytest.approx(40 / 64)
