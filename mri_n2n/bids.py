@@ -15,8 +15,9 @@ VERSION = "1.10.0"
 # Entities that anatomical images may have, in the order of the specification, and the suffixes of weighted images.
 ENTITIES = ("sub", "ses", "task", "acq", "ce", "rec", "run", "echo", "chunk")
 NUMBERED = ("run", "echo", "chunk")
-SUFFIXES = ("T1w", "T2w", "PDw", "T2starw", "FLAIR", "inplaneT1", "inplaneT2", "PDT2", "angio")
-IGNORED = ("*_desc-n2n_*.h5", "*_desc-n2n_*.png", "*_desc-n2n_*.dicom/")
+SUFFIXES = ("T1w", "T2w", "PDw", "T2starw", "FLAIR", "inplaneT1", "inplaneT2", "angio")
+# One wildcard each: a validator was seen to overlook names under patterns with two.
+IGNORED = ("*.h5", "*.png", "*.dicom/")
 DESCRIPTION = {
     "Name": "MRI reconstructions by mri-n2n",
     "BIDSVersion": VERSION,

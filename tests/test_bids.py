@@ -57,7 +57,7 @@ def test_names(name, wanted):
 
 @pytest.mark.parametrize(
     "name",
-    ["scan", "T1w", "sub-01", "sub-01_", "sub-_T1w", "sub-01_T1", "sub-01_bold", "sub-01_T1w_x", "01_T1w", "ses-1_T1w",
+    ["scan", "T1w", "sub-01", "sub-01_", "sub-_T1w", "sub-01_T1", "sub-01_bold", "sub-01_PDT2", "sub-01_T1w_x", "01_T1w", "ses-1_T1w",
      "ses-1_sub-01_T1w", "sub-01_run-1_acq-a_T1w", "sub-01_sub-02_T1w", "sub-01_foo-1_T1w", "sub-01_desc-x_T1w",
      "sub-01_run-a_T1w", "sub-0.1_T1w", "sub-01_acq_T1w", "sub-ä_T1w", "sub-01_run-²_T1w", "sub-01\n_T1w", ""],
 )  # fmt: skip
@@ -184,11 +184,11 @@ def test_an_existing_derivative_is_kept(scan, weights, tmp_path):
         {"Name": "mine", "BIDSVersion": "1.8.0", "DatasetType": "derivative", "GeneratedBy": [{"Name": "x"}]}
     )
     (out / "dataset_description.json").write_text(text)
-    (out / ".bidsignore").write_text("mine/\n*_desc-n2n_*.h5")
+    (out / ".bidsignore").write_text("mine/\n*.h5")
     mri_n2n.reconstruct(scan, out, weights=weights, bids=True)
     assert (out / "dataset_description.json").read_text() == text
     ignored = (out / ".bidsignore").read_text().splitlines()
-    assert ignored[:2] == ["mine/", "*_desc-n2n_*.h5"] and len(ignored) == len(set(ignored)) == 4
+    assert ignored[:2] == ["mine/", "*.h5"] and len(ignored) == len(set(ignored)) == 4
 
 
 def test_processes_share_scans_and_make_one_data_set(weights, tmp_path):
