@@ -43,6 +43,13 @@ class Acquisition:
                     f"{name} must have axes ({batch} or 1, 1, {matrix[0]}, {matrix[1]}); got {tuple(value.shape)}"
                 )
 
+    def slices(self, index: Tensor) -> Acquisition:
+        """Some of its slices, by their indices."""
+        names = ("kspace", "mask", "probability", "sensitivity_maps")
+        held = {name: value for name in names if (value := getattr(self, name)) is not None}
+        some = {name: value if len(value) == 1 < len(self.kspace) else value[index] for name, value in held.items()}
+        return replace(self, **some)
+
     def to(self, device: torch.device | str) -> Acquisition:
         """The same acquisition with every tensor on `device`."""
         moved = {f.name: getattr(self, f.name) for f in fields(self) if isinstance(getattr(self, f.name), Tensor)}

@@ -42,13 +42,20 @@ def reconstruct_acquisition(
     maps; without them (slices, coils, y, x), every coil on its own as a batch item of one coil.
 
     flips: the mean over the four mirror images of each slice, mirrored back (test-time augmentation); four passes.
-    Lines along x are turned to lines along y, as networks are trained on, and the images back.
+    Slices with lines along x are turned to lines along y, as networks are trained on, and their images back.
     """
-    if not is_along(acquisition.mask, -2) and is_along(acquisition.mask, -1):
+    turned = torch.tensor([is_along(one, -1) and not is_along(one, -2) for one in acquisition.mask.split(1)])
+    if turned.all():
         return reconstruct_acquisition(network, transpose(acquisition), device, scale, flips=flips).mT
     slices, coils, y, x = acquisition.kspace.shape
     maps = acquisition.sensitivity_maps
     together = 1 if maps is None else coils  # coils of one batch item
+    if turned.any():
+        mixed = torch.empty((slices, coils // together, y, x), dtype=torch.complex64, device="cpu")
+        for which in (turned, ~turned):
+            some = acquisition.slices(which.nonzero()[:, 0])
+            mixed[which] = reconstruct_acquisition(network, some, device, scale, flips=flips)
+        return mixed
     flat = acquisition.kspace.reshape(-1, together, y, x)
     flat = flat if scale == 1 else flat / scale  # no copy without need
     images = torch.empty((len(flat), 1, y, x), dtype=torch.complex64, device="cpu")

@@ -91,11 +91,11 @@ def check_target(target: Target, inputs: Sequence[Path], force: bool, *, dicom: 
         if os.path.lexists(file) and not force:
             raise OutputError(f"{file} exists; give --force to replace it, or another -o")
     folder = target.dicom
-    if not dicom:
-        return
     restore_folder(folder)
     if not os.path.lexists(folder):
         return
+    if not dicom:
+        raise OutputError(f"{folder} is of an earlier result; remove it, give --dicom to replace it, or another -o")
     if not force:
         raise OutputError(f"{folder} exists; give --force to replace it, or another -o")
     if folder.is_symlink() or not folder.is_dir():

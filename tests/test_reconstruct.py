@@ -28,6 +28,7 @@ from mri_n2n.fourier import fft2c, ifft2c
 from mri_n2n.inference import load_for_use
 from mri_n2n.masks import draw_mask
 from mri_n2n.metrics import psnr
+from mri_n2n.outputs import Target
 from mri_n2n.phantom import phantom_kspace
 from mri_n2n.reconstruction import reconstruct_files
 from mri_n2n.simulation import SimulationOptions, simulate_file, smooth_phase
@@ -294,7 +295,8 @@ def test_maps_are_computed_where_the_network_is(scans, run, tmp_path, monkeypatc
     loaded = replace(load_for_use(run, "cpu"), device=torch.device("meta"))  # it holds no numbers, but says where it is
     monkeypatch.setattr(reconstruction, "with_sensitivity_maps", stop)
     with pytest.raises(Reached, match="'meta', 'meta'"):
-        reconstruction.reconstruct_file(open_scan(scans["coils"]), tmp_path, "scan", loaded, flips=False, quiet=True)
+        target = Target(tmp_path, "scan", tmp_path)
+        reconstruction.reconstruct_file(open_scan(scans["coils"]), target, loaded, flips=False, quiet=True)
     monkeypatch.setattr(inference, "with_sensitivity_maps", stop)
     monkeypatch.setattr(inference, "load_for_use", lambda *_: loaded)
     with pytest.raises(Reached, match="'meta', 'meta'"):
