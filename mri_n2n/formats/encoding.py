@@ -36,7 +36,7 @@ def read_encoding(text: bytes | str, path: Path) -> Encoding:
     """Read an XML header by local names, whatever its name space. Errors: InputError; entities are refused."""
     text = text if isinstance(text, bytes) else str(text).encode()
     # A zero byte: UTF-16, in which the words would not be found.
-    if len(text) > 2**24 or any(word in text for word in (b"<!DOCTYPE", b"<!ENTITY", b"\0")):
+    if len(text) > 2**20 or any(word in text for word in (b"<!DOCTYPE", b"<!ENTITY", b"\0")):
         raise InputError(f"{one_line(path)}: its XML header declares entities or is far too long; refused")
     try:
         root = ElementTree.fromstring(text)

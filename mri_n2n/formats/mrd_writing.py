@@ -58,7 +58,7 @@ def write_scan(path: Path | str, slices: Iterable[Acquisition], scan: Scan, forc
             data.resize(len(data) + len(lines), axis=0)
             data[len(data) - len(lines) :] = table
             check_disk()
-        file["dataset/xml"] = np.array([header], dtype=h5py.string_dtype())
+        file["dataset/xml"] = np.array([header], h5py.string_dtype("ascii"))  # no other can the C library read
 
 
 def _xml(scan: Scan, spacing: np.ndarray, noise_variance: float | None) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from tokenize import TokenError
 
 import numpy as np
 
@@ -55,8 +56,14 @@ def open_scan(path: Path | str, format: str = "npy") -> Scan:
 
 def _mapped(path: Path) -> np.ndarray:
     try:
+        with open(path, "rb") as file:
+            start = file.read(12)
+        # Before numpy takes memory for it: two bytes of length in the first version, four in the others.
+        length = int.from_bytes(start[8:10] if start[6:7] == b"\x01" else start[8:12], "little")
+        if length > path.stat().st_size:
+            raise ValueError("its header is longer than the file")
         return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
+    except (ValueError, OSError, EOFError, TypeError, OverflowError, SyntaxError, RecursionError, TokenError) as error:
         raise InputError(f"{one_line(path)} is no readable .npy array ({one_line(error, 120)})") from None
 
 
