@@ -11,7 +11,7 @@ import torch
 
 from mri_n2n.errors import InputError, OptionError
 from mri_n2n.formats import cfl, detect, open_scan
-from mri_n2n.formats.sampling import acquired_range
+from mri_n2n.formats.sampling import acquired_box, acquired_range
 from mri_n2n.fourier import fft2c, ifft2c
 from mri_n2n.masks import draw_mask
 from mri_n2n.operators import root_sum_of_squares
@@ -149,6 +149,23 @@ def test_mrd_oversampling_noise_and_geometry(tmp_path):
     centre = affine @ [10 // 2, 12 // 2, 0, 1]
     np.testing.assert_allclose(centre[:3], [-10, -20, 30])
     np.testing.assert_allclose(affine[:3, :3], [[0, -200 / 12, 0], [-15, 0, 0], [0, 0, 7]], atol=1e-5)
+
+
+def test_mrd_phase_oversampling_and_partial_fourier_as_the_header_says(tmp_path):
+    """The image has the wanted field of view along phase too, each voxel at its place; lines that were never encoded are
+    not called undersampled."""
+    xml = XML.replace("<fieldOfView_mm><x>{frx}</x><y>{fy}</y>", "<fieldOfView_mm><x>{frx}</x><y>100</y>")
+    xml = xml.replace("<maximum>{last}</maximum><center>{center}</center>", "<maximum>29</maximum><center>12</center>")
+    kspace = noise(1, 2, 16, 36)
+    shifted = lambda table: table["head"]["idx"].__setitem__("kspace_encode_step_1", np.arange(30))  # noqa: E731
+    path = write_mrd(tmp_path / "scan.h5", kspace, xml=xml, lines=range(6, 36), changes=(shifted,))
+    scan = open_scan(path)
+    assert scan.image_matrix == (16, 24) and scan.shape == (1, 2, 16, 36)
+    assert scan.acquired_columns == (6, 36) and acquired_box(scan) == ((0, 16), (6, 36))
+    np.testing.assert_array_equal(scan.read(0, 1).kspace[..., 6:], torch.from_numpy(kspace[..., 6:]))
+    whole, image = np.array(scan.geometry.affine), np.array(scan.image_geometry.affine)
+    np.testing.assert_allclose(whole @ [18, 8, 0, 1], image @ [12, 8, 0, 1], atol=1e-6)
+    assert np.linalg.norm(image[:3, 0]) * 24 == pytest.approx(100)
 
 
 @pytest.mark.parametrize(

@@ -96,6 +96,11 @@ def open_scan(path: Path | str, repetition: int | None = None) -> Scan:
     oversampling = encoding.field_of_view[0] / encoding.recon_field_of_view[0]
     y = round(encoding.matrix[0] / oversampling)
     shape = (len(rows), int(coils[0]), y, encoding.matrix[1])
+    x = round(
+        encoding.matrix[1] * encoding.recon_field_of_view[1] / encoding.field_of_view[1]
+    )  # without phase oversampling
+    first, last = encoding.acquired_lines
+    padded = 0 < last - first < encoding.matrix[1]
     _check_sizes(path, heads, shape[0], shape[1], encoding.matrix)
     simulated = noted_simulated(encoding)
     stored_variance = noted_noise_variance(encoding)
@@ -144,6 +149,8 @@ def open_scan(path: Path | str, repetition: int | None = None) -> Scan:
         has_reference=False,
         noise_covariance=covariance,
         repetitions=len(repetitions),
+        image_matrix=(y, x) if 0 < x < encoding.matrix[1] else None,
+        acquired_columns=(first, last) if padded else None,
     )
 
 
