@@ -11,9 +11,11 @@ from mri_n2n.errors import OptionError, OutputError
 from mri_n2n.formats import cfl, mrd_writing, numpy_array, open_scan, read_reference, write_scan
 
 SIMULATED = "word on whether it is simulated"
+CROPPED, PADDED = "matrix of the image without oversampling", "header's word on padding"
+NAMED = "acquisition and acceleration by name"
 # What each format has room for, by the suffix of its files.
 ROOM = {
-    ".h5": {"geometry", "mask", "probability", "reference", "noise variance", SIMULATED},
+    ".h5": {"geometry", "mask", "probability", "reference", "noise variance", SIMULATED, CROPPED, PADDED, NAMED},
     ".cfl": set(),
     ".npy": set(),
     ".mrd": {"geometry", "mask", "noise variance", SIMULATED},
@@ -56,9 +58,11 @@ def convert(
     else:
         planes = {name: plane(scan, name) for name in ("mask", "probability")}
         first = scan.read(0, 1)
-        attributes = {"simulated": scan.simulated, "noise_variance": first.noise_variance}
+        attributes = {name: getattr(scan, name) for name in ("simulated", "acquisition", "acceleration")}
+        attributes["noise_variance"] = first.noise_variance
         reference = read_reference(scan.path) if scan.has_reference else None
-        write_scan(target, kspace, scan.shape, **planes, reference=reference, geometry=scan.geometry, attributes=attributes, force=force)  # fmt: skip
+        write_scan(target, kspace, scan.shape, **planes, reference=reference, geometry=scan.geometry,
+                   image_matrix=scan.image_matrix, acquired_columns=scan.acquired_columns, attributes=attributes, force=force)  # fmt: skip
     return lost
 
 
@@ -73,7 +77,9 @@ def what(scan: Scan, repetition: int | None) -> set[str]:
         "noise variance": first.noise_variance is not None,
         "noise covariance": scan.noise_covariance is not None,
         SIMULATED: scan.simulated is not None,
-        "matrix of the image without oversampling": scan.image_matrix is not None,
+        CROPPED: scan.image_matrix is not None,
+        PADDED: scan.acquired_columns is not None,
+        NAMED: scan.acquisition is not None or scan.acceleration is not None,
         f"all of {scan.repetitions} repetitions (--repetition chooses one)": scan.repetitions > 1
         and repetition is None,
     }

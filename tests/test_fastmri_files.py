@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import mri_n2n
+from mri_n2n.errors import UserError
 from mri_n2n.formats import open_scan
 from mri_n2n.formats.sampling import acquired_box
 from mri_n2n.fourier import fft2c, ifft2c
@@ -172,3 +173,20 @@ def test_noise_is_bounded_by_the_outermost_samples(tmp_path):
     words = mri_n2n.info(path)["noise"]
     assert words.startswith("standard deviation at most 0.0") and "outermost" in words
     assert float(words.split()[4].rstrip(",")) == pytest.approx(0.02, rel=0.1)
+
+
+def test_converting_keeps_what_fastmris_header_says(tmp_path):
+    """In its own layout nothing is lost; where there is no room it is said."""
+    kspace = padded(fft2c(images(SLICES, COILS, READOUT, PHASE)))
+    path = write_fastmri(tmp_path / "file5.h5", kspace)
+    with h5py.File(path, "a") as file:
+        file.attrs["acceleration"] = 4
+    mri_n2n.convert(path, tmp_path / "again.h5")
+    first, second = open_scan(path), open_scan(tmp_path / "again.h5")
+    for name in ("image_matrix", "acquired_columns", "acquisition", "acceleration", "shape"):
+        assert getattr(first, name) == getattr(second, name) is not None
+    assert torch.equal(first.read(0, 2).kspace, second.read(0, 2).kspace)
+    with pytest.raises(UserError, match="acquisition.*padding.*matrix of the image"):
+        mri_n2n.convert(path, tmp_path / "file5.mrd")
+    lost = mri_n2n.convert(path, tmp_path / "file5.mrd", lossy=True)
+    assert len(lost) == 3

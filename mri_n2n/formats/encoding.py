@@ -32,8 +32,9 @@ class Encoding:
         return max(first, 0), min(first + self.phase_maximum + 1, self.matrix[1])
 
 
-def read_encoding(text: bytes | str, path: Path) -> Encoding:
-    """Read an XML header by local names, whatever its name space. Errors: InputError; entities are refused."""
+def read_encoding(text: bytes | str, path: Path, *, voxel: float | None = None) -> Encoding:
+    """Read an XML header by local names, whatever its name space. voxel: the size in mm to assume where a header has no
+    fields of view; None: it must have them. Errors: InputError; entities are refused."""
     text = text if isinstance(text, bytes) else str(text).encode()
     # A zero byte: UTF-16, in which the words would not be found.
     if len(text) > 2**20 or any(word in text for word in (b"<!DOCTYPE", b"<!ENTITY", b"\0")):
@@ -57,12 +58,16 @@ def read_encoding(text: bytes | str, path: Path) -> Encoding:
             raise InputError(f"{one_line(path)}: {where} in its XML header is {node.text!r:.40}") from None
 
     sizes = lambda what, names, kind: tuple(value(f"encoding/{what}/{name}", kind) for name in names)  # noqa: E731
-    matrix = sizes("encodedSpace/matrixSize", "xy", int)
+    fields = lambda space, names, matrix: tuple(  # noqa: E731
+        value(f"encoding/{space}/fieldOfView_mm/{name}", float, None if voxel is None else voxel * n)
+        for name, n in zip(names, matrix, strict=True)
+    )
+    matrix, recon_matrix = (sizes(f"{space}/matrixSize", "xy", int) for space in ("encodedSpace", "reconSpace"))
     encoding = Encoding(
         matrix,
-        sizes("encodedSpace/fieldOfView_mm", "xyz", float),
-        sizes("reconSpace/matrixSize", "xy", int),
-        sizes("reconSpace/fieldOfView_mm", "xy", float),
+        fields("encodedSpace", "xyz", (*matrix, 1)),
+        recon_matrix,
+        fields("reconSpace", "xy", recon_matrix),
         value("encoding/encodingLimits/kspace_encoding_step_1/center", int, matrix[1] // 2),
         value("encoding/encodingLimits/kspace_encoding_step_1/maximum", int, matrix[1] - 1),
         value("encoding/parallelImaging/calibrationMode", str, "none"),

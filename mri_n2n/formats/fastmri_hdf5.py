@@ -132,7 +132,9 @@ def _encoding(file: h5py.File, path: Path) -> Encoding | None:
     if not has(file, "ismrmrd_header"):
         return None
     try:
-        return read_encoding(checked_dataset(file, path, "ismrmrd_header", (0,), "OS", sparse=True)[()], path)
+        return read_encoding(
+            checked_dataset(file, path, "ismrmrd_header", (0,), "OS", sparse=True)[()], path, voxel=1.0
+        )
     except InputError:
         return None
 
@@ -181,6 +183,8 @@ def write_scan(
     probability: np.ndarray | None = None,
     reference: np.ndarray | None = None,
     geometry: Geometry | None = None,
+    image_matrix: tuple[int, int] | None = None,
+    acquired_columns: tuple[int, int] | None = None,
     attributes: dict | None = None,
     force: bool = False,
 ) -> None:
@@ -188,7 +192,7 @@ def write_scan(
 
     kspace_slices: (coils, y, x) complex64 each, shape[0] of them. shape: (slices, coils, y, x).
     mask, probability: (x,), (y, x) or (slices, y, x). reference: (slices, y, x).
-    attributes: stored as they are; max and norm of the reference and `acquisition` are added as fastMRI has them.
+    image_matrix, acquired_columns: as in `Scan`. attributes: stored as they are; max and norm of the reference and `acquisition` are added as fastMRI has them.
     Errors: OutputError; ValueError for arrays that do not fit each other.
     """
     slices, coils, y, x = shape
@@ -203,7 +207,7 @@ def write_scan(
     with create_hdf5(path, {"kspace": stored_shape}, ((one,) for one in kspace_slices), force) as file:
         for name, value in planes.items():
             file[name] = value
-        file["ismrmrd_header"] = _header(y, x)
+        file["ismrmrd_header"] = _header((y, x), image_matrix or (y, x), acquired_columns or (0, x))
         extra = {"acquisition": "unknown"}
         if reference is not None:
             reference = np.asarray(reference, dtype=np.float32)
@@ -215,13 +219,14 @@ def write_scan(
         write_attributes(file, {**extra, **(attributes or {})}, geometry)
 
 
-def _header(y: int, x: int) -> str:
-    """The part of an ISMRMRD header that fastMRI's own loader needs: matrix sizes, and that no line is padding."""
-    matrix = f"<matrixSize><x>{y}</x><y>{x}</y><z>1</z></matrixSize>"
-    limits = f"<minimum>0</minimum><maximum>{x - 1}</maximum><center>{x // 2}</center>"
+def _header(matrix: tuple[int, int], image_matrix: tuple[int, int], acquired_columns: tuple[int, int]) -> str:
+    """The part of an ISMRMRD header that fastMRI's own loader needs: matrix sizes, and which columns are padding."""
+    sizes = [f"<matrixSize><x>{y}</x><y>{x}</y><z>1</z></matrixSize>" for y, x in (matrix, image_matrix)]
+    first, last = acquired_columns
+    limits = f"<minimum>0</minimum><maximum>{last - first - 1}</maximum><center>{matrix[1] // 2 - first}</center>"
     return (
         '<?xml version="1.0"?><ismrmrdHeader xmlns="http://www.ismrm.org/ISMRMRD"><encoding>'
-        f"<encodedSpace>{matrix}</encodedSpace><reconSpace>{matrix}</reconSpace>"
+        f"<encodedSpace>{sizes[0]}</encodedSpace><reconSpace>{sizes[1]}</reconSpace>"
         f"<encodingLimits><kspace_encoding_step_1>{limits}</kspace_encoding_step_1></encodingLimits>"
         "<trajectory>cartesian</trajectory></encoding></ismrmrdHeader>"
     )
