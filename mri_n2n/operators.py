@@ -16,7 +16,7 @@ from mri_n2n.fourier import fft2c, ifft2c
 # Where sensitivities leave a direction almost unmeasured, hard consistency would put amplified noise there: this is the
 # weight of the image in what is not measured. Chosen on simulated coils of one training subject (12).
 HARD_WITH_MAPS = 0.11
-# Samples of coils that a processor transforms at once: 2 MB, which its cache holds, and memory does not grow with coils.
+# Samples of coils that a processor transforms at once: 2 MB, which its cache holds, and temporary arrays do not grow with coils.
 SAMPLES_AT_ONCE = 2**18
 
 

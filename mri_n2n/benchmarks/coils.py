@@ -150,6 +150,8 @@ def peak(path: Path, output: Path, *options: str) -> tuple[float, float]:
 
 def memory_section(heads: list[Tensor], folder: Path, quick: bool) -> str:
     """The table of memory and time of whole processes."""
+    if not Path("/proc/self/status").exists():
+        return "The memory of a process is measured on Linux only.\n"
     matrix = heads[0].shape[-1]
     write_file(folder / "tiny.h5", phantom_slices(1, 32), 1)
     base, base_seconds = peak(folder / "tiny.h5", folder / "out")
