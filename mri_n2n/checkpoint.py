@@ -44,11 +44,24 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:
             training = header.setdefault("training", {}) if isinstance(header, dict) else None
             if not isinstance(training, dict) or not isinstance(training.setdefault("protocol", {}), dict):
                 raise InputError(f"{path} has a header that does not say how it was trained")
+            if not _sensible(header):
+                raise InputError(
+                    f"{path} has a header whose masks, acceleration or seconds make no sense; it is damaged"
+                )
             return {name: file.get_tensor(name) for name in file.keys()}, header
-    except (SafetensorError, ValueError, KeyError, OSError) as error:
+    except (SafetensorError, ValueError, KeyError, OSError, RecursionError) as error:
         raise InputError(
             f"{path} is not a readable weights file (safetensors of mri-n2n expected): {' '.join(str(error).split())}"
         ) from None
+
+
+def _sensible(header: dict) -> bool:
+    """Whether what is calculated with later has the types for it."""
+    protocol, number = header["training"]["protocol"], lambda value: type(value) in (int, float) and abs(value) < 1e15
+    acceleration, masks = protocol.get("acceleration", [1, 1]), protocol.get("masks", [])
+    pair = isinstance(acceleration, list) and len(acceleration) == 2 and all(map(number, acceleration))
+    named = isinstance(masks, list) and all(isinstance(name, str) for name in masks)
+    return pair and named and number(header.get("seconds", 0))
 
 
 def build_network(kind: str, options: dict) -> nn.Module:

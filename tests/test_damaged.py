@@ -265,7 +265,7 @@ def test_files_that_end_too_early(name, bench):
         damaged = bench.write(f".{name}", content[:end])
         # A header of BART with fewer sizes, or without the last line break, is one; its samples say whether it fits.
         commands = bench.commands(damaged)
-        commands = commands if number % 6 == 0 else [commands[number % len(commands)]]
+        commands = commands if number % 12 == 0 else [commands[number % len(commands)]]
         bench.tried(damaged, bench.samples, must=None if name == "hdr" else False, commands=commands)
 
 
@@ -287,7 +287,7 @@ def test_more_bytes_than_there_should_be(name, bench):
         bench.tried(bench.write(f".{name}", bench.good[name].read_bytes() + more), bench.samples)
 
 
-@pytest.mark.parametrize(("name", "number"), [("h5", 60), ("mrd", 80), ("npy", 30), ("hdr", 20), ("nii", 40), ("nii.gz", 20), ("safetensors", 30)])  # fmt: skip
+@pytest.mark.parametrize(("name", "number"), [("h5", 40), ("mrd", 50), ("npy", 30), ("hdr", 20), ("nii", 40), ("nii.gz", 20), ("safetensors", 30)])  # fmt: skip
 def test_single_bytes_of_the_structure_overwritten(name, number, bench):
     """Without checksums not every change can be found, but none may end otherwise than in a result or one line."""
     path, rng = bench.good[name], np.random.default_rng(1)
@@ -494,7 +494,7 @@ LAUGHS = f'<?xml version="1.0"{{}}?><!DOCTYPE x [<!ENTITY l0 "lol">{ENTITIES}]><
 XMLS = {
     "laughs": LAUGHS.format("").encode(), "laughs in UTF-16": LAUGHS.format(' encoding="utf-16"').encode("utf-16"),
     "a file": b'<?xml version="1.0"?><!DOCTYPE x [<!ENTITY f SYSTEM "file:///etc/passwd">]><x>&f;</x>',
-    "deep": b"<a>" * 10**5, "deep and closed": b"<a>" * 10**5 + b"</a>" * 10**5, "wide": b"<a " + b"b" * 10**5 + b"='1'/>",
+    "deep": b"<a>" * 30000, "deep and closed": b"<a>" * 30000 + b"</a>" * 30000, "wide": b"<a " + b"b" * 10**5 + b"='1'/>",
     "long": b"<a>" + b"x" * 2**21 + b"</a>", "unknown encoding": b'<?xml version="1.0" encoding="rot13"?><a/>',
     "empty": b"", "no text": b"\xff\xfe\x00", "only a declaration": b'<?xml version="1.0"?>',
 }  # fmt: skip
@@ -728,7 +728,8 @@ def test_headers_of_weights_with_values_of_wrong_types(key, bench):
             header[key] = value
         path = bench.write(".safetensors", b"")
         save_tensors(path, tensors, header)
-        bench.tried(path)
+        only_shown = key in ("parameters", "dataset", "step", "noise", "masks", "seconds") and value is not None
+        bench.tried(path, commands=bench.commands(path)[: 1 if only_shown else 2])
 
 
 def safetensors(header: bytes, data: bytes = b"", length: int | None = None) -> bytes:

@@ -41,7 +41,7 @@ def read_encoding(text: bytes | str, path: Path, *, voxel: float | None = None) 
         raise InputError(f"{one_line(path)}: its XML header declares entities or is far too long; refused")
     try:
         root = ElementTree.fromstring(text)
-    except ElementTree.ParseError as error:
+    except (ElementTree.ParseError, LookupError, ValueError) as error:  # also: an encoding that is none of a text
         raise InputError(f"{one_line(path)}: its XML header cannot be read ({one_line(error)})") from None
 
     def value(where: str, kind: type, default: object = None):
