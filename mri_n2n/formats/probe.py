@@ -50,14 +50,14 @@ def _survives(path: str, size: int, *_: int) -> bool:
         finally:
             os._exit(0)
     try:
-        ends = time.monotonic() + 20 * seconds  # for a child that waits instead of working
+        ends = time.monotonic() + 20 * seconds  # a child that waits instead of working says nothing of the file
         while True:
             found, status = os.waitpid(child, os.WNOHANG)
             if found:
                 child = 0
                 return not os.WIFSIGNALED(status)
             if time.monotonic() > ends:
-                return False
+                return True
             time.sleep(0.0005)
     except ChildProcessError:  # who started us has children's ends ignored: nobody can tell how this one ended
         child = 0
