@@ -175,29 +175,29 @@ def usable_affine(affine: np.ndarray) -> bool:
 
 
 class _Sink(io.FileIO):
-    """A file that keeps a failing disk from the HDF5 library, which crashes when it cannot write: the first error is
-    kept for `hdf5_output` to raise."""
+    """A file that keeps a failing disk, and a signal that comes meanwhile, from the HDF5 library, which crashes when it
+    cannot write: the first error is kept for `hdf5_output` to raise."""
 
-    error: OSError | None = None
+    error: BaseException | None = None
 
     def write(self, data) -> int:
         view = memoryview(data).cast("B")
         try:
             while len(view):
                 view = view[super().write(view) :]
-        except OSError as error:
+        except (OSError, KeyboardInterrupt) as error:
             self.error = self.error or error
         return len(data)
 
     def truncate(self, size: int | None = None) -> int:
         try:
             return super().truncate(size)
-        except OSError as error:
+        except (OSError, KeyboardInterrupt) as error:
             self.error = self.error or error
             return size or 0
 
     def check(self) -> None:
-        """Raise the first error of the disk, if there was one."""
+        """Raise the first error, if there was one."""
         if self.error:
             raise self.error
 
