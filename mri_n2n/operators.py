@@ -26,20 +26,24 @@ def forward(image: Tensor, mask: Tensor, maps: Tensor | None = None) -> Tensor:
 
 
 def adjoint(kspace: Tensor, mask: Tensor, maps: Tensor | None = None) -> Tensor:
-    """A^H s = S^H F^H M s: the zero-filled image."""
-    images = ifft2c(mask * kspace)
+    """A^H s = S^H F^H M s: the zero-filled image; on a processor by few coils at a time."""
     if maps is None:
-        return images
-    return (maps.conj() * images).sum(dim=1, keepdim=True)
+        return ifft2c(mask * kspace)
+    few = _few_coils(maps)
+    parts = zip(kspace.split(few, dim=1), maps.split(few, dim=1), strict=True)
+    return sum((some.conj() * ifft2c(mask * samples)).sum(dim=1, keepdim=True) for samples, some in parts)
 
 
 def normal(image: Tensor, mask: Tensor, maps: Tensor | None = None) -> Tensor:
-    """A^H A x, on a processor by few coils at a time."""
+    """A^H A x, by few coils at a time too."""
     if maps is None:
         return adjoint(forward(image, mask), mask)
+    return sum(adjoint(forward(image, mask, some), mask, some) for some in maps.split(_few_coils(maps), dim=1))
+
+
+def _few_coils(maps: Tensor) -> int:
     batch, coils, y, x = maps.shape
-    few = coils if maps.device.type != "cpu" else max(1, SAMPLES_AT_ONCE // (batch * y * x))
-    return sum(adjoint(forward(image, mask, some), mask, some) for some in maps.split(few, dim=1))
+    return coils if maps.device.type != "cpu" else max(1, SAMPLES_AT_ONCE // (batch * y * x))
 
 
 def root_sum_of_squares(images: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ number of threads, in turns in one run; their largest difference, up to phase, o
 not zero. Memory: the most that a process of `mri-n2n reconstruct` ever held (VmHWM of Linux) with the bundled weights on the
 CPU, less that of the same command on one slice of 32x32: interpreter, libraries, weights. It is held against 1.5 times the sum of the
 k-space of the slices in flight, those that are read and reconstructed at once, all coils as stored, and the model, the
-weights as stored. The magnitudes of all slices are kept until the end, when NIfTI is written: they are named beside it. Long
+weights as stored; a scan of one coil shows what the network takes at work. The magnitudes of all slices are kept until the end, when NIfTI is written: they are named beside it. Long
 scans are measured with one pass of the network per slice, the mean over mirror images, the default, on a short one.
 """
 
@@ -74,12 +74,12 @@ def line_mask(matrix: int) -> Tensor:
 
 def write_file(path: Path, heads: list[Tensor], slices: int) -> None:
     """The scan file of `slices` slices, the heads in turn."""
-    matrix = heads[0].shape[-1]
+    coils, matrix = heads[0].shape[0], heads[0].shape[-1]
     mask = line_mask(matrix)
     write_scan(
         path,
         ((heads[index % len(heads)] * mask).numpy() for index in range(slices)),
-        (slices, COILS, matrix, matrix),
+        (slices, coils, matrix, matrix),
         mask=mask.numpy(),
         attributes={"simulated": True},
     )
@@ -158,7 +158,9 @@ def memory_section(heads: list[Tensor], folder: Path, quick: bool) -> str:
     in_flight = max(1, PIXELS_AT_ONCE // (COILS * matrix**2))
     kspace, model = in_flight * COILS * matrix**2 * 8 / MIB, BUNDLED.stat().st_size / MIB
     allowed = 1.5 * (kspace + model)
-    rows, above = [], []
+    write_file(folder / "single.h5", [head[:1] for head in heads], MIRRORED_SLICES)
+    single, single_seconds = peak(folder / "single.h5", folder / "out", "--no-flips")
+    rows, above = [[1, MIRRORED_SLICES, "--no-flips", single, single - base, MIRRORED_SLICES * matrix**2 * 4 / MIB, single_seconds / MIRRORED_SLICES]], []  # fmt: skip
     long = (2, 4) if quick else SLICES
     for slices, options in [(n, ("--no-flips",)) for n in long] + ([] if quick else [(MIRRORED_SLICES, ())]):
         scan = folder / f"{slices}.h5"
@@ -166,13 +168,21 @@ def memory_section(heads: list[Tensor], folder: Path, quick: bool) -> str:
         most, seconds = peak(scan, folder / "out", *options)
         above.append(most - base)
         magnitudes = slices * matrix**2 * 4 / MIB
-        rows.append([slices, *(options or ["default"]), most, above[-1], magnitudes, seconds / slices])
-    header = ["slices", "", "peak, MiB", "above the baseline, MiB", "of these magnitudes, MiB", "seconds per slice"]
+        rows.append([COILS, slices, *(options or ["default"]), most, above[-1], magnitudes, seconds / slices])
+    header = [
+        "coils",
+        "slices",
+        "",
+        "peak, MiB",
+        "above the baseline, MiB",
+        "of these magnitudes, MiB",
+        "seconds per slice",
+    ]
     return table(header, rows) + (
         f"\nBaseline {base:.0f} MiB in {base_seconds:.1f} s. In flight: {in_flight} slice{'s' * (in_flight > 1)}, {kspace:.1f} MiB of "
         f"k-space, and weights of {model:.1f} MiB; wanted: at most {allowed:.1f} MiB above the baseline, "
         f"{verdict(max(above) <= allowed)} (at most {max(above) / (kspace + model):.1f} times their sum, wanted 1.5). {long[1]} slices "
-        f"take {above[1] - above[0]:+.1f} MiB against {long[0]}, of which {rows[1][4] - rows[0][4]:.1f} are magnitudes.\n"
+        f"take {above[1] - above[0]:+.1f} MiB against {long[0]}, of which {rows[2][5] - rows[1][5]:.1f} are magnitudes.\n"
     )
 
 
