@@ -56,6 +56,9 @@ class Acquisition:
         return replace(self, **{name: value.to(device) for name, value in moved.items()})
 
 
+MILLIMETRES = {"meter": 1e3, "mm": 1.0, "micron": 1e-3}  # of a spatial unit; "unknown" has none
+
+
 @dataclass(frozen=True)
 class Geometry:
     """Where the voxels of a volume lie: the NIfTI terms, for the volume array as it was read (i, j, k).

@@ -23,6 +23,15 @@ class OneLineParser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {' '.join(message.split())} ({self.prog} --help)\n")
 
 
+class WithDefaults(argparse.HelpFormatter):
+    """Appends defaults to the help of options, where there is one and the help does not speak of it."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        said = action.help or ""
+        none = action.default in (None, False, argparse.SUPPRESS) or not action.option_strings or "default" in said
+        return said if none else f"{said} (default: %(default)s)".strip()
+
+
 def path(text: str) -> Path:
     if not text:  # Path("") is the current directory, which nobody meant
         raise argparse.ArgumentTypeError("an empty path")
@@ -46,9 +55,7 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     def command(name: str, help: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(
-            name, help=help, description=help, epilog=EXIT_CODES, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-        )
+        sub = commands.add_parser(name, help=help, description=help, epilog=EXIT_CODES, formatter_class=WithDefaults)
         sub.set_defaults(command=name)
         sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
         sub.add_argument("--quiet", action="store_true", help="no progress on stderr")

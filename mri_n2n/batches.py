@@ -5,6 +5,7 @@ Every draw depends on (seed, names, epoch) alone, so that a resumed run goes on 
 
 from __future__ import annotations
 
+import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -157,7 +158,9 @@ def _with_maps(acquisition: Acquisition, key: tuple | None, maps: dict[tuple, Te
     """With sensitivity maps: those found before under `key`, or new ones, kept as long as there is room."""
     if key in maps:
         return replace(acquisition, sensitivity_maps=maps[key])
-    acquisition, _ = with_sensitivity_maps(acquisition)
+    acquisition, caution = with_sensitivity_maps(acquisition)
+    if caution:
+        warnings.warn(caution, stacklevel=2)
     found = acquisition.sensitivity_maps
     if key is not None and (len(maps) + 1) * found.numel() * found.element_size() <= MEMORY_FOR_MAPS:
         maps[key] = found

@@ -10,11 +10,14 @@ import numpy as np
 
 from mri_n2n.acquisition import Geometry
 from mri_n2n.errors import InputError, NotFoundError
+from mri_n2n.files import VOLUMES, stem, suffix_of
 from mri_n2n.formats import SCAN_FORMATS, detect, open_scan, read_reference, read_result, volume_geometry
+from mri_n2n.formats.fastmri_hdf5 import FORMAT as FASTMRI
+from mri_n2n.formats.result import FORMAT as RESULT
 from mri_n2n.metrics import DEFINITION, METRICS, Score, VolumeScore, crop_as_fastmri, evaluate_arrays
 
 # The same image is often written twice, as HDF5 and as NIfTI: the first of these that exists is read.
-SUFFIXES = (".h5", ".hdf5", ".nii.gz", ".nii")
+SUFFIXES = (".h5", ".hdf5", *VOLUMES)
 
 
 @dataclass(frozen=True)
@@ -82,14 +85,14 @@ def match_files(reconstruction: Path, reference: Path) -> tuple[list[tuple[Path,
     results = _images(reconstruction)
     references = _images(reference)
     pairs, without_reference = [], []
-    for stem, paths in results.items():
-        partners = references.get(stem)
+    for name, paths in results.items():
+        partners = references.get(name)
         if not partners:
             without_reference.append(paths[0].name)
             continue
         same_name = [p for p in partners if p.name == paths[0].name]
         pairs.append((paths[0], (same_name or partners)[0]))
-    without_reconstruction = [paths[0].name for stem, paths in references.items() if stem not in results]
+    without_reconstruction = [paths[0].name for name, paths in references.items() if name not in results]
     if not pairs and len(results) == 1 and reference.is_file():
         # One image and one reference leave no choice: names need not agree.
         return [(next(iter(results.values()))[0], reference)], [], []
@@ -104,26 +107,18 @@ def match_files(reconstruction: Path, reference: Path) -> tuple[list[tuple[Path,
 def _images(path: Path) -> dict[str, list[Path]]:
     """Image files by stem (name without suffix), sorted; of one stem in the order of SUFFIXES."""
     if path.is_file():
-        return {_stem(path): [path]}
+        return {stem(path): [path]}
     found: dict[str, list[Path]] = {}
     try:
         files = sorted(path.iterdir())
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from None
     for file in files:
-        if file.is_file() and not file.name.startswith(".") and file.name.endswith(SUFFIXES):
-            found.setdefault(_stem(file), []).append(file)
+        if file.is_file() and not file.name.startswith(".") and suffix_of(file) in SUFFIXES:
+            found.setdefault(stem(file), []).append(file)
     if not found:
         raise NotFoundError(f"{path}: holds no image to evaluate (expected files ending in {', '.join(SUFFIXES)})")
-    return {stem: sorted(files, key=lambda f: SUFFIXES.index(_suffix(f))) for stem, files in found.items()}
-
-
-def _suffix(path: Path) -> str:
-    return next((suffix for suffix in SUFFIXES if path.name.endswith(suffix)), "")
-
-
-def _stem(path: Path) -> str:
-    return path.name.removesuffix(_suffix(path))
+    return {name: sorted(files, key=lambda f: SUFFIXES.index(suffix_of(f))) for name, files in found.items()}
 
 
 def _few(names: list[str]) -> str:
@@ -144,7 +139,7 @@ def _evaluate_pair(reconstruction: Path, reference: Path, axis: int) -> VolumeSc
 
 def _group(reference: Path) -> str | None:
     """Acquisition and acceleration that a reference's scan file states: "CORPD_FBK 4x"."""
-    if detect(reference) != "fastmri-hdf5":
+    if detect(reference) != FASTMRI:
         return None
     scan = open_scan(reference)
     return " ".join(filter(None, (scan.acquisition, f"{scan.acceleration:g}x" if scan.acceleration else None))) or None
@@ -154,13 +149,15 @@ def _on_record(reconstruction: Path, reference: Path, axis: int) -> tuple[int, b
     """The slice axis, and whether the k-space was simulated, by what the two files say; `axis` where they do not."""
     if detect(reconstruction) in SCAN_FORMATS:
         raise InputError(f"{reconstruction.name} is a scan (k-space), no reconstruction; give the scan as --reference")
+    if (kind := detect(reference)) in SCAN_FORMATS and kind != FASTMRI:
+        raise InputError(f"{reference.name} is a raw scan ({kind}), which holds no reference")
     geometry, simulated = None, None
     for path in (reference, reconstruction):  # the reconstruction's word comes last, and counts
         kind = detect(path)
-        if kind == "fastmri-hdf5":
+        if kind == FASTMRI:
             scan = open_scan(path)
             geometry, simulated = scan.geometry, scan.simulated
-        elif kind == "result-hdf5":
+        elif kind == RESULT:
             _, attributes, recorded = read_result(path)
             geometry, simulated = recorded or geometry, attributes.get("simulated", simulated)
     return (axis if geometry is None else geometry.slice_axis), (None if simulated is None else bool(simulated))
@@ -185,13 +182,10 @@ def _check_place(reconstruction: Path, reference: Path, axis: int) -> None:
 
 
 def _geometry(path: Path, axis: int) -> Geometry | None:
-    match detect(path):
-        case "fastmri-hdf5":
-            return open_scan(path).image_geometry
-        case "result-hdf5":
-            return read_result(path)[2]
-        case _:
-            return volume_geometry(path, axis)
+    kind = detect(path)
+    if kind == FASTMRI:
+        return open_scan(path).image_geometry
+    return read_result(path)[2] if kind == RESULT else volume_geometry(path, axis)
 
 
 # --------------------------------------------------------------------------------------------------------- results

@@ -16,6 +16,8 @@ from mri_n2n.errors import InputError, NotFoundError, OutputError, UserError
 
 # Why a write can fail that is no bug of ours: disk full, quota, file size limit, bad or read-only medium, long name.
 _WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ENAMETOOLONG)
+# What the names of raw scans end in, of BART's pairs those of the samples, and those of volumes.
+RAW, VOLUMES = (".h5", ".hdf5", ".mrd", ".cfl", ".npy"), (".nii.gz", ".nii")
 _ASIDE = ".replaced"  # the end of the name under which a folder waits until another has taken its place
 
 
@@ -109,6 +111,19 @@ def restore_folder(target: Path) -> None:
         for aside in target.parent.iterdir():
             if _of_the_dead(aside, target, _ASIDE):
                 shutil.rmtree(aside) if target.exists() else os.rename(aside, target)
+
+
+def suffix_of(path: Path) -> str:
+    """The known suffix of a file's name in lower case, "" without one."""
+    known = (
+        suffix for suffix in (*RAW, *VOLUMES, ".hdr") if path.name.lower().endswith(suffix) and path.name[0] != "."
+    )
+    return next(known, "")
+
+
+def stem(path: Path) -> str:
+    """The name of a file without its known suffix."""
+    return path.name[: len(path.name) - len(suffix_of(path))]
 
 
 def check_readable(path: Path | str) -> Path:

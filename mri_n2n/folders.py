@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mri_n2n.errors import InputError
+from mri_n2n.files import stem
 
 
 def files_in(folder: Path, patterns: Sequence[str], splits: Sequence[tuple[str, str]]) -> tuple[list[Path], list[Path]]:
@@ -29,19 +30,15 @@ def files_in(folder: Path, patterns: Sequence[str], splits: Sequence[tuple[str, 
     return matching(folder), []
 
 
-def stem_of(path: Path) -> str:
-    return re.sub(r"(\.nii)?\.gz$|\.nii$|\.h5$", "", path.name)
-
-
 def unique_names(folder: Path, paths: list[Path]) -> dict[Path, str]:
     """The stem of each file; with a few digits of its place in the folder where several files share one."""
-    count = Counter(stem_of(path) for path in paths)
+    count = Counter(stem(path) for path in paths)
 
     def name(path: Path) -> str:
-        stem = stem_of(path)
-        if count[stem] == 1:
-            return stem
-        return f"{stem}-{hashlib.sha256(path.relative_to(folder).as_posix().encode()).hexdigest()[:8]}"
+        name = stem(path)
+        if count[name] == 1:
+            return name
+        return f"{name}-{hashlib.sha256(path.relative_to(folder).as_posix().encode()).hexdigest()[:8]}"
 
     return {path: name(path) for path in paths}
 
@@ -57,7 +54,7 @@ def subjects_of(folder: Path, paths: list[Path]) -> dict[Path, str]:
         found = (re.match(r"sub-[A-Za-z0-9]+", part) for part in parts)
         return next((match[0] for match in found if match), None)
 
-    subjects = {path: bids(path) or re.split(r"[_-]", stem_of(path))[0] for path in paths}
+    subjects = {path: bids(path) or re.split(r"[_-]", stem(path))[0] for path in paths}
     folders = {path: path.relative_to(folder).parts[0] for path in paths if path.parent != folder and path != folder}
     if len(set(subjects.values())) == 1 and len(folders) == len(paths) and len(set(folders.values())) > 1:
         return folders

@@ -18,7 +18,7 @@ from mri_n2n.device import choose_device
 from mri_n2n.errors import InputError
 from mri_n2n.files import sha256_of
 from mri_n2n.fourier import mirror_axes
-from mri_n2n.masks import mask_from_samples
+from mri_n2n.masks import has_lines_along_x, is_along, mask_from_samples
 from mri_n2n.pairs import flip, transpose
 
 # Pixels of coil images sent through the network at once: bounds memory whatever the number of slices and coils.
@@ -44,7 +44,7 @@ def reconstruct_acquisition(
     flips: the mean over the four mirror images of each slice, mirrored back (test-time augmentation); four passes.
     Slices with lines along x are turned to lines along y, as networks are trained on, and their images back.
     """
-    turned = torch.tensor([is_along(one, -1) and not is_along(one, -2) for one in acquisition.mask.split(1)])
+    turned = torch.tensor([has_lines_along_x(one) for one in acquisition.mask.split(1)])
     if turned.all():
         return reconstruct_acquisition(network, transpose(acquisition), device, scale, flips=flips).mT
     slices, coils, y, x = acquisition.kspace.shape
@@ -131,8 +131,8 @@ def reconstruct_array(
             "weights of the 2018 recipe need the sampling probability, which arrays do not carry; reconstruct a scan file, or use others"
         )
     acquisition = Acquisition(full * sampled, sampled.contiguous())
-    share = (sampled.mean() if len(sampled) == len(full) else sampled[0].mean()).item()
-    said = cautions(loaded, sampled[len(sampled) // 2][None], share)
+    held = sampled[sampled.flatten(1).any(dim=1)]  # empty slices say nothing of the acceleration
+    said = cautions(loaded, held[len(held) // 2][None], held.mean().item())
     if full.shape[1] > 1:
         acquisition, caution = with_sensitivity_maps(acquisition.to(loaded.device))
         said += [caution] if caution else []
@@ -168,11 +168,6 @@ def load_for_use(weights: Path | None, device: str) -> LoadedNetwork:
     path, chosen = find_weights(weights), choose_device(device)
     network, header = load_network(path)
     return LoadedNetwork(network.to(chosen), path, sha256_of(path), header, chosen)
-
-
-def is_along(mask: Tensor, axis: int) -> bool:
-    """Whether a mask (slices or 1, 1, y, x) does not vary along `axis`: lines along it were sampled."""
-    return torch.equal(mask, mask.narrow(axis, 0, 1).expand_as(mask))
 
 
 def cautions(loaded: LoadedNetwork, mask: Tensor, measured_share: float) -> list[str]:

@@ -94,7 +94,7 @@ def _describe_scan(scan: Scan) -> dict[str, object]:
         "matrix": f"{y} x {x} (y x x)"
         + (f", image {scan.image_matrix[0]} x {scan.image_matrix[1]}" if scan.image_matrix else ""),
         "acquired": describe_box(acquired, y, x),
-        "sampling": describe_sampling(inside) + " (middle slice)",
+        "sampling": describe_sampling(inside, (y // 2 - y0, x // 2 - x0)) + " (middle slice)",
         **({"fully sampled": f"{calibration[0]} x {calibration[1]} samples about the centre"} if not full else {}),
         "noise": describe_noise(scan, middle),
         "simulated": simulated[scan.simulated],
@@ -114,22 +114,27 @@ def describe_box(acquired: Box, y: int, x: int) -> str:
     return f"rows {y0} to {y1 - 1} of {y}, columns {x0} to {x1 - 1} of {x}; the rest is zero padding or partial Fourier"
 
 
-def describe_sampling(mask: Tensor) -> str:
-    """Acceleration and kind of a mask (y, x), as they are found in it: lines or points, regular or denser inside."""
+def describe_sampling(mask: Tensor, center: tuple[int, int] | None = None) -> str:
+    """Acceleration and kind of a mask (y, x), as they are found in it: lines or points, regular or denser inside.
+
+    center: index (y, x) of DC, which lies aside where only a part of k-space was acquired; None: the middle.
+    """
+    dc_y, dc_x = center or (mask.shape[0] // 2, mask.shape[1] // 2)
     sampled = mask > 0
     share = sampled.double().mean().item()
     if share in (0.0, 1.0):
         return "full" if share else "none"
-    for lines, other, name in ((sampled[0], sampled, "y"), (sampled[:, 0], sampled.T, "x")):
+    for lines, middle, other, name in ((sampled[0], dc_x, sampled, "y"), (sampled[:, 0], dc_y, sampled.T, "x")):
         if torch.equal(other, lines.expand_as(other)):
-            return f"{1 / share:.1f}x ({share:.1%}), {_describe_lines(lines, name)}"
-    inner, outer = _densities(sampled, radius(tuple(mask.shape)))
+            return f"{1 / share:.1f}x ({share:.1%}), {_describe_lines(lines, middle, name)}"
+    distance = torch.hypot(*torch.meshgrid(*(torch.arange(n).double() - c for n, c in zip(mask.shape, (dc_y, dc_x))), indexing="ij"))  # fmt: skip
+    inner, outer = _densities(sampled, distance)
     return f"{1 / share:.1f}x ({share:.1%}), points{', denser towards the centre' if inner > 1.2 * outer else ''}"
 
 
-def _describe_lines(lines: Tensor, along: str) -> str:
-    """Of sampled lines (n,) bool: how many the full centre has, and whether the others are regular."""
-    count, middle = len(lines), len(lines) // 2
+def _describe_lines(lines: Tensor, middle: int, along: str) -> str:
+    """Of sampled lines (n,) bool: how many the full centre, about index `middle`, has, and whether the others are regular."""
+    count = len(lines)
     low = high = middle  # the full block about the centre
     while low > 0 and lines[low - 1]:
         low -= 1
@@ -161,7 +166,7 @@ def describe_noise(scan: Scan, middle: Acquisition) -> str:
     peak = root_sum_of_squares(ifft2c(middle.kspace)).max().item()
     share = lambda deviation: f"{deviation:.3g}, {deviation / peak:.2%} of the image's maximum" if peak else "0"  # noqa: E731
     if scan.noise_covariance is not None:
-        deviation = scan.noise_covariance.diagonal().real.mean().sqrt().item()
+        deviation = math.sqrt(middle.noise_variance)  # of the mean of averages
         return f"standard deviation {share(deviation)}; from noise readouts, by which coils are whitened"
     if middle.noise_variance is not None:
         return f"standard deviation {share(math.sqrt(middle.noise_variance))}; stored"
@@ -169,7 +174,8 @@ def describe_noise(scan: Scan, middle: Acquisition) -> str:
     if far.sum() < 16:
         return "unknown"
     squared = middle.kspace[0][:, far].abs().double().square()
-    deviation = (squared.median() / math.log(2)).sqrt().item()  # |n|^2 is exponential: its median is E|n|^2 log 2
+    # |n|^2 is exponential in each coil: its median is E|n|^2 log 2.
+    deviation = (squared.median(dim=1).values.mean() / math.log(2)).sqrt().item()
     return f"standard deviation at most {share(deviation)}; from the outermost samples"
 
 

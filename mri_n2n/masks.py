@@ -80,6 +80,16 @@ def mirror(mask: Tensor) -> Tensor:
     return mask.flatten()[torch.minimum(index, mirror_axes(index, (-2, -1)))]
 
 
+def is_along(mask: Tensor, axis: int) -> bool:
+    """Whether a mask (..., y, x) does not vary along `axis`: lines along it were sampled, or everything or nothing."""
+    return torch.equal(mask, mask.narrow(axis, 0, 1).expand_as(mask))
+
+
+def has_lines_along_x(mask: Tensor) -> bool:
+    """Whether a mask (..., y, x) is one of lines along x, which networks do not know: they are turned to lines along y."""
+    return is_along(mask, -1) and not is_along(mask, -2)
+
+
 def mask_from_samples(sampled: np.ndarray) -> np.ndarray:
     """Masks (1 or slices, y, x) of a scan without a stored one, from where its slices (slices, y, x) are not zero.
 

@@ -8,16 +8,15 @@ from pathlib import Path
 from torch import Tensor
 
 from mri_n2n.errors import InputError, NotFoundError, UserError
+from mri_n2n.files import RAW
 from mri_n2n.folders import files_in, subjects_of, unique_names
-from mri_n2n.repetitions import SUFFIXES, Repetition, m4raw_repetitions, repetitions_of
+from mri_n2n.repetitions import Repetition, m4raw_repetitions, repetitions_of
 from mri_n2n.sources import Selection, Source, Split, divide, slice_range
 from mri_n2n.volumes import estimated_probabilities, load_m4raw, load_pairs
 
 
 def find_pairs(folder: Path, selection: Selection) -> Split:
-    train, validation = files_in(
-        folder, [f"*{suffix}" for suffix in SUFFIXES], [("train", "validation"), ("train", "val")]
-    )
+    train, validation = files_in(folder, [f"*{suffix}" for suffix in RAW], [("train", "validation"), ("train", "val")])
     groups = repetitions_of(train), repetitions_of(validation)
     if not {**groups[0], **groups[1]}:
         raise NotFoundError(

@@ -18,7 +18,7 @@ import mri_n2n
 from mri_n2n.acquisition import Scan
 from mri_n2n.bids import fields, make_dataset, place
 from mri_n2n.errors import OutputError
-from mri_n2n.files import restore_folder, sha256_of
+from mri_n2n.files import restore_folder, sha256_of, stem
 from mri_n2n.formats import read_reference, write_nifti
 from mri_n2n.formats.derived_dicom import Layout, write_series
 from mri_n2n.inference import LoadedNetwork
@@ -63,15 +63,6 @@ class Target:
     @property
     def files(self) -> tuple[Path, ...]:
         return self.h5, self.nifti, self.picture, self.sidecar
-
-
-def stem(path: Path) -> str:
-    """The name of a file without its known suffixes."""
-    name = path.name
-    for suffix in (".nii.gz", ".h5", ".hdf5", ".nii", ".cfl", ".hdr", ".npy", ".mrd"):
-        if name.lower().endswith(suffix) and len(name) > len(suffix):
-            return name[: -len(suffix)]
-    return name
 
 
 def target_of(scan: Path, output: Path, *, bids: bool) -> Target:

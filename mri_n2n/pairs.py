@@ -78,7 +78,7 @@ def flip(acquisition: Acquisition, axes: tuple[int, ...]) -> Acquisition:
 
 def transpose(acquisition: Acquisition) -> Acquisition:
     """Exchange y and x of the object, the coils and k-space."""
-    return _turned(acquisition, lambda value: value.mT)
+    return _turned(acquisition, lambda value: value.mT.contiguous())
 
 
 def _turned(acquisition: Acquisition, turn: Callable[[Tensor], Tensor]) -> Acquisition:

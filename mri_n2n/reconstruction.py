@@ -19,11 +19,11 @@ from mri_n2n.acquisition import Scan
 from mri_n2n.bids import check_dataset
 from mri_n2n.coils import coil_mixing, combine, with_sensitivity_maps
 from mri_n2n.errors import InputError, NotFoundError, OptionError, OutputError, PartialError, UserError
-from mri_n2n.files import atomic_outputs, check_readable, one_line
+from mri_n2n.files import RAW, atomic_outputs, check_readable, one_line, suffix_of
 from mri_n2n.formats import detect, open_scan, write_result
 from mri_n2n.formats.derived_dicom import lay_out
 from mri_n2n.formats.dicom import Series, read_series
-from mri_n2n.formats.sampling import Box, acquired_box
+from mri_n2n.formats.sampling import Box, acquired_box, doubtful_edges
 from mri_n2n.fourier import fft2c, ifft2c
 from mri_n2n.inference import (
     PIXELS_AT_ONCE,
@@ -37,9 +37,6 @@ from mri_n2n.operators import density_weights, root_sum_of_squares
 from mri_n2n.outputs import Target, check_target, result_attributes, target_of, write_beside
 from mri_n2n.process import progress_shown
 from mri_n2n.resample import crop_or_pad
-
-# Of raw scans; of BART's pairs the samples.
-SUFFIXES = (".h5", ".hdf5", ".mrd", ".cfl", ".npy")
 
 
 def reconstruct_files(
@@ -77,7 +74,10 @@ def reconstruct_files(
         raise OutputError(f"several inputs would write {twice[0]}.h5; reconstruct them into different directories")
     if len(scans) == 1:
         check_readable(scans[0])
-    work = [(scan, target) for scan, target in zip(scans, targets) if not (skip_existing and target.sidecar.exists())]
+    # Each process takes its share before it looks at what is there already: the others are at work.
+    rank, processes = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
+    share = list(zip(scans, targets, strict=True))[rank::processes]
+    work = [(scan, target) for scan, target in share if not (skip_existing and target.sidecar.exists())]
     if bids:
         check_dataset(output)
     series = read_series(dicom) if dicom is not None and work else None
@@ -85,15 +85,13 @@ def reconstruct_files(
         check_target(target, [*scans, *(series.files if series else ())], force, dicom=series is not None)
     loaded = load_for_use(weights, device)
     flips = loaded.trained_on_flips if flips is None else flips
-    rank, processes = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
     sidecars, failures = [], []
-    share = work[rank::processes]
-    for path, target in tqdm(share, unit="scan", disable=len(share) == 1 or not progress_shown(quiet)):
+    for path, target in tqdm(work, unit="scan", disable=len(work) == 1 or not progress_shown(quiet)):
         try:
             scan = open_scan(path, format, repetition)
             sidecars.append(reconstruct_file(scan, target, loaded, flips=flips, series=series, quiet=quiet))
         except UserError as error:
-            if len(work) == 1:
+            if len(scans) == 1:
                 raise
             failures.append(f"{path.name} ({one_line(error)})")
     if failures:
@@ -109,7 +107,7 @@ def scans_in(folder: Path) -> list[Path]:
     Errors: NotFoundError when there is none.
     """
     files = sorted(
-        path for path in folder.iterdir() if path.suffix in SUFFIXES and path.is_file() and path.name[0] != "."
+        path for path in folder.iterdir() if suffix_of(path) in RAW and path.is_file() and path.name[0] != "."
     )
 
     def may_be_scan(path: Path) -> bool:
@@ -120,7 +118,7 @@ def scans_in(folder: Path) -> list[Path]:
 
     found = [path for path in files if may_be_scan(path)]
     if not found:
-        raise NotFoundError(f"{folder} holds no raw scan ({', '.join(SUFFIXES)})")
+        raise NotFoundError(f"{folder} holds no raw scan ({', '.join(RAW)})")
     return found
 
 
@@ -142,12 +140,12 @@ def reconstruct_file(
     shapes |= {"sensitivity_maps": (slices, virtual, *matrix)} if combined else {}
     found: set[str] = set(said_of_coils)
     reconstruction = np.empty((slices, *matrix), dtype=np.float32)
-    measured = 0.0
+    measured = held = 0.0
     scale = intensity_scale(scan, loaded, at_once)
     middle: tuple[np.ndarray, np.ndarray] | None = None
 
     def images() -> Iterator[tuple[np.ndarray, ...]]:
-        nonlocal measured, middle
+        nonlocal measured, held, middle
         for start in tqdm(range(0, slices, at_once), desc=target.name, unit="batch", disable=not progress_shown(quiet)):
             acquisition = scan.read(start, min(start + at_once, slices)).to(loaded.device)
             if mixing is not None:
@@ -167,7 +165,8 @@ def reconstruct_file(
             complex_images = crop_or_pad(complex_images, *matrix)
             count = complex_images.shape[0]
             reconstruction[start : start + count] = root_sum_of_squares(complex_images).numpy()
-            measured += acquisition.mask.expand(count, 1, y, x).mean().item() * count
+            shares = acquisition.mask.mean(dim=(1, 2, 3)).expand(count)
+            measured, held = measured + shares.sum().item(), held + (shares > 0).sum().item()
             if start <= slices // 2 < start + count:
                 at = slices // 2 - start
                 zero_filled = crop_or_pad(ifft2c(acquisition.kspace[at : at + 1].cpu()), *matrix)
@@ -186,9 +185,14 @@ def reconstruct_file(
                 f"k-space was acquired in rows {acquired[0][0]} to {acquired[0][1] - 1} of {y} and columns {acquired[1][0]} to "
                 f"{acquired[1][1] - 1} of {x} only (zero padding or partial Fourier); beyond, the image has none"
             )
+        elif doubtful_edges(scan, acquired):
+            found.add(
+                "k-space has wide empty edges: zero padding, partial Fourier or chance; there the image is the network's"
+            )
         (y0, y1), (x0, x1) = acquired
         mask = scan.read(slices // 2, slices // 2 + 1).mask[..., y0:y1, x0:x1]
-        share = min(1.0, measured / slices * y * x / ((y1 - y0) * (x1 - x0)))
+        measured /= max(held, 1)  # slices without samples say nothing of the acceleration
+        share = min(1.0, measured * y * x / ((y1 - y0) * (x1 - x0)))
         said = sorted(found) + cautions(loaded, mask, share)
         combination = "none" if coils == 1 else "coils reconstructed one by one, then root-sum-of-squares"
         combination = "sensitivity maps from the scan's own centre" if combined else combination
@@ -196,7 +200,7 @@ def reconstruct_file(
             "options": {"device": loaded.device.type, "precision": "float32", "flips": flips},
             "virtual_coils": virtual,
             "combination": combination,
-            "measured_share": round(measured / slices, 6),
+            "measured_share": round(measured, 6),
             "acquired": {"y": list(acquired[0]), "x": list(acquired[1])},
             "warnings": said,
         }

@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mri_n2n.acquisition import Scan
-from mri_n2n.errors import UserError
+from mri_n2n.errors import InputError
+from mri_n2n.files import stem
 from mri_n2n.formats import detect, open_scan
 from mri_n2n.formats.cfl import FORMAT as CFL
 from mri_n2n.formats.mrd import FORMAT as MRD
 
-# Of BART's two files the samples.
-SUFFIXES = (".h5", ".hdf5", ".mrd", ".cfl", ".npy")
 SEVERAL = (MRD, CFL)  # formats that hold repetitions in one file
 M4RAW_NAME = re.compile(r"(.+)_(T1|T2|FLAIR|GRE)0(\d+)\.h5")
 
@@ -34,15 +33,16 @@ class Repetition:
 def repetitions_of(paths: list[Path]) -> dict[Path, list[Repetition]]:
     """Scan without suffix -> its repetitions, of NAME_rep1.h5, NAME_rep2.h5 ... and of files that hold several.
 
-    Scans with one repetition are left out, with a warning.
+    Scans with one repetition are left out, with a warning. Errors: InputError for files that cannot be read, and for two
+    that are the same repetition.
     """
     groups: dict[Path, dict[int, Repetition]] = defaultdict(dict)
     for path in paths:
-        if match := re.fullmatch(r"(.+)_rep(\d+)", path.stem):
-            groups[path.with_name(match[1])][int(match[2])] = Repetition(path)
-        elif _may_hold_several(path):
-            count = open_scan(path).repetitions
-            groups[path.with_suffix("")] |= {number: Repetition(path, number) for number in range(count)}
+        if match := re.fullmatch(r"(.+)_rep(\d+)", stem(path)):
+            _add(groups[path.with_name(match[1])], int(match[2]), Repetition(path))
+        elif detect(path) in SEVERAL:
+            for number in range(open_scan(path).repetitions):
+                _add(groups[path.with_name(stem(path))], number, Repetition(path, number))
     return _with_two(groups)
 
 
@@ -51,19 +51,20 @@ def m4raw_repetitions(paths: list[Path]) -> dict[Path, list[Repetition]]:
     groups: dict[Path, dict[int, Repetition]] = defaultdict(dict)
     for path in paths:
         if match := M4RAW_NAME.fullmatch(path.name):
-            groups[path.with_name(f"{match[1]}_{match[2]}")][int(match[3])] = Repetition(path)
+            _add(groups[path.with_name(f"{match[1]}_{match[2]}")], int(match[3]), Repetition(path))
     return _with_two(groups)
 
 
-def _may_hold_several(path: Path) -> bool:
-    try:
-        return path.suffix != ".npy" and detect(path) in SEVERAL
-    except UserError:
-        return False  # no scan at all
+def _add(group: dict[int, Repetition], number: int, repetition: Repetition) -> None:
+    if number in group:
+        raise InputError(
+            f"{group[number].path.name} and {repetition.path.name} are both repetition {number} of one scan; keep one of them"
+        )
+    group[number] = repetition
 
 
 def _with_two(groups: dict[Path, dict[int, Repetition]]) -> dict[Path, list[Repetition]]:
-    for stem in [stem for stem, found in groups.items() if len(found) < 2]:
-        warnings.warn(f"{stem.name} has a single repetition and is left out; Noise2Noise needs two", stacklevel=5)
-        del groups[stem]
-    return {stem: [found[number] for number in sorted(found)] for stem, found in groups.items()}
+    for scan in [scan for scan, found in groups.items() if len(found) < 2]:
+        warnings.warn(f"{scan.name} has a single repetition and is left out; Noise2Noise needs two", stacklevel=5)
+        del groups[scan]
+    return {scan: [found[number] for number in sorted(found)] for scan, found in groups.items()}

@@ -14,11 +14,14 @@ import torch
 from torch import Tensor
 
 from mri_n2n.acquisition import Acquisition, Scan
+from mri_n2n.coils import coil_mixing, combine
 from mri_n2n.density import estimate_probability
 from mri_n2n.errors import InputError
 from mri_n2n.formats import ImageFiles, open_scan, read_images
 from mri_n2n.fourier import fft2c, ifft2c
+from mri_n2n.masks import has_lines_along_x
 from mri_n2n.operators import root_sum_of_squares
+from mri_n2n.pairs import transpose
 from mri_n2n.phantom import phantom_kspace
 from mri_n2n.repetitions import Repetition
 from mri_n2n.resample import crop_or_pad, resize_kspace
@@ -91,8 +94,19 @@ def load_pairs(
     stop: int,
     probabilities: dict[tuple[int, int], Tensor],
 ) -> tuple[Acquisition, ...]:
-    """The repetitions, scaled alike so that the largest magnitude of their joint zero-filled image is 1."""
-    acquisitions = [repetition.open().read(start, stop) for repetition in repetitions]
+    """The repetitions, scaled alike so that the largest magnitude of their joint zero-filled image is 1.
+
+    Coils are mixed as in use, all repetitions by the matrix of the first; lines along x are turned to lines along y.
+    """
+    scans = [repetition.open() for repetition in repetitions]
+    acquisitions = [scan.read(start, stop) for scan in scans]
+    mixing, said = coil_mixing(scans[0]) if scans[0].shape[1] > 1 else (None, [])
+    for words in said:
+        warnings.warn(f"{name}: {words}", stacklevel=2)
+    if mixing is not None:
+        acquisitions = [replace(a, kspace=combine(mixing, a.kspace)) for a in acquisitions]
+    if all(map(_has_lines_along_x, scans)):
+        acquisitions = [transpose(a) for a in acquisitions]
     if all(torch.equal(a.mask, acquisitions[0].mask) for a in acquisitions) and acquisitions[0].mask.mean() < 0.75:
         warnings.warn(f"{name}: all repetitions have one mask; what it leaves out cannot be learned", stacklevel=2)
     scale = _joint_scale(acquisitions, name)
@@ -108,10 +122,7 @@ def load_m4raw(repetitions: tuple[Repetition, ...], name: str, start: int, stop:
     for repetition in repetitions:
         acquisition = repetition.open().read(start, stop)
         _check_fully_sampled(repetition.path, acquisition.mask)
-        mask = acquisition.mask.mT.contiguous()
-        acquisitions.append(
-            replace(acquisition, kspace=acquisition.kspace.mT.contiguous(), mask=mask, probability=mask)
-        )
+        acquisitions.append(transpose(replace(acquisition, probability=acquisition.mask)))
     scale = _joint_scale(acquisitions, name)
     return tuple(_rescaled(a, scale, {}) for a in acquisitions)
 
@@ -175,13 +186,20 @@ def estimated_probabilities(repetitions: list[Repetition]) -> dict[tuple[int, in
     for repetition in repetitions:
         scan = repetition.open()
         if scan.read(0, 1).probability is None:
-            by_matrix[scan.shape[-2:]].append(scan)
+            y, x = scan.shape[-2:]
+            by_matrix[(x, y) if _has_lines_along_x(scan) else (y, x)].append(scan)
     return {matrix: estimate_probability(_masks_of(scans)) for matrix, scans in by_matrix.items()}
 
 
 def _masks_of(scans: list[Scan]) -> Iterable[Tensor]:
-    """One mask (y, x) per scan, or one per slice where they differ."""
+    """One mask (y, x) per scan, lines along y, or one per slice where they differ; empty slices have none."""
     for scan in scans:
+        turned = _has_lines_along_x(scan)
         masks = (scan.read(i, i + 1).mask[0, 0] for i in range(scan.shape[0]))
-        first, last = (scan.read(i, i + 1).mask[0, 0] for i in (0, scan.shape[0] - 1))
-        yield from [first] if torch.equal(first, last) else (mask for mask in masks if mask.any())
+        masks = [mask.T if turned else mask for mask in masks if mask.any()]
+        yield from masks[:1] if all(torch.equal(mask, masks[0]) for mask in masks) else masks
+
+
+def _has_lines_along_x(scan: Scan) -> bool:
+    middle = scan.shape[0] // 2
+    return has_lines_along_x(scan.read(middle, middle + 1).mask)

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import nibabel
@@ -197,7 +196,7 @@ def test_processes_share_scans_and_make_one_data_set(weights, tmp_path):
     folder.mkdir()
     for number in range(4):
         write_scan_at(folder / f"sub-{number}_T1w.h5", VOLUME, affine_ras())
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29541", "-m",
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m",
                "mri_n2n", "reconstruct", folder, "-o", out, "--weights", weights, "--bids"]  # fmt: skip
     done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -209,17 +208,22 @@ def test_processes_share_scans_and_make_one_data_set(weights, tmp_path):
 def test_many_at_once_make_one_description(tmp_path):
     """Four processes, thirty data sets, begun together."""
     code = """
-import sys, time
+import sys
 from pathlib import Path
 from mri_n2n.bids import make_dataset
-time.sleep(max(0, float(sys.argv[2]) - time.time()))
+print("ready", flush=True)
+sys.stdin.readline()
 for number in range(30):
     root = Path(sys.argv[1], str(number))
     root.mkdir(exist_ok=True)
     make_dataset(root)
 """
-    command = [sys.executable, "-c", code, str(tmp_path), str(time.time() + 3)]
-    running = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(4)]
+    command, pipe = [sys.executable, "-c", code, str(tmp_path)], subprocess.PIPE
+    running = [subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) for _ in range(4)]
+    assert [process.stdout.readline() for process in running] == ["ready\n"] * 4
+    for process in running:
+        process.stdin.write("go\n")
+        process.stdin.flush()
     said = [process.communicate()[1] for process in running]
     assert [process.returncode for process in running] == [0] * 4, said
     for number in range(30):

@@ -367,7 +367,8 @@ def test_a_real_volume_against_itself_with_known_noise(tmp_path):
 
 def test_the_table_of_a_split_is_that_of_fastmris_own_evaluation(tmp_path):
     """fastMRI's leaderboard is filled by this function; it filters by the acquisition and acceleration of the target's file."""
-    fastmri_evaluate = pytest.importorskip("fastmri.evaluate")
+    import fastmri.evaluate as fastmri_evaluate
+
     generator = np.random.default_rng(3)
     (tmp_path / "target").mkdir()
     (tmp_path / "recon").mkdir()
@@ -400,3 +401,11 @@ def test_the_table_of_a_split_is_that_of_fastmris_own_evaluation(tmp_path):
         assert score.ssim == pytest.approx(official["SSIM"], rel=1e-5)
     assert "mean of CORPD_FBK 8x" in format_table(result)
     assert to_json(result)["directory"]["groups"]["CORPD_FBK 4x"]["volumes"] == 2
+
+
+def test_a_raw_scan_of_another_format_is_no_reference(tmp_path):
+    np.save(tmp_path / "scan.npy", np.ones((2, 8, 8), np.complex64)[:, None])
+    with h5py.File(tmp_path / "result.h5", "w") as file:
+        file["reconstruction"] = np.ones((2, 8, 8), np.float32)
+    with pytest.raises(InputError, match="raw scan .npy., which holds no reference"):
+        evaluate_files(tmp_path / "result.h5", tmp_path / "scan.npy")

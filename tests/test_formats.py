@@ -1,5 +1,6 @@
 """What is written comes back, and other programs read it: scans, volumes, results, with geometry and intensities kept."""
 
+import errno
 import gzip
 import itertools
 import os
@@ -424,3 +425,23 @@ def test_all_combinations_of_axes_are_inverse_to_each_other(tmp_path):
         write_nifti(tmp_path / "out.nii", array, geometry, force=True)
         written = nibabel.load(tmp_path / "out.nii").get_fdata()
         assert np.array_equal(np.flip(written, read) if flip else written, volume)
+
+
+def test_a_sound_file_is_opened_however_well_it_compresses(tmp_path):
+    """One chunk of 128 MiB in little more than 1 MiB: trying a file out must not cost what reading it costs."""
+    kspace = np.zeros((1, 4096, 4096), np.complex64)
+    kspace[0, ::8, ::64] = noise(512, 64)
+    with h5py.File(tmp_path / "scan.h5", "w") as file:
+        file.create_dataset("kspace", data=kspace, chunks=kspace.shape, compression="gzip", shuffle=True)
+    assert (tmp_path / "scan.h5").stat().st_size < 3 * 2**20
+    assert open_scan(tmp_path / "scan.h5").shape == (1, 1, 4096, 4096)
+
+
+def test_a_file_is_opened_where_no_process_can_be_started(tmp_path, monkeypatch):
+    def refused() -> int:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    with h5py.File(tmp_path / "scan.h5", "w") as file:
+        file["kspace"] = noise(1, 8, 8)
+    monkeypatch.setattr(os, "fork", refused)
+    assert open_scan(tmp_path / "scan.h5").shape == (1, 1, 8, 8)

@@ -220,3 +220,15 @@ def test_scan_is_described_alike_after_a_round(tmp_path):
     convert(tmp_path / "b.mrd", tmp_path / "c.h5")
     one, two = (open_scan(path) for path in (source, tmp_path / "c.h5"))
     assert replace(one, path=two.path, read=two.read) == two
+
+
+def test_a_place_without_unit_or_code_is_in_no_readout(tmp_path):
+    """MRD means millimetres: other programs find no place there, and we find what was noted."""
+    geometry = Geometry(tuple(map(tuple, np.diag([2.0, 3.0, 4.0, 1.0]).tolist())), 2, 1, 1, "unknown")
+    kspace = np.ones((2, 1, 6, 5), np.complex64)
+    write_scan(tmp_path / "a.h5", kspace, kspace.shape, mask=np.ones(5), geometry=geometry)
+    convert(tmp_path / "a.h5", tmp_path / "b.mrd")
+    with h5py.File(tmp_path / "b.mrd") as file:
+        heads = file["dataset/data"]["head"]
+    assert not any(heads[name].any() for name in ("position", "read_dir", "phase_dir", "slice_dir"))
+    assert open_scan(tmp_path / "b.mrd").geometry == geometry

@@ -11,9 +11,9 @@ import torch
 
 from mri_n2n.errors import InputError, OptionError
 from mri_n2n.formats import cfl, detect, open_scan
-from mri_n2n.formats.sampling import acquired_box, acquired_range
+from mri_n2n.formats.sampling import _box_of, acquired_box, acquired_lines, acquired_range, doubtful_edges
 from mri_n2n.fourier import fft2c, ifft2c
-from mri_n2n.masks import draw_mask
+from mri_n2n.masks import MASKS, draw_mask
 from mri_n2n.operators import root_sum_of_squares
 
 HEAD = np.dtype(
@@ -268,7 +268,7 @@ def test_cfl_repetitions_and_both_phase_axes(tmp_path):
     count = (kspace != 0).any(axis=1).sum(axis=0)
     np.testing.assert_allclose(scan.read(0, 1).kspace[0].numpy(), kspace.sum(0) / count, rtol=1e-6)
     np.testing.assert_array_equal(open_scan(path, repetition=1).read(0, 1).kspace[0].numpy(), kspace[1])
-    with pytest.raises(InputError, match="2 repetitions"):
+    with pytest.raises(OptionError, match="2 repetitions"):
         open_scan(path, repetition=2)
 
 
@@ -344,24 +344,51 @@ def test_numpy_arrays_that_are_no_scan(tmp_path):
         open_scan(path)
 
 
-@pytest.mark.parametrize(("kind", "acceleration"), [("roulette", 12.0), ("gaussian-points", 12.0), ("random-lines", 8.0), ("gaussian-lines", 8.0), ("equispaced-lines", 8.0)])  # fmt: skip
-def test_undersampling_is_not_taken_for_edges_that_were_never_acquired(kind, acceleration):
-    """Of 400 edges of random masks at most 2 % look never acquired; 8 % where the density falls to little at the edge."""
-    taken = 0
-    for seed in range(200):
-        mask = draw_mask(kind, (128, 128), acceleration, torch.Generator().manual_seed(seed)).mask.numpy() > 0
-        lines = (mask == mask[:1]).all()
-        chance = mask[0].astype(float) if lines else 1 - np.exp(-mask.sum(axis=0))
-        taken += sum(edge != whole for edge, whole in zip(acquired_range(chance), (0, 128), strict=True))
-    assert taken <= (32 if kind in ("roulette", "gaussian-lines") else 8)
+@pytest.mark.parametrize("shape", [(128, 128), (97, 160), (64, 256)])
+@pytest.mark.parametrize("acceleration", [3.0, 8.0, 10.0])
+@pytest.mark.parametrize("kind", MASKS)
+def test_undersampling_is_not_taken_for_edges_that_were_never_acquired(kind, acceleration, shape):
+    """Of 100 draws none is cut down, whatever the mask, and neither when it lies along the other axis."""
+    for seed in range(100):
+        mask = draw_mask(kind, shape, acceleration, torch.Generator().manual_seed(seed)).mask.numpy() > 0
+        assert _box_of(mask) == ((0, shape[0]), (0, shape[1])), seed
+        assert _box_of(mask.T) == ((0, shape[1]), (0, shape[0])), seed
 
 
-def test_zero_padding_and_partial_fourier_are_told_from_undersampling():
-    found = []
-    for seed in range(50):
-        sampled = np.zeros(160, bool)
-        sampled[40:157] = np.random.default_rng(seed).random(117) < 0.4
-        sampled[[40, 156]] = True
-        found.append(acquired_range(sampled.astype(float)))
-    assert found.count((40, 160)) >= 40  # 40 empty lines are told, 3 are within chance
+@pytest.mark.parametrize("start", [0, 30, 64])
+@pytest.mark.parametrize("spacing", [1, 2, 3.4, 4])
+def test_zero_padding_and_partial_fourier_of_regular_lines_are_found(start, spacing):
+    """Equispaced lines with a full centre, a part missing at one or both sides, a readout that is cut off too."""
+    lines = np.zeros(256, bool)
+    lines[np.arange(0, 256, spacing).astype(int)] = lines[116:140] = True
+    for end in (256, 220):
+        sampled = lines.copy()
+        sampled[:start] = sampled[end:] = False
+        at = np.flatnonzero(sampled)
+        expected = (int(at[0]) if start else 0, int(at[-1]) + 1 if end < 256 else 256)
+        assert acquired_lines(sampled) == expected
+        rows = np.arange(64) >= 10
+        assert _box_of(rows[:, None] & sampled) == ((10, 64), expected)
+
+
+def test_irregular_lines_that_leave_wide_edges_are_doubtful(tmp_path):
+    """Told, but not cut: 40 of 160 columns empty at one side."""
+    told = 0
+    for seed in range(20):
+        lines = np.zeros(160, bool)
+        lines[40:157] = np.random.default_rng(seed).random(117) < 0.4
+        lines[[40, 79, 80, 81, 156]] = True
+        np.save(tmp_path / f"{seed}.npy", noise(1, 2, 32, 160) * lines)
+        scan = open_scan(tmp_path / f"{seed}.npy")
+        assert acquired_box(scan) == ((0, 32), (0, 160))
+        told += doubtful_edges(scan, acquired_box(scan))
+    assert told >= 16
+    np.save(tmp_path / "full.npy", noise(1, 2, 32, 160))
+    scan = open_scan(tmp_path / "full.npy")
+    assert not doubtful_edges(scan, acquired_box(scan))
+
+
+def test_the_acquired_part_of_an_axis():
     assert acquired_range((np.arange(20) > 7) * 1.0) == (8, 20) and acquired_range(np.zeros(9)) == (0, 9)
+    assert acquired_lines(np.arange(20) > 7) == (8, 20) and acquired_lines(np.zeros(9, bool)) == (0, 9)
+    assert acquired_lines(np.arange(20) < 5) == (0, 5), "DC itself was not sampled"

@@ -460,8 +460,7 @@ def test_two_processes_share_the_scans(scans, run, tmp_path):
         "torch.distributed.run",
         "--nproc-per-node",
         "2",
-        "--master-port",
-        "29517",
+        "--standalone",
         "-m",
         "mri_n2n",
     ]
@@ -471,6 +470,20 @@ def test_two_processes_share_the_scans(scans, run, tmp_path):
     assert {path.stem for path in (tmp_path / "out").glob("*.json")} == {"0", "1", "2"}
     found = [json.loads((tmp_path / "out" / f"{number}.json").read_text())["output"] for number in range(3)]
     assert found == ["0", "1", "2"] and done.stdout.count('"output": ') == 3  # each by one process
+
+
+@pytest.mark.parametrize("skip_existing", [True, False])
+def test_a_late_process_finds_its_own_share(skip_existing, scans, run, tmp_path, monkeypatch):
+    """One that begins when the other is done: what is there already does not change who does what."""
+    for number in range(4):
+        copy(scans["single"], tmp_path / "in" / f"{number}.h5")
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        done = reconstruct_files(
+            [tmp_path / "in"], tmp_path / "out", weights=run, skip_existing=skip_existing, quiet=True
+        )
+        assert [sidecar["output"] for sidecar in done] == [["0", "2"], ["1", "3"]][int(rank)]
 
 
 def test_a_directory_in_the_way_leaves_nothing_half_written(scans, run, tmp_path):
@@ -589,8 +602,6 @@ def test_weights_of_the_2018_recipe_use_the_stored_probability(scans, tmp_path):
 
 # ------------------------------------------------------------------------------------------------- the bundled weights
 
-bundled = pytest.mark.skipif(not BUNDLED.is_file(), reason="the weights that come with the package are not there yet")
-
 
 def gain(
     full: torch.Tensor, kind: str, acceleration: float, seed: int, hermitian: bool = False
@@ -605,7 +616,6 @@ def gain(
     return psnr(reference[None], np.abs(image)[None]) - psnr(reference[None], zero_filled[None]), image
 
 
-@bundled
 def test_bundled_weights_gain_two_decibels_on_a_head_they_never_saw():
     assert gain(phantom_kspace((128, 128), generator=generator(5))[0], "roulette", 8.0, 0, hermitian=True)[0] > 2.0
 
@@ -677,13 +687,11 @@ def test_empty_slices_and_coils_stay_empty_and_any_unit_is_kept(scale, scans, ru
         np.testing.assert_allclose(image, file["image"], rtol=1e-3, atol=2e-3 * np.abs(image).max())
 
 
-@bundled
 @pytest.mark.parametrize("kind", ["random-lines", "equispaced-lines", "gaussian-lines", "gaussian-points"])
 def test_bundled_weights_on_every_mask(kind):
     assert gain(phantom_kspace((96, 96), generator=generator(6))[0], kind, 4.0, 0)[0] > 0.5
 
 
-@bundled
 @pytest.mark.parametrize("acceleration", [4.0, 12.0])
 def test_bundled_weights_on_odd_sizes_and_complex_scans(acceleration):
     full = phantom_kspace((65, 90), generator=generator(7))[0]
@@ -693,7 +701,6 @@ def test_bundled_weights_on_odd_sizes_and_complex_scans(acceleration):
     assert decibels > 0.5 and np.abs(image.imag).max() > 0.1 * np.abs(image).max()
 
 
-@bundled
 def test_bundled_weights_scale_with_the_scan():
     full = phantom_kspace((65, 90), generator=generator(9))[0].numpy()
     mask = draw_mask("roulette", (65, 90), 6.0, generator(0)).mask.numpy()
@@ -703,7 +710,6 @@ def test_bundled_weights_scale_with_the_scan():
         np.testing.assert_allclose(scaled / scale, image, rtol=0, atol=2e-4 * np.abs(image).max())
 
 
-@bundled
 def test_bundled_weights_are_small_and_say_how_they_were_trained(tmp_path):
     assert BUNDLED.stat().st_size <= 8e6 and (BUNDLED.parent / "README.md").is_file()
     facts = mri_n2n.info(BUNDLED)
@@ -711,7 +717,6 @@ def test_bundled_weights_are_small_and_say_how_they_were_trained(tmp_path):
     assert b"/home" not in BUNDLED.read_bytes()[:100_000] and b"/root" not in BUNDLED.read_bytes()[:100_000]
 
 
-@bundled
 def test_a_scan_is_reconstructed_without_naming_weights(tmp_path):
     full = torch.stack([phantom_kspace((64, 64), generator=generator(i)) for i in range(2)])
     sampling = draw_mask("roulette", (64, 64), 6.0, generator(0), hermitian=True)

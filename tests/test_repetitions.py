@@ -186,3 +186,16 @@ def test_repetitions_in_one_file_and_in_files_of_several_formats(tmp_path):
 def test_the_kspace_of_a_transposed_file_is_that_of_the_transposed_image():
     image = torch.randn((1, 1, 5, 8), dtype=torch.complex64)
     assert torch.allclose(fft2c(image).mT, fft2c(image.mT), atol=1e-6)
+
+
+def test_repetitions_that_clash_or_cannot_be_read_are_named(tmp_path):
+    for name in ("a_rep1", "a_rep2"):
+        np.save(tmp_path / f"{name}.npy", kspace_of(0, 1))
+    with h5py.File(tmp_path / "a_rep1.h5", "w") as file:
+        file["kspace"] = kspace_of(0, 1)
+    with pytest.raises(InputError, match="a_rep1.*both repetition 1"):
+        find_sources("pairs", tmp_path)
+    (tmp_path / "a_rep1.h5").unlink()
+    (tmp_path / "b.mrd").write_bytes(b"no HDF5 at all")
+    with pytest.raises(InputError, match="b.mrd"):
+        find_sources("pairs", tmp_path)

@@ -29,7 +29,7 @@ def run(name: str, *, data: Path | None, output: Path, docs: Path | None, quick:
     if name not in BENCHMARKS:
         raise UserError(f"unknown benchmark {name!r}; choose one of {', '.join(BENCHMARKS)}")
     module = import_module(f"mri_n2n.benchmarks.{name}")
-    section = heading(name, module.__doc__ or "", quick) + module.run(data, output, docs, quick)
+    section = heading(name, module.__doc__ or "", quick, data is not None) + module.run(data, output, docs, quick)
     if docs is not None:
         write_section(docs / "benchmarks.md", name, section)
     return section

@@ -120,10 +120,12 @@ def verdict(met: bool) -> str:
     return "met" if met else "MISSED"
 
 
-def heading(name: str, question: str, quick: bool) -> str:
+def heading(name: str, question: str, quick: bool, with_data: bool) -> str:
     """Title, question, and how it was run: command, hardware, versions, date."""
     title, _, rest = question.strip().partition("\n")
-    command = f"mri-n2n benchmark {name} --data DIR --docs docs" + (" --quick" if quick else "")
+    command = f"mri-n2n benchmark {name}{' --data DIR' if with_data else ''} --docs docs" + (
+        " --quick" if quick else ""
+    )
     today = datetime.date.today().isoformat()
     quick_note = "**A quick run: it shows the machinery, not the result.**\n\n" if quick else ""
     return (

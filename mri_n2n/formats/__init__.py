@@ -81,10 +81,12 @@ def detect(path: Path | str) -> str:
     if nifti.is_nifti(start):
         return nifti.FORMAT
     if start[:6] == b"\x93NUMPY":
-        return "npy"
+        return numpy_array.FORMAT
     known = {"DICOM": start[128:132] == b"DICM", "an empty file": not start}
     what = next((name for name, is_it in known.items() if is_it), "of an unknown format")
-    raise InputError(f"{one_line(path)} is {what}; expected a scan or result (HDF5) or a NIfTI volume (.nii, .nii.gz)")
+    raise InputError(
+        f"{one_line(path)} is {what}; expected a raw scan ({', '.join(SCAN_FORMATS)}), a result (HDF5) or a NIfTI volume"
+    )
 
 
 def read_reference(path: Path | str, slice_axis: int = 2) -> np.ndarray:

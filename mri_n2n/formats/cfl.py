@@ -49,7 +49,7 @@ def open_scan(path: Path | str, repetition: int | None = None) -> Scan:
     check_size(path, "one slice", 8 * math.prod(shape[1:]), size_limit())
     repetitions = sizes[AVERAGE]
     if repetition is not None and not 0 <= repetition < repetitions:
-        raise InputError(f"{one_line(path)} has {repetitions} repetitions; no number {repetition}")
+        raise OptionError(f"{one_line(path)} has {repetitions} repetitions; no number {repetition}")
     chosen = range(repetitions) if repetition is None else (repetition,)
 
     def read_slice(number: int) -> np.ndarray:

@@ -83,8 +83,10 @@ def _radians(phase: np.ndarray, path: Path) -> np.ndarray:
     low, high = float(phase.min()), float(phase.max())
     if max(-low, high) <= 2 * math.pi * 1.01:
         return phase
-    if high - low > 3500 and -4097 <= low and high <= 4097:  # less than a whole turn is no sure sign of these units
-        return phase * (math.pi / 4096 if low < 0 else math.pi / 2048)
+    # A whole turn, nearly: a smaller range is no sure sign of these units, and could be milliradians.
+    for least, most, turn in ((-4096, 4096, 8192), (0, 4096, 4096)):
+        if least - 1 <= low and high <= most + 1 and high - low > 0.9 * turn:
+            return phase * (2 * math.pi / turn)
     raise InputError(
         f"{one_line(path)}: phase from {low:g} to {high:g}; expected radians, or a scanner's -4096 to 4096 or 0 to 4095"
     )

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 import mri_n2n
-from mri_n2n.acquisition import Scan
+from mri_n2n.acquisition import MILLIMETRES, Scan
 from mri_n2n.errors import InputError
 from mri_n2n.files import one_line
 from mri_n2n.formats.dicom import MR_IMAGE, OWN, Series, number
@@ -25,7 +25,6 @@ from mri_n2n.formats.result import NOTE
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-MILLIMETRES = {"meter": 1e3, "mm": 1.0, "micron": 1e-3}
 LEVELS = 65535  # of uint16
 
 

@@ -28,7 +28,7 @@ REQUIRED = ("StudyInstanceUID", "SOPInstanceUID", "FrameOfReferenceUID")
 # Kept of a header: these groups (patient; trial and de-identification; acquisition) ...
 KEPT_GROUPS = (0x0010, 0x0012, 0x0018)
 # ... without what tells of the source's own sampling and matrix,
-DROPPED = ("SliceThickness", "SpacingBetweenSlices", "AcquisitionMatrix", "ReconstructionDiameter", "PercentSampling",
+DROPPED = ("AcquisitionMatrix", "ReconstructionDiameter", "PercentSampling",
            "PercentPhaseFieldOfView")  # fmt: skip
 # and these: study, equipment, frame of reference, and what must go on being said of the pixels. All else is left out.
 KEPT = (

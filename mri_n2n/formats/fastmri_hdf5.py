@@ -141,9 +141,9 @@ def _encoding(file: h5py.File, path: Path) -> Encoding | None:
 
 def _image_matrix(encoding: Encoding, shape: tuple[int, int, int, int]) -> tuple[int, int] | None:
     """(y, x) of the image that the header asks for, where it is smaller than k-space: without the oversampling."""
-    (readout, phase), (y, x) = encoding.recon_matrix, shape[-2:]
-    fits = encoding.matrix[0] == y and readout <= y and phase <= x and (readout, phase) != (y, x)
-    return (readout, phase) if fits else None
+    y, x = shape[-2:]
+    smaller = (min(encoding.recon_matrix[0], y), min(encoding.recon_matrix[1], x))
+    return smaller if encoding.matrix[0] == y and smaller != (y, x) else None
 
 
 def _acquired_columns(encoding: Encoding, shape: tuple[int, int, int, int]) -> tuple[int, int] | None:

@@ -61,7 +61,7 @@ def open_hdf5(path: Path | str) -> Iterator[h5py.File]:
     """
     path = check_readable(path)
     if not h5py.is_hdf5(path):
-        raise InputError(f"{one_line(path)} is no HDF5 file; expected a scan in fastMRI's HDF5 layout")
+        raise InputError(f"{one_line(path)} is no HDF5 file")
     survives(path)
     try:
         with h5py.File(path, "r") as file:
@@ -115,8 +115,8 @@ def checked_dataset(
         expected = " or ".join(map(str, ranks))
         raise InputError(f"{where} must have {expected} axes, none of them empty; got shape {shape}")
     if dtype.kind not in kinds:
-        expected = {"c": "complex", "fiub": "real"}.get(kinds, kinds)
-        raise InputError(f"{where} must hold {expected} numbers; got {one_line(dtype, 60)}")
+        expected = {"c": "complex numbers", "fiub": "real numbers", "V": "a table"}.get(kinds, "text")
+        raise InputError(f"{where} must hold {expected}; got {one_line(dtype, 60)}")
     size, limit = math.prod(shape) * dtype.itemsize, size_limit()
     check_size(path, f"dataset {name!r}", size, limit * FILE_FACTOR if streamed else limit)
     check_size(path, f"one slice of {name!r}", size // (shape or (1,))[0], limit)

@@ -18,7 +18,7 @@ import torch
 
 from mri_n2n.acquisition import Acquisition, Scan
 from mri_n2n.coils import noise_covariance
-from mri_n2n.errors import InputError
+from mri_n2n.errors import InputError, OptionError
 from mri_n2n.files import one_line
 from mri_n2n.formats.encoding import Encoding, read_encoding
 from mri_n2n.formats.hdf5 import (
@@ -80,7 +80,7 @@ def open_scan(path: Path | str, repetition: int | None = None) -> Scan:
     repetitions = np.unique(index["repetition"][image])
     if repetition is not None:
         if not 0 <= repetition < len(repetitions):
-            raise InputError(f"{one_line(path)} has {len(repetitions)} repetitions; no number {repetition}")
+            raise OptionError(f"{one_line(path)} has {len(repetitions)} repetitions; no number {repetition}")
         image &= index["repetition"] == repetitions[repetition]
     coils = np.unique(heads["active_channels"][image])
     lines = index["kspace_encode_step_1"].astype(int) + encoding.matrix[1] // 2 - encoding.phase_center
@@ -93,28 +93,27 @@ def open_scan(path: Path | str, repetition: int | None = None) -> Scan:
         )
     numbers = np.unique(index["slice"][image])
     rows = {number: np.flatnonzero(image & (index["slice"] == value)) for number, value in enumerate(numbers)}
-    oversampling = encoding.field_of_view[0] / encoding.recon_field_of_view[0]
-    y = round(encoding.matrix[0] / oversampling)
+    shares = (wanted / encoded for wanted, encoded in zip(encoding.recon_field_of_view, encoding.field_of_view))
+    y, x = (min(n, round(n * share)) for n, share in zip(encoding.matrix, shares, strict=True))  # without oversampling
     shape = (len(rows), int(coils[0]), y, encoding.matrix[1])
-    x = round(
-        encoding.matrix[1] * encoding.recon_field_of_view[1] / encoding.field_of_view[1]
-    )  # without phase oversampling
     first, last = encoding.acquired_lines
     padded = 0 < last - first < encoding.matrix[1]
     _check_sizes(path, heads, shape[0], shape[1], encoding.matrix)
     simulated = noted_simulated(encoding)
     stored_variance = noted_noise_variance(encoding)
+    after_reversal = _centers_after_reversal(heads[image])
+    averages = min(len(found) / len(np.unique(lines[found])) for found in rows.values())
     covariance = _covariance(path, group, np.flatnonzero(has(NOISE)), heads, rows[0])
 
-    def read_slice(number: int) -> tuple[np.ndarray, np.ndarray, int]:
-        """(coils, y, x) k-space, (y, x) mask, and how often its lines were averaged."""
+    def read_slice(number: int) -> tuple[np.ndarray, np.ndarray]:
+        """(coils, y, x) k-space and (y, x) mask."""
         kspace = np.zeros((shape[1], *encoding.matrix), dtype=np.complex64)
         count = np.zeros(encoding.matrix, dtype=np.int64)
         for row, readout in _readouts(path, group, rows[number], heads):
             head = heads[row]
             center = int(head["center_sample"]) - int(head["discard_pre"])
             if has_bit(head, REVERSE):
-                readout, center = readout[:, ::-1], readout.shape[1] - 1 - center
+                readout, center = readout[:, ::-1], center if after_reversal else readout.shape[1] - 1 - center
             start = encoding.matrix[0] // 2 - center
             if start < 0 or start + readout.shape[1] > encoding.matrix[0]:
                 raise InputError(f"{one_line(path)}: a readout's centre lies outside the encoded matrix")
@@ -122,18 +121,18 @@ def open_scan(path: Path | str, repetition: int | None = None) -> Scan:
             kspace[:, place, lines[row]] += readout
             count[place, lines[row]] += 1
         kspace /= np.maximum(count, 1)
-        return *_without_oversampling(kspace, count > 0, y), int(np.median(count[count > 0]))
+        return _without_oversampling(kspace, count > 0, y)
 
     def read(start: int, stop: int) -> Acquisition:
         if not 0 <= start < stop <= shape[0]:
             raise ValueError(f"slices must be in 0..{shape[0]}; got {start}..{stop}")
-        kspace, masks, averages = zip(*(read_slice(number) for number in range(start, stop)), strict=True)
+        kspace, masks = zip(*(read_slice(number) for number in range(start, stop)), strict=True)
         kspace, masks = np.stack(kspace), np.stack(masks)[:, None]
         if not np.isfinite(kspace).all():
             raise InputError(f"{one_line(path)}: k-space holds NaN or infinite samples; expected finite")
         variance = stored_variance
         if covariance is not None:
-            variance = float(covariance.diagonal().real.mean()) / min(averages)
+            variance = float(covariance.diagonal().real.mean()) / max(1.0, averages)
         same = (masks == masks[:1]).all()
         mask = torch.from_numpy((masks[:1] if same else masks).astype(np.float32))
         return Acquisition(torch.from_numpy(kspace), mask, None, None, variance)
@@ -149,9 +148,17 @@ def open_scan(path: Path | str, repetition: int | None = None) -> Scan:
         has_reference=False,
         noise_covariance=covariance,
         repetitions=len(repetitions),
-        image_matrix=(y, x) if 0 < x < encoding.matrix[1] else None,
+        image_matrix=(y, x) if x < encoding.matrix[1] else None,
         acquired_columns=(first, last) if padded else None,
     )
+
+
+def _centers_after_reversal(heads: np.ndarray) -> bool:
+    """Whether the centres of reversed readouts are meant as they lie once turned round: where readouts of even length have
+    the sample after the middle as their centre in both directions, which no sample of theirs was before."""
+    used = heads["number_of_samples"].astype(int) - heads["discard_pre"] - heads["discard_post"]
+    center = heads["center_sample"].astype(int) - heads["discard_pre"]
+    return bool((used % 2 == 0).all() and (center == used // 2).all())
 
 
 def has_bit(head: np.void, bit: int) -> bool:

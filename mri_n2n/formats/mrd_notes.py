@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 
-from mri_n2n.acquisition import Geometry, Scan
+from mri_n2n.acquisition import MILLIMETRES, Geometry, Scan
 from mri_n2n.formats.encoding import Encoding
 from mri_n2n.formats.hdf5 import UNITS, usable_affine
 
@@ -40,7 +40,7 @@ def geometry_of(
             return None
     affine = np.eye(4)
     affine[:3, 0] = phase * encoding.field_of_view[1] / x
-    affine[:3, 1] = read * encoding.recon_field_of_view[0] / y
+    affine[:3, 1] = read * encoding.field_of_view[0] / encoding.matrix[0]
     affine[:3, 2] = step
     affine[:3, 3] = positions[0] - affine[:3, 0] * (x // 2) - affine[:3, 1] * (y // 2)
     affine[:2] *= -1  # L, P, S to R, A, S
@@ -68,7 +68,7 @@ def _lies_there(geometry: Geometry, firsts: np.ndarray, encoding: Encoding, shap
     """Whether the first readouts of all slices lie where a geometry puts them, to a hundredth of a voxel."""
     fields, spacing = places(geometry, shape)
     _, _, y, x = shape
-    sizes = np.array([encoding.field_of_view[1] / x, encoding.recon_field_of_view[0] / y])
+    sizes = np.array([encoding.field_of_view[1] / x, encoding.field_of_view[0] / encoding.matrix[0]])
     far = 1e-2 * spacing.min() + 1e-6 * np.abs(fields["position"]).max()  # the readouts' numbers are float32
     return bool(
         np.allclose(sizes, spacing[:2], rtol=1e-4, atol=0)
@@ -80,10 +80,16 @@ def _lies_there(geometry: Geometry, firsts: np.ndarray, encoding: Encoding, shap
 
 
 def places(geometry: Geometry, shape: tuple[int, ...]) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Fields (slices, 3) of the readouts' headers, in L, P, S and mm, and the spacing (x, y, slice) in mm."""
+    """Fields (slices, 3) of the readouts' headers, in L, P, S and mm, and the spacing (x, y, slice) in mm.
+
+    Zeros, which say nothing, and a spacing of 1 where neither code nor unit tells a place in millimetres.
+    """
     slices, _, y, x = shape
+    if geometry.spatial_unit not in MILLIMETRES or not geometry.qform_code + geometry.sform_code:
+        names = ("phase_dir", "read_dir", "slice_dir", "position")
+        return {name: np.zeros((slices, 3)) for name in names}, np.ones(3)
     low, high = (axis for axis in range(3) if axis != geometry.slice_axis)
-    scale = {"meter": 1e3, "micron": 1e-3}.get(geometry.spatial_unit, 1.0)
+    scale = MILLIMETRES[geometry.spatial_unit]
     affine = np.asarray(geometry.affine)[:, [low, high, geometry.slice_axis, 3]]  # (x, y, slice) as our slices are
     affine = affine[:3] * np.array([-scale, -scale, scale])[:, None]
     spacing = np.linalg.norm(affine[:, :3], axis=0)

@@ -14,6 +14,7 @@ from mri_n2n.files import atomic_output, check_readable, one_line
 from mri_n2n.formats.hdf5 import FILE_FACTOR, check_size, size_limit
 from mri_n2n.formats.sampling import reader
 
+FORMAT = "npy"
 # Three axes can be coils or slices first: whoever knows says which.
 FORMATS = {"npy": None, "npy-coils": 1, "npy-slices": 0}
 

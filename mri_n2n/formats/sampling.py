@@ -65,14 +65,13 @@ def acquired_box(scan: Scan) -> Box:
     """The rectangle ((y0, y1), (x0, x1)) of k-space in which a scan could have samples at all, half-open.
 
     Zero-padded edges and the missing part of partial Fourier were never acquired, which is not undersampling. The file's
-    header tells them, unless there are samples where it has padding; else, from the first, middle and last slice, gaps at
-    the edges that chance would hardly leave. Simulated scans have none.
+    header tells them, unless there are samples where it has padding; else, from the first, middle and last slice, empty
+    edges that are wider than regular lines, or independent points, would leave. Simulated scans have none.
     """
     slices, _, y, x = scan.shape
     if scan.simulated:
         return (0, y), (0, x)
-    read = (scan.read(i, i + 1) for i in {0, slices // 2, slices - 1})
-    sampled = np.stack([(one.kspace[0] != 0).any(dim=0).numpy() for one in read]).any(axis=0)
+    sampled = _where_sampled(scan)
     if scan.acquired_columns is not None:
         first, last = scan.acquired_columns
         if not (sampled[:, :first].any() or sampled[:, last:].any()):
@@ -81,19 +80,53 @@ def acquired_box(scan: Scan) -> Box:
     return _box_of(sampled)
 
 
+def doubtful_edges(scan: Scan, acquired: Box) -> bool:
+    """Whether irregular lines leave an edge of the rectangle `acquired` so wide that it is perhaps no chance: where their
+    density fell outwards, it can be."""
+    sampled = _where_sampled(scan)[slice(*acquired[0]), slice(*acquired[1])]
+    rows, columns = sampled.any(axis=1), sampled.any(axis=0)
+    full = [(0, len(axis)) == acquired_range(axis.astype(float), 1e-2) for axis in (rows, columns)]
+    return not scan.simulated and not all(full) and bool((sampled == rows[:, None] & columns).all())
+
+
+def _where_sampled(scan: Scan) -> np.ndarray:
+    """(y, x) bool: where the first, middle or last slice has samples."""
+    read = (scan.read(i, i + 1) for i in {0, scan.shape[0] // 2, scan.shape[0] - 1})
+    return np.stack([(one.kspace[0] != 0).any(dim=0).numpy() for one in read]).any(axis=0)
+
+
 def _box_of(sampled: np.ndarray) -> Box:
     """The same of where there are samples, (y, x) bool."""
-    y, x = sampled.shape
-    if (sampled == sampled[:1]).all():  # lines: one draw each
-        return (0, y), acquired_range(sampled[0].astype(float))
-    if (sampled == sampled[:, :1]).all():
-        return acquired_range(sampled[:, 0].astype(float)), (0, x)
+    rows, columns = sampled.any(axis=1), sampled.any(axis=0)
+    if (sampled == rows[:, None] & columns).all():
+        return acquired_lines(rows), acquired_lines(columns)
     return acquired_range(1 - np.exp(-sampled.sum(axis=1))), acquired_range(1 - np.exp(-sampled.sum(axis=0)))
 
 
-def acquired_range(sampled: np.ndarray) -> tuple[int, int]:
+def acquired_lines(sampled: np.ndarray) -> tuple[int, int]:
+    """The part of an axis, (n,) bool, that lines could be in: all of it but for edges more than twice as wide as the regular
+    spacing of the lines outside the full centre. Where these are irregular, an empty edge can be chance."""
+    count, at = len(sampled), np.flatnonzero(sampled)
+    if not len(at):
+        return 0, count
+    full = np.split(sampled, np.flatnonzero(np.diff(sampled)) + 1)  # runs of sampled and of empty lines
+    ends = np.cumsum([len(run) for run in full])
+    block = next((i for i, end in enumerate(ends) if end > count // 2), len(full) - 1)
+    low, high = int(ends[block] - len(full[block])), int(ends[block])
+    if not full[block][0]:  # DC itself is empty
+        low = high = count // 2
+    gaps = np.concatenate((np.diff(at[at < low]), np.diff(at[at >= high])))
+    if len(gaps) and (len(gaps) < 2 or gaps.max() - gaps.min() > 1):
+        return 0, count
+    spacing = int(gaps.max(initial=1))
+    first, last = int(at[0]), int(at[-1]) + 1
+    wide = 2 * spacing if len(gaps) else 0
+    return first if first > wide else 0, last if count - last > wide else count
+
+
+def acquired_range(sampled: np.ndarray, chance: float = 1e-6) -> tuple[int, int]:
     """The part of an axis that a scan could have sampled: all of it but for edges that are empty although the chance of that
-    is below 0.1 %, and that are three times as wide as any gap in the outer half.
+    is below `chance`, and that are three times as wide as any gap in the outer half.
 
     sampled: (n,), 0 where there is no sample, else the chance that such an index has any: 1 for a line, 1 - exp(-count) for
     independent points. At an edge it is that of the outer quarter of what is sampled; where it falls outwards, it is taken
@@ -112,6 +145,6 @@ def acquired_range(sampled: np.ndarray) -> tuple[int, int]:
         inner = sampled[gap + quarter : gap + 2 * quarter].mean() if gap + quarter < count else 0.0
         density = outer * min(1.0, outer / inner) ** 2 if inner > 0 else outer
         widest = int(np.diff(at[at <= gap + 2 * quarter]).max(initial=1)) - 1
-        return gap if gap > 3 * widest and (1 - density) ** gap < 1e-3 else 0
+        return gap if gap > 3 * widest and (1 - density) ** gap < chance else 0
 
     return edge(sampled), count - edge(sampled[::-1])
