@@ -60,8 +60,11 @@ def test_magnitude_and_phase_in_radians_and_in_scanner_units(tmp_path):
         files = ImageFiles(magnitude, phase=save(tmp_path / f"{name}.nii", phase))
         assert np.allclose(read_images(files)[0], as_slices(volume), atol=0.01), name
     degrees = save(tmp_path / "d.nii", np.degrees(angle).astype(np.float32))
-    with pytest.raises(InputError, match="expected radians"):
-        read_images(ImageFiles(magnitude, phase=degrees))
+    milliradians = save(tmp_path / "mr.nii", (1000 * angle).astype(np.int16))
+    half = save(tmp_path / "half.nii", np.round(angle / np.pi * 2048).astype(np.int16))
+    for other in (degrees, milliradians, half):
+        with pytest.raises(InputError, match="expected radians"):
+            read_images(ImageFiles(magnitude, phase=other))
 
 
 def test_real_and_imaginary_part(tmp_path):

@@ -191,3 +191,26 @@ def test_converting_keeps_what_fastmris_header_says(tmp_path):
         mri_n2n.convert(path, tmp_path / "file5.mrd")
     lost = mri_n2n.convert(path, tmp_path / "file5.mrd", lossy=True)
     assert len(lost) == 3
+
+
+def test_kinds_of_masks_under_partial_fourier_are_judged_about_dc(tmp_path):
+    lines = np.zeros(256, bool)
+    lines[::3] = lines[116:140] = True
+    lines[:96] = False
+    generator = np.random.default_rng(0)
+    kspace = generator.standard_normal((1, 2, 32, 256)) * lines
+    np.save(tmp_path / "a.npy", kspace.astype(np.complex64))
+    facts = mri_n2n.info(tmp_path / "a.npy")
+    assert "columns 96 to 255" in facts["acquired"]
+    assert "equispaced lines along y, 24 central ones full" in facts["sampling"], facts["sampling"]
+
+
+def test_noise_of_unequal_coils_is_the_mean_of_their_variances(tmp_path):
+    generator = torch.Generator().manual_seed(5)
+    noise = (
+        torch.randn((1, 2, 96, 96), dtype=torch.complex64, generator=generator)
+        * torch.tensor([1.0, 5.0])[:, None, None]
+    )
+    np.save(tmp_path / "a.npy", noise.numpy())
+    words = mri_n2n.info(tmp_path / "a.npy")["noise"]
+    assert float(words.split()[4].rstrip(",")) == pytest.approx(13**0.5, rel=0.05)

@@ -168,6 +168,39 @@ def test_mrd_phase_oversampling_and_partial_fourier_as_the_header_says(tmp_path)
     assert np.linalg.norm(image[:3, 0]) * 24 == pytest.approx(100)
 
 
+@pytest.mark.parametrize("field", [200.9, 201.9])
+def test_mrd_wanted_fields_of_view_a_little_larger_than_the_encoded(field, tmp_path):
+    """As rounding in headers makes them: nothing is cropped, and nothing else happens."""
+    kspace = noise(1, 2, 256, 12)
+    path = write_mrd(tmp_path / "scan.h5", kspace, xml=XML.replace("{frx}", str(field)))
+    np.testing.assert_array_equal(open_scan(path).read(0, 1).kspace.numpy(), kspace)
+
+
+@pytest.mark.parametrize("centers", ["after reversal", "as stored"])
+@pytest.mark.parametrize("readout", [15, 16])
+def test_mrd_centers_of_reversed_readouts(centers, readout, tmp_path):
+    """The specification's centre is that of the samples as stored; some converters give the one after reversal."""
+    kspace = noise(1, 2, readout, 8)
+
+    def reverse(table: np.ndarray) -> None:
+        for row in range(1, len(table), 2):
+            values = table[row]["data"].view(np.complex64).reshape(2, readout)
+            table[row]["data"] = np.ascontiguousarray(values[:, ::-1]).view(np.float32).ravel()
+            table["head"]["flags"][row] = 1 << 21
+            if centers == "as stored":
+                table["head"]["center_sample"][row] = readout - 1 - readout // 2
+
+    path = write_mrd(tmp_path / "scan.h5", kspace, changes=(reverse,))
+    np.testing.assert_array_equal(open_scan(path).read(0, 1).kspace.numpy(), kspace)
+
+
+def test_mrd_voxels_keep_their_size_where_the_crop_does_not_divide(tmp_path):
+    xml = XML.replace("<fieldOfView_mm><x>{frx}</x>", "<fieldOfView_mm><x>165</x>")
+    scan = open_scan(write_mrd(tmp_path / "scan.h5", noise(1, 2, 33, 8), xml=xml))
+    assert scan.shape[2] == 27
+    assert np.linalg.norm(np.array(scan.geometry.affine)[:3, 1]) == pytest.approx(200 / 33)
+
+
 @pytest.mark.parametrize(
     ("spoil", "match"),
     [

@@ -199,3 +199,38 @@ def test_repetitions_that_clash_or_cannot_be_read_are_named(tmp_path):
     (tmp_path / "b.mrd").write_bytes(b"no HDF5 at all")
     with pytest.raises(InputError, match="b.mrd"):
         find_sources("pairs", tmp_path)
+
+
+def test_lines_along_x_are_turned_in_training_as_in_use(tmp_path):
+    """And their probability is estimated as that of lines; scans whose first and last slices are empty count too."""
+    masks = {}
+    for subject in range(6):
+        for repetition in (1, 2):
+            mask = draw_mask("random-lines", (READOUT, PHASE), 2, seeded(subject, repetition)).mask.numpy()
+            kspace = np.zeros((4, COILS, READOUT, PHASE), np.complex64)
+            kspace[1:3] = kspace_of(subject, repetition) * mask
+            kspace[1] *= draw_mask("random-lines", (READOUT, PHASE), 2, seeded(7, subject, repetition)).mask.numpy()
+            np.save(tmp_path / f"s{subject}_rep{repetition}.npy", kspace.swapaxes(-1, -2))
+            masks[subject, repetition] = mask
+    with pytest.warns(UserWarning, match="estimated from 20 masks"):
+        split = find_sources("pairs", tmp_path)  # ten training scans, two slices each
+    first, _ = split.train[0].load()
+    assert first.kspace.shape == (4, COILS, READOUT, PHASE)
+    assert (first.mask == first.mask[:, :, :1]).all(), "lines along y"
+    assert (first.probability == first.probability[:, :, :1]).all()
+    assert (first.mask[2, 0, 0, FIRST:LAST].numpy() == masks[0, 1][0, FIRST:LAST]).all()
+
+
+def test_coils_are_mixed_in_training_as_in_use(tmp_path):
+    """A dead coil is left out, sixteen become twelve, by one matrix for all repetitions."""
+    for subject in "ab":
+        for repetition in (1, 2):
+            one = phantom_kspace((READOUT, PHASE), 16, seeded(3), real=False)
+            one = one + 0.01 * torch.randn(one.shape, dtype=torch.complex64, generator=seeded(3, repetition))
+            one[5] = 0
+            np.save(tmp_path / f"{subject}_rep{repetition}.npy", torch.stack([one] * SLICES).numpy())
+    with pytest.warns(UserWarning, match="coil 5"):
+        first, second = find_sources("pairs", tmp_path).train[0].load()
+    assert first.kspace.shape[1] == 12
+    images = [ifft2c(a.kspace) for a in (first, second)]
+    assert (images[0] - images[1]).norm() < 0.2 * images[0].norm(), "the same virtual coils in both"
