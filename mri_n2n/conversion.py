@@ -40,9 +40,10 @@ def convert(
     if target.suffix not in ROOM:
         raise OptionError(f"the suffix says the format: {', '.join(ROOM)}; got {target.name!r}")
     scan = open_scan(source, format, repetition)
-    if target.exists() and any(
-        target.samefile(path) for path in (scan.path, scan.path.with_suffix(".hdr")) if path.exists()
-    ):
+    pair = lambda path: {path, *(path.with_suffix(suffix) for suffix in (".cfl", ".hdr"))}  # noqa: E731
+    inputs = pair(scan.path) if scan.format == cfl.FORMAT else {scan.path}
+    outputs = pair(target) if target.suffix == ".cfl" else {target}
+    if any(a.exists() and b.exists() and a.samefile(b) for a in inputs for b in outputs):
         raise OutputError(f"{target} is the input itself; choose another name")
     lost = sorted(what(scan, repetition) - ROOM[target.suffix])
     if lost and not lossy:
@@ -80,7 +81,8 @@ def what(scan: Scan, repetition: int | None) -> set[str]:
         CROPPED: scan.image_matrix is not None,
         PADDED: scan.acquired_columns is not None,
         NAMED: scan.acquisition is not None or scan.acceleration is not None,
-        f"all of {scan.repetitions} repetitions (--repetition chooses one)": scan.repetitions > 1
+        f"all of {scan.repetitions} repetitions (--repetition chooses one, else their mean is written)": scan.repetitions
+        > 1
         and repetition is None,
     }
     return {name for name, is_held in held.items() if is_held}

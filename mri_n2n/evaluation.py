@@ -215,7 +215,7 @@ def format_table(result: Evaluation) -> str:
     if cropped := [v.name for v in result.volumes if v.cropped]:
         lines.append(f"Centre-cropped to the reference's last dimension, as fastMRI does: {_few(cropped)}")
     if any(v.simulated for v in result.volumes):
-        lines.append("Simulated k-space: made from magnitude images, not measured.")
+        lines.append("Simulated k-space: made from images, not measured.")
     if result.without_reference:
         lines.append(f"Not evaluated, no reference: {_few(list(result.without_reference))}")
     if result.without_reconstruction:

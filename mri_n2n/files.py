@@ -54,14 +54,15 @@ def atomic_output(path: Path | str, force: bool) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_outputs(directory: Path, name: str) -> Iterator[Path]:
+def atomic_outputs(directory: Path, name: str, force: bool) -> Iterator[Path]:
     """Yields a hidden folder in `directory` (made when missing), whose content moves there when the block ends well.
 
-    Files of the same names are replaced, folders too, the .json last: where it is, the rest is. Any exception removes the
+    Files of the same names are replaced, folders too, if `force`, the .json last: where it is, the rest is. Any exception removes the
     hidden folder, and the directories that were made. A killed process can leave it; the next outputs of `name` remove it.
     A folder cannot be replaced in one step: the earlier one is set aside until the other is in its place, and
     `restore_folder` puts back what a killed process left there.
-    OutputError: the directory cannot be made or written; the disk is full.
+    OutputError: something of these names is there and not `force`, as when another process was faster; the directory
+    cannot be made or written; the disk is full.
     """
     made = [folder for folder in (directory, *directory.parents) if not folder.exists()]
     folder = directory / f"{_prefix(directory / name)}{os.getpid()}-{secrets.token_hex(4)}.partial"
@@ -71,11 +72,14 @@ def atomic_outputs(directory: Path, name: str) -> Iterator[Path]:
             _remove_leftovers(directory / name)
             folder.mkdir()
         except OSError as error:
-            raise OutputError(f"cannot write into {one_line(directory)}: {error.strerror}") from None
+            reason = "it is no directory" if directory.exists() and not directory.is_dir() else error.strerror
+            raise OutputError(f"cannot write into {one_line(directory)}: {reason}") from None
         yield folder
         files = sorted(folder.iterdir(), key=lambda file: (file.suffix == ".json", file.is_file()))
         for file in (inner for inner in sorted(folder.rglob("*")) if inner.is_file()):
             _sync(file)
+        if taken := [file.name for file in files if not force and os.path.lexists(directory / file.name)]:
+            raise OutputError(f"{one_line(directory / taken[0])} exists; give --force to replace it, or another output")
         for file in files:
             _replace_folder(file, directory / file.name) if file.is_dir() else os.replace(file, directory / file.name)
         _sync(directory)
@@ -160,7 +164,7 @@ def check_free(path: Path, force: bool) -> None:
     if os.path.isdir(path):
         raise OutputError(f"{one_line(path)} is a directory; give a file name to write to")
     if os.path.lexists(path) and not force:
-        raise OutputError(f"{one_line(path)} exists; give --force to replace it, or another -o")
+        raise OutputError(f"{one_line(path)} exists; give --force to replace it, or another output")
     if not os.path.isdir(path.parent):
         raise OutputError(f"cannot write {one_line(path)}: no directory {one_line(path.parent)}; make it first")
 

@@ -40,7 +40,7 @@ def describe(path: Path | str, format: str | None = None, repetition: int | None
         return _describe_weights(path)
     kind = format or detect(path)
     if kind in SCAN_FORMATS:
-        return _describe_scan(open_scan(path, format, repetition))
+        return _describe_scan(open_scan(path, format, repetition), repetition is not None)
     if kind == "nifti":
         images, geometry = read_volume(path, kinds="fiuc")
         is_complex = np.iscomplexobj(images)
@@ -66,10 +66,14 @@ def describe(path: Path | str, format: str | None = None, repetition: int | None
     }
 
 
-def _describe_scan(scan: Scan) -> dict[str, object]:
+def _describe_scan(scan: Scan, chosen: bool) -> dict[str, object]:
+    """chosen: one of several repetitions was asked for; else the sampling of the first is described, not of the mean."""
     slices, coils, y, x = scan.shape
-    middle = scan.read(slices // 2, slices // 2 + 1)
-    acquired = acquired_box(scan)
+    first = scan if scan.repetitions == 1 or chosen else open_scan(scan.path, scan.format, 0)
+    middle = first.read(slices // 2, slices // 2 + 1)
+    dead = [str(coil) for coil in range(coils) if middle.kspace.any() and not middle.kspace[0, coil].any()]
+    of = "middle slice" + ("" if first is scan else " of repetition 0; --repetition chooses")
+    acquired = acquired_box(first)
     (y0, y1), (x0, x1) = acquired
     inside = middle.mask[0, 0, y0:y1, x0:x1]
     full = bool((inside > 0).all())
@@ -89,19 +93,23 @@ def _describe_scan(scan: Scan) -> dict[str, object]:
         "kind": f"raw scan ({scan.format})",
         **({"acquisition": scan.acquisition} if scan.acquisition else {}),
         "slices": slices,
-        "coils": coils,
+        "coils": coils if not dead else f"{coils}, of which {', '.join(dead)} (counted from 0) without signal",
         "repetitions": scan.repetitions,
         "matrix": f"{y} x {x} (y x x)"
         + (f", image {scan.image_matrix[0]} x {scan.image_matrix[1]}" if scan.image_matrix else ""),
         "acquired": describe_box(acquired, y, x),
-        "sampling": describe_sampling(inside, (y // 2 - y0, x // 2 - x0)) + " (middle slice)",
+        "sampling": describe_sampling(inside, (y // 2 - y0, x // 2 - x0)) + f" ({of})",
         **({"fully sampled": f"{calibration[0]} x {calibration[1]} samples about the centre"} if not full else {}),
-        "noise": describe_noise(scan, middle),
+        "noise": describe_noise(first, middle),
         "simulated": simulated[scan.simulated],
         "missing": ", ".join(name for name, is_missing in missing.items() if is_missing) or "nothing",
         "commands": "reconstruct, convert"
         + (", evaluate --reference" if scan.has_reference else "")
-        + (", train --dataset fastmri" if full and scan.format == "fastmri-hdf5" else "")
+        + (
+            ", train --dataset fastmri"
+            if full and inside.numel() > 0.5 * y * x and scan.format == "fastmri-hdf5"
+            else ""
+        )
         + (", train --dataset pairs" if scan.repetitions > 1 else ""),
     }
     return facts
@@ -123,7 +131,7 @@ def describe_sampling(mask: Tensor, center: tuple[int, int] | None = None) -> st
     sampled = mask > 0
     share = sampled.double().mean().item()
     if share in (0.0, 1.0):
-        return "full" if share else "none"
+        return "full, of what was acquired" if share else "none"
     for lines, middle, other, name in ((sampled[0], dc_x, sampled, "y"), (sampled[:, 0], dc_y, sampled.T, "x")):
         if torch.equal(other, lines.expand_as(other)):
             return f"{1 / share:.1f}x ({share:.1%}), {_describe_lines(lines, middle, name)}"

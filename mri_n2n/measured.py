@@ -32,7 +32,7 @@ def find_m4raw(folder: Path, selection: Selection) -> Split:
     groups = m4raw_repetitions(train), m4raw_repetitions(validation)
     if not {**groups[0], **groups[1]}:
         raise NotFoundError(
-            f"no M4Raw scans (ID_T101.h5, ID_T102.h5 ...) in {folder}; download them from "
+            f"no M4Raw scans with two repetitions (ID_T101.h5, ID_T102.h5 ...) in {folder}; download them from "
             "where https://doi.org/10.1038/s41597-023-02181-4 says, and unpack them there"
         )
     return _repetition_split(folder, *groups, selection, full=True)

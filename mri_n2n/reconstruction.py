@@ -58,7 +58,8 @@ def reconstruct_files(
 
     The four files of a scan appear together when all are complete; a failure leaves none of them. Of several scans, those
     that fail do not stop the rest. A directory stands for the raw scans in it. Under torchrun each process takes its share.
-    Returns the sidecars. skip_existing: leave out scans whose sidecar is there.
+    Returns the sidecars. skip_existing: leave out scans whose sidecar is there, and
+    replace what lies beside no sidecar.
     flips: average over mirror images, four passes of the network; None: if the weights were trained on mirror images.
     dicom: the folder of the source series of a single scan, also writes the folder NAME.dicom, see `formats.derived_dicom`.
     bids: names and folders of a BIDS data set of derivatives, see `mri_n2n.bids`.
@@ -81,22 +82,28 @@ def reconstruct_files(
     if bids:
         check_dataset(output)
     series = read_series(dicom) if dicom is not None and work else None
-    for _, target in work:
-        check_target(target, [*scans, *(series.files if series else ())], force, dicom=series is not None)
+    # What lies beside no sidecar is a result that a killed process left incomplete.
+    replaced = [force or (skip_existing and not target.sidecar.exists()) for _, target in work]
+    for (_, target), replace_it in zip(work, replaced, strict=True):
+        check_target(target, [*scans, *(series.files if series else ())], replace_it, dicom=series is not None)
     loaded = load_for_use(weights, device)
     flips = loaded.trained_on_flips if flips is None else flips
     sidecars, failures = [], []
-    for path, target in tqdm(work, unit="scan", disable=len(work) == 1 or not progress_shown(quiet)):
+    todo = [(path, target, replace_it) for (path, target), replace_it in zip(work, replaced, strict=True)]
+    for path, target, replace_it in tqdm(todo, unit="scan", disable=len(todo) == 1 or not progress_shown(quiet)):
         try:
             scan = open_scan(path, format, repetition)
-            sidecars.append(reconstruct_file(scan, target, loaded, flips=flips, series=series, quiet=quiet))
+            sidecars.append(
+                reconstruct_file(scan, target, loaded, flips=flips, force=replace_it, series=series, quiet=quiet)
+            )
         except UserError as error:
             if len(scans) == 1:
                 raise
             failures.append(f"{path.name} ({one_line(error)})")
     if failures:
         raise PartialError(
-            f"{len(failures)} of {len(failures) + len(sidecars)} scans failed: {'; '.join(failures)}", sidecars
+            f"{len(failures)} of {len(failures) + len(sidecars)} scans{' of this process' if processes > 1 else ''} failed: {'; '.join(failures)}",
+            sidecars,
         )
     return sidecars
 
@@ -123,7 +130,14 @@ def scans_in(folder: Path) -> list[Path]:
 
 
 def reconstruct_file(
-    scan: Scan, target: Target, loaded: LoadedNetwork, *, flips: bool, series: Series | None = None, quiet: bool = False
+    scan: Scan,
+    target: Target,
+    loaded: LoadedNetwork,
+    *,
+    flips: bool,
+    force: bool = False,
+    series: Series | None = None,
+    quiet: bool = False,
 ) -> dict:
     """Reconstruct one scan, slices streaming through the network; returns the sidecar."""
     started = time.monotonic()
@@ -177,7 +191,7 @@ def reconstruct_file(
             yield from zip(*(array.numpy() for array in arrays), strict=True)
             del acquisition, arrays  # or they are held while the next slices are read
 
-    with atomic_outputs(target.directory, target.name) as folder:
+    with atomic_outputs(target.directory, target.name, force) as folder:
         h5 = replace(target, directory=folder).h5
         write_result(h5, reconstruction, images(), shapes, result_attributes(scan), scan.image_geometry)
         if not complete:

@@ -142,7 +142,7 @@ def simulate_file(
         _check_finite(kspace, str(volume), peak)
         return kspace.numpy()
 
-    with atomic_outputs(output.parent, output.stem) as folder:  # of several repetitions all or none
+    with atomic_outputs(output.parent, output.stem, force) as folder:  # of several repetitions all or none
         for repetition, path in enumerate(names, start=1):
             sampling, draw = _sampling(options, volume.name, repetition, tuple(matrix), real)
             noise_variance = (options.noise * peak) ** 2

@@ -59,7 +59,9 @@ def test_mrd_keeps_the_geometry_and_its_own_package_reads_it(scan, tmp_path):
     straight = nibabel.load(scan.parent / "volume.nii.gz")
     affine = np.diag([0.9, 1.5, 3.0, 1.0])
     affine[:3, 3] = -3, 4, 5
-    nibabel.save(nibabel.Nifti1Image(straight.get_fdata().astype(np.float32), affine), tmp_path / "v.nii.gz")
+    volume = nibabel.Nifti1Image(straight.get_fdata().astype(np.float32), affine)
+    volume.header.set_xyzt_units("mm")
+    nibabel.save(volume, tmp_path / "v.nii.gz")
     options = SimulationOptions(mask="equispaced-lines", acceleration=2, coils=2)
     (path,) = simulate_file(tmp_path / "v.nii.gz", tmp_path / "scan.h5", options)
     convert(path, tmp_path / "scan.mrd", lossy=True)
@@ -98,3 +100,13 @@ def test_what_makes_no_sense_is_refused(scan, tmp_path):
     convert(tmp_path / "a.npy", tmp_path / "a.h5", format="npy-coils")
     assert open_scan(tmp_path / "a.h5").shape == (1, 2, 8, 8)
     assert torch.equal(open_scan(tmp_path / "a.h5").read(0, 1).mask, torch.ones(1, 1, 8, 8))
+
+
+def test_neither_half_of_a_bart_pair_is_overwritten_by_itself(tmp_path):
+    np.save(tmp_path / "a.npy", np.ones((1, 2, 8, 6), np.complex64))
+    convert(tmp_path / "a.npy", tmp_path / "a.cfl")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    for source in ("a.hdr", "a.cfl"):
+        with pytest.raises(OutputError, match="input itself"):
+            convert(tmp_path / source, tmp_path / "a.cfl", force=True)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

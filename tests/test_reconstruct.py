@@ -764,3 +764,39 @@ def test_empty_slices_are_no_acceleration(run, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         mri_n2n.reconstruct((kspace * mask[:, None]).numpy(), mask=mask.numpy(), weights=run)
+
+
+def test_what_a_killed_process_left_incomplete_is_done_again(scans, run, tmp_path):
+    for name in ("a", "b"):
+        copy(scans["single"], tmp_path / "in" / f"{name}.h5")
+    out = tmp_path / "out"
+    reconstruct_files([tmp_path / "in"], out, weights=run, quiet=True)
+    (out / "b.json").unlink()
+    (out / "b.h5").write_bytes(b"")
+    kept = (out / "a.h5").stat().st_mtime_ns
+    (sidecar,) = reconstruct_files([tmp_path / "in"], out, weights=run, skip_existing=True, quiet=True)
+    assert sidecar["output"] == "b" and read_result(out / "b.h5")[0].any()
+    assert (out / "a.h5").stat().st_mtime_ns == kept
+
+
+def test_the_slower_of_two_processes_keeps_what_the_other_wrote(scans, run, tmp_path, monkeypatch):
+    """Both began before either was done; without --force the later one ends with an error and replaces nothing."""
+    whole = reconstruction.write_beside
+
+    def slow(*arguments):
+        (tmp_path / "out" / "single.json").write_text("the other's")
+        return whole(*arguments)
+
+    copy(scans["single"], tmp_path / "single.h5")
+    monkeypatch.setattr(reconstruction, "write_beside", slow)
+    with pytest.raises(OutputError, match="single.json exists"):
+        reconstruct_files([tmp_path / "single.h5"], tmp_path / "out", weights=run, quiet=True)
+    assert [(path.name, path.read_text()) for path in (tmp_path / "out").iterdir()] == [("single.json", "the other's")]
+
+
+def test_the_code_of_a_directory_does_not_depend_on_what_is_done_already(scans, run, tmp_path):
+    copy(scans["single"], tmp_path / "in" / "a.h5")
+    (tmp_path / "in" / "bad.h5").write_bytes(b"no scan")
+    for skip_existing in (False, True):
+        with pytest.raises(PartialError, match="bad.h5"):
+            reconstruct_files([tmp_path / "in"], tmp_path / "out", weights=run, skip_existing=skip_existing, quiet=True)

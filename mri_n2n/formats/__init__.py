@@ -10,7 +10,7 @@ import h5py
 import numpy as np
 
 from mri_n2n.acquisition import Scan
-from mri_n2n.errors import InputError, OptionError
+from mri_n2n.errors import InputError, NotFoundError, OptionError
 from mri_n2n.files import check_readable, one_line
 from mri_n2n.formats import cfl, fastmri_hdf5, mrd, nifti, numpy_array, result
 from mri_n2n.formats.complex_nifti import ImageFiles, pairs_of_parts, read_images
@@ -52,7 +52,7 @@ def open_scan(path: Path | str, format: str | None = None, repetition: int | Non
     if format == cfl.FORMAT:
         return cfl.open_scan(path, repetition)
     if repetition:
-        raise OptionError(f"{one_line(path)} ({format}) holds one repetition; no number {repetition}")
+        raise OptionError(f"{one_line(path)} ({format}) holds one repetition, number 0; no number {repetition}")
     if format in numpy_array.FORMATS:
         return numpy_array.open_scan(path, format)
     return fastmri_hdf5.open_scan(path)
@@ -77,6 +77,8 @@ def detect(path: Path | str) -> str:
                 f"{one_line(path)} is HDF5 that holds {contents(file)}; "
                 "expected a dataset 'kspace' (scan) or 'reconstruction' (result)"
             )
+    if path.suffix == ".cfl" and not path.with_suffix(".hdr").exists():
+        raise NotFoundError(f"no file {one_line(path.with_suffix('.hdr'))}, BART's header of {path.name}")
     start = _first_bytes(path)
     if nifti.is_nifti(start):
         return nifti.FORMAT

@@ -49,7 +49,7 @@ def open_scan(path: Path | str, repetition: int | None = None) -> Scan:
     check_size(path, "one slice", 8 * math.prod(shape[1:]), size_limit())
     repetitions = sizes[AVERAGE]
     if repetition is not None and not 0 <= repetition < repetitions:
-        raise OptionError(f"{one_line(path)} has {repetitions} repetitions; no number {repetition}")
+        raise OptionError(f"{one_line(path)} has repetitions 0 to {repetitions - 1}; no number {repetition}")
     chosen = range(repetitions) if repetition is None else (repetition,)
 
     def read_slice(number: int) -> np.ndarray:
@@ -115,7 +115,7 @@ def write_scan(
     sizes = [y, x, 1, coils, *[1] * 9, slices, 1, 1]
     for target in (path.with_suffix(".cfl"), path.with_suffix(".hdr")):
         check_free(target, force)
-    with atomic_outputs(path.parent, path.stem) as folder:
+    with atomic_outputs(path.parent, path.stem, force) as folder:
         (folder / f"{path.stem}.hdr").write_text("# Dimensions\n" + " ".join(map(str, sizes)) + "\n")
         with open(folder / f"{path.stem}.cfl", "wb") as file:
             for one in kspace_slices:

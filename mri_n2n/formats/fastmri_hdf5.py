@@ -101,7 +101,9 @@ def open_scan(path: Path | str) -> Scan:
             nonzero.append(True)
         elif not nonzero:  # an empty slice is common, an empty scan is not: look at the whole file once
             if not zero_mask.any():
-                raise InputError(f"{one_line(path)}: k-space is zero everywhere; there is nothing to reconstruct")
+                raise InputError(
+                    f"{one_line(path)}: k-space is zero everywhere{' that its mask calls measured' if stored_mask else ''}; there is nothing to reconstruct"
+                )
             nonzero.append(True)
         return Acquisition(
             torch.from_numpy(kspace),

@@ -80,7 +80,7 @@ def open_scan(path: Path | str, repetition: int | None = None) -> Scan:
     repetitions = np.unique(index["repetition"][image])
     if repetition is not None:
         if not 0 <= repetition < len(repetitions):
-            raise OptionError(f"{one_line(path)} has {len(repetitions)} repetitions; no number {repetition}")
+            raise OptionError(f"{one_line(path)} has repetitions 0 to {len(repetitions) - 1}; no number {repetition}")
         image &= index["repetition"] == repetitions[repetition]
     coils = np.unique(heads["active_channels"][image])
     lines = index["kspace_encode_step_1"].astype(int) + encoding.matrix[1] // 2 - encoding.phase_center
