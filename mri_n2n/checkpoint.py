@@ -49,7 +49,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:
                     f"{path} has a header whose masks, acceleration or seconds make no sense; it is damaged"
                 )
             return {name: file.get_tensor(name) for name in file.keys()}, header
-    except (SafetensorError, ValueError, KeyError, OSError, RecursionError) as error:
+    except (SafetensorError, ValueError, KeyError, OSError, RuntimeError, MemoryError) as error:
         raise InputError(
             f"{path} is not a readable weights file (safetensors of mri-n2n expected): {' '.join(str(error).split())}"
         ) from None
