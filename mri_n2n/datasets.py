@@ -18,11 +18,10 @@ from functools import partial
 from pathlib import Path
 
 import h5py
-import nibabel
 
-from mri_n2n.errors import InputError, NotFoundError, UserError
+from mri_n2n.errors import NotFoundError, UserError
 from mri_n2n.folders import files_in, subjects_of, unique_names
-from mri_n2n.formats import ImageFiles, open_scan, pairs_of_parts
+from mri_n2n.formats import ImageFiles, is_complex, open_scan, pairs_of_parts, volume_shape
 from mri_n2n.measured import find_m4raw, find_pairs
 from mri_n2n.sources import Selection, Source, Split, divide, slice_range
 from mri_n2n.volumes import (
@@ -144,10 +143,9 @@ def _nifti_split(
 
     def source(files: ImageFiles) -> Source:
         path = files.first
-        count, is_complex = _nifti_slices(path, options.axis)
-        start, stop = slice_range(path, count, options.slices)
+        start, stop = slice_range(path, volume_shape(path)[options.axis], options.slices)
         load = partial(load_nifti, files, names[path], start, stop, options.axis, options.matrix_size)
-        has_phase = is_complex or bool(files.phase or files.imaginary)
+        has_phase = is_complex(path) or bool(files.phase or files.imaginary)
         return Source(names[path], subjects[path], stop - start, load, has_phase=has_phase)
 
     return divide(*([source(files) for files in pairs_of_parts(paths)] for paths in (train, validation)), options, rule)
@@ -189,19 +187,6 @@ def official_ixi_split(paths: Sequence[Path]) -> tuple[list[Path], list[Path], s
     if (len(train), len(validation)) == (50, 10):
         return train, validation, "the official 50 training and 10 validation subjects"
     return train, validation, f"holds {have}; using these only (dataset nifti uses every volume)"
-
-
-def _nifti_slices(path: Path, axis: int) -> tuple[int, bool]:
-    """The number of slices, and whether the volume is complex."""
-    try:
-        header = nibabel.load(path).header
-        shape, is_complex = header.get_data_shape(), header.get_data_dtype().kind == "c"
-    except Exception as error:  # nibabel and zlib raise many kinds on damaged headers
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{path} is no readable NIfTI volume: {reason}") from None
-    if len(shape) < 3 or shape[axis] < 1:
-        raise InputError(f"{path}: expected a volume with three axes; got shape {tuple(shape)}")
-    return int(shape[axis]), is_complex
 
 
 # ---- fastMRI ----

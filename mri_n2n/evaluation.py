@@ -11,9 +11,10 @@ import numpy as np
 from mri_n2n.acquisition import Geometry
 from mri_n2n.errors import InputError, NotFoundError
 from mri_n2n.files import VOLUMES, stem, suffix_of
-from mri_n2n.formats import SCAN_FORMATS, detect, open_scan, read_reference, read_result, volume_geometry
+from mri_n2n.formats import SCAN_FORMATS, detect, open_scan, read_reference, volume_geometry
 from mri_n2n.formats.fastmri_hdf5 import FORMAT as FASTMRI
 from mri_n2n.formats.result import FORMAT as RESULT
+from mri_n2n.formats.result import read_header
 from mri_n2n.metrics import DEFINITION, METRICS, Score, VolumeScore, crop_as_fastmri, evaluate_arrays
 
 # The same image is often written twice, as HDF5 and as NIfTI: the first of these that exists is read.
@@ -158,7 +159,7 @@ def _on_record(reconstruction: Path, reference: Path, axis: int) -> tuple[int, b
             scan = open_scan(path)
             geometry, simulated = scan.geometry, scan.simulated
         elif kind == RESULT:
-            _, attributes, recorded = read_result(path)
+            attributes, recorded = read_header(path)
             geometry, simulated = recorded or geometry, attributes.get("simulated", simulated)
     return (axis if geometry is None else geometry.slice_axis), (None if simulated is None else bool(simulated))
 
@@ -185,7 +186,7 @@ def _geometry(path: Path, axis: int) -> Geometry | None:
     kind = detect(path)
     if kind == FASTMRI:
         return open_scan(path).image_geometry
-    return read_result(path)[2] if kind == RESULT else volume_geometry(path, axis)
+    return read_header(path)[1] if kind == RESULT else volume_geometry(path, axis)
 
 
 # --------------------------------------------------------------------------------------------------------- results

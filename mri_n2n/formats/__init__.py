@@ -16,12 +16,13 @@ from mri_n2n.formats import cfl, fastmri_hdf5, mrd, nifti, numpy_array, result
 from mri_n2n.formats.complex_nifti import ImageFiles, pairs_of_parts, read_images
 from mri_n2n.formats.fastmri_hdf5 import write_scan
 from mri_n2n.formats.hdf5 import contents, has, open_hdf5
-from mri_n2n.formats.nifti import read_volume, volume_geometry, volume_shape, write_nifti
+from mri_n2n.formats.nifti import is_complex, read_volume, volume_geometry, volume_shape, write_nifti
 from mri_n2n.formats.result import read_result, write_result
 
 __all__ = [
     "ImageFiles",
     "detect",
+    "is_complex",
     "open_scan",
     "pairs_of_parts",
     "read_images",

@@ -68,6 +68,13 @@ def volume_shape(path: Path | str) -> tuple[int, int, int]:
         return _checked_header(stream, path)[1]
 
 
+def is_complex(path: Path | str) -> bool:
+    """Whether a NIfTI header declares complex numbers. Errors: NotFoundError, InputError."""
+    path = check_readable(path)
+    with _opened(path) as (stream, _):
+        return _checked_type(_checked_header(stream, path)[0], path, "fiuc").kind == "c"
+
+
 def volume_geometry(path: Path | str, axis: int = 2) -> Geometry:
     """Where the voxels of a volume lie, slices along array axis `axis`. Errors: NotFoundError, InputError."""
     path = check_readable(path)

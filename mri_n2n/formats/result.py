@@ -49,10 +49,18 @@ def write_result(
         write_attributes(file, {"note": NOTE, **(attributes or {})}, geometry)
 
 
+def read_header(path: Path | str) -> tuple[dict[str, object], Geometry | None]:
+    """(attributes, geometry) of a result file, without its image. Errors: NotFoundError, InputError."""
+    path = Path(path)
+    with open_hdf5(path) as file:
+        attributes = {name: value for name, value in scalar_attributes(file).items() if name not in GEOMETRY_ATTRIBUTES}
+        return attributes, read_geometry(file, path)
+
+
 def read_result(path: Path | str) -> tuple[np.ndarray, dict[str, object], Geometry | None]:
     """(reconstruction (slice, y, x) float32, attributes, geometry) of a file. Errors: NotFoundError, InputError."""
     path = Path(path)
     with open_hdf5(path) as file:
         dataset = checked_dataset(file, path, "reconstruction", (3,), "fiub")
-        attributes = {name: value for name, value in scalar_attributes(file).items() if name not in GEOMETRY_ATTRIBUTES}
-        return finite_float32(path, "reconstruction", dataset[()]), attributes, read_geometry(file, path)
+        reconstruction = finite_float32(path, "reconstruction", dataset[()])
+    return reconstruction, *read_header(path)
