@@ -7,7 +7,7 @@ number of threads, in turns in one run; their largest difference, up to phase, o
 not zero. Memory: the most that a process of `mri-n2n reconstruct` ever held (VmHWM of Linux) with the bundled weights on the
 CPU, less that of the same command on one slice of 32x32: interpreter, libraries, weights. It is held against 1.5 times the sum of the
 k-space of the slices in flight, those that are read and reconstructed at once, all coils as stored, and the model, the
-weights as stored; a scan of one coil shows what the network takes at work. The magnitudes of all slices are kept until the end, when NIfTI is written: they are named beside it. Long
+weights as stored; one slice of one coil shows what the network takes at work. The magnitudes of all slices are kept until the end, when NIfTI is written: they are named beside it. Long
 scans are measured with one pass of the network per slice, the mean over mirror images, the default, on a short one.
 """
 
@@ -158,9 +158,9 @@ def memory_section(heads: list[Tensor], folder: Path, quick: bool) -> str:
     in_flight = max(1, PIXELS_AT_ONCE // (COILS * matrix**2))
     kspace, model = in_flight * COILS * matrix**2 * 8 / MIB, BUNDLED.stat().st_size / MIB
     allowed = 1.5 * (kspace + model)
-    write_file(folder / "single.h5", [head[:1] for head in heads], MIRRORED_SLICES)
+    write_file(folder / "single.h5", [head[:1] for head in heads], 1)  # what the network takes at work
     single, single_seconds = peak(folder / "single.h5", folder / "out", "--no-flips")
-    rows, above = [[1, MIRRORED_SLICES, "--no-flips", single, single - base, MIRRORED_SLICES * matrix**2 * 4 / MIB, single_seconds / MIRRORED_SLICES]], []  # fmt: skip
+    rows, above = [[1, 1, "--no-flips", single, single - base, matrix**2 * 4 / MIB, single_seconds]], []
     long = (2, 4) if quick else SLICES
     for slices, options in [(n, ("--no-flips",)) for n in long] + ([] if quick else [(MIRRORED_SLICES, ())]):
         scan = folder / f"{slices}.h5"
