@@ -78,10 +78,10 @@ def open_scan(path: Path | str) -> Scan:
             raise InputError(f"{one_line(path)}: dataset 'mask' must hold zeros and ones only")
         if probability is not None and not _possible(probability, mask):
             raise InputError(f"{one_line(path)}: 'probability' must be in [0, 1], and positive wherever the mask is 1")
-        if stored_mask and (kspace * (1 - mask)).any() and not outside:
+        if stored_mask and not outside and kspace.any(where=np.broadcast_to(mask == 0, kspace.shape)):
             outside.append(True)
             warnings.warn(f"{one_line(path)} has samples where its mask is 0; they are left out", stacklevel=2)
-        kspace = kspace * mask
+        kspace *= mask
         if acquired_columns is not None:  # masks are drawn over the whole width, padding included
             padding = np.ones(shape[3], dtype=bool)
             padding[slice(*acquired_columns)] = False
