@@ -98,7 +98,7 @@ def _describe_scan(scan: Scan, chosen: bool) -> dict[str, object]:
         "matrix": f"{y} x {x} (y x x)"
         + (f", image {scan.image_matrix[0]} x {scan.image_matrix[1]}" if scan.image_matrix else ""),
         "acquired": describe_box(acquired, y, x),
-        "sampling": describe_sampling(inside, (y // 2 - y0, x // 2 - x0)) + f" ({of})",
+        "sampling": describe_sampling(inside, (_within(y // 2, y0, y1), _within(x // 2, x0, x1))) + f" ({of})",
         **({"fully sampled": f"{calibration[0]} x {calibration[1]} samples about the centre"} if not full else {}),
         "noise": describe_noise(first, middle),
         "simulated": simulated[scan.simulated],
@@ -113,6 +113,11 @@ def _describe_scan(scan: Scan, chosen: bool) -> dict[str, object]:
         + (", train --dataset pairs" if scan.repetitions > 1 else ""),
     }
     return facts
+
+
+def _within(center: int, first: int, last: int) -> int:
+    """Index of the k-space centre, or of what is nearest to it, in first..last-1."""
+    return min(max(center, first), last - 1) - first
 
 
 def describe_box(acquired: Box, y: int, x: int) -> str:

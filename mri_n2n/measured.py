@@ -67,5 +67,5 @@ def _repetition_split(
 
     split = divide([source(*item) for item in train.items()], [source(*item) for item in validation.items()], selection)
     if not full:
-        probabilities.update(estimated_probabilities([one for s in split.train for one in s.load.args[0]]))
+        probabilities.update(estimated_probabilities([s.load.args[0] for s in split.train]))
     return split

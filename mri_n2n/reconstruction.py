@@ -59,7 +59,7 @@ def reconstruct_files(
     The four files of a scan appear together when all are complete; a failure leaves none of them. Of several scans, those
     that fail do not stop the rest. A directory stands for the raw scans in it. Under torchrun each process takes its share.
     Returns the sidecars. skip_existing: leave out scans whose sidecar is there, and
-    replace what lies beside no sidecar.
+    replace results without one.
     flips: average over mirror images, four passes of the network; None: if the weights were trained on mirror images.
     dicom: the folder of the source series of a single scan, also writes the folder NAME.dicom, see `formats.derived_dicom`.
     bids: names and folders of a BIDS data set of derivatives, see `mri_n2n.bids`.
@@ -82,8 +82,7 @@ def reconstruct_files(
     if bids:
         check_dataset(output)
     series = read_series(dicom) if dicom is not None and work else None
-    # What lies beside no sidecar is a result that a killed process left incomplete.
-    replaced = [force or (skip_existing and not target.sidecar.exists()) for _, target in work]
+    replaced = [force or (skip_existing and _incomplete(target)) for _, target in work]
     for (_, target), replace_it in zip(work, replaced, strict=True):
         check_target(target, [*scans, *(series.files if series else ())], replace_it, dicom=series is not None)
     loaded = load_for_use(weights, device)
@@ -106,6 +105,14 @@ def reconstruct_files(
             sidecars,
         )
     return sidecars
+
+
+def _incomplete(target: Target) -> bool:
+    """Whether there is a result that a killed process left without its sidecar, and no other file of that name."""
+    try:
+        return not target.sidecar.exists() and target.h5.exists() and detect(target.h5) == "result-hdf5"
+    except UserError:
+        return False
 
 
 def scans_in(folder: Path) -> list[Path]:

@@ -19,7 +19,7 @@ from mri_n2n.density import estimate_probability
 from mri_n2n.errors import InputError
 from mri_n2n.formats import ImageFiles, open_scan, read_images
 from mri_n2n.fourier import fft2c, ifft2c
-from mri_n2n.masks import has_lines_along_x
+from mri_n2n.masks import has_lines_along_x, is_along
 from mri_n2n.operators import root_sum_of_squares
 from mri_n2n.pairs import transpose
 from mri_n2n.phantom import phantom_kspace
@@ -105,7 +105,7 @@ def load_pairs(
         warnings.warn(f"{name}: {words}", stacklevel=2)
     if mixing is not None:
         acquisitions = [replace(a, kspace=combine(mixing, a.kspace)) for a in acquisitions]
-    if all(map(_has_lines_along_x, scans)):
+    if _has_lines_along_x(scans):
         acquisitions = [transpose(a) for a in acquisitions]
     if all(torch.equal(a.mask, acquisitions[0].mask) for a in acquisitions) and acquisitions[0].mask.mean() < 0.75:
         warnings.warn(f"{name}: all repetitions have one mask; what it leaves out cannot be learned", stacklevel=2)
@@ -180,26 +180,27 @@ def _positive(largest: float, name: str) -> float:
     return largest
 
 
-def estimated_probabilities(repetitions: list[Repetition]) -> dict[tuple[int, int], Tensor]:
-    """Matrix size -> estimated probability, of the scans that do not store one."""
-    by_matrix: dict[tuple[int, int], list[Scan]] = defaultdict(list)
-    for repetition in repetitions:
-        scan = repetition.open()
-        if scan.read(0, 1).probability is None:
+def estimated_probabilities(groups: list[tuple[Repetition, ...]]) -> dict[tuple[int, int], Tensor]:
+    """Matrix size -> estimated probability, of the scans that do not store one. groups: the repetitions of each."""
+    by_matrix: dict[tuple[int, int], list[tuple[Scan, bool]]] = defaultdict(list)
+    for repetitions in groups:
+        scans = [repetition.open() for repetition in repetitions]
+        turned = _has_lines_along_x(scans)
+        for scan in (scan for scan in scans if scan.read(0, 1).probability is None):
             y, x = scan.shape[-2:]
-            by_matrix[(x, y) if _has_lines_along_x(scan) else (y, x)].append(scan)
+            by_matrix[(x, y) if turned else (y, x)].append((scan, turned))
     return {matrix: estimate_probability(_masks_of(scans)) for matrix, scans in by_matrix.items()}
 
 
-def _masks_of(scans: list[Scan]) -> Iterable[Tensor]:
+def _masks_of(scans: list[tuple[Scan, bool]]) -> Iterable[Tensor]:
     """One mask (y, x) per scan, lines along y, or one per slice where they differ; empty slices have none."""
-    for scan in scans:
-        turned = _has_lines_along_x(scan)
+    for scan, turned in scans:
         masks = (scan.read(i, i + 1).mask[0, 0] for i in range(scan.shape[0]))
         masks = [mask.T if turned else mask for mask in masks if mask.any()]
         yield from masks[:1] if all(torch.equal(mask, masks[0]) for mask in masks) else masks
 
 
-def _has_lines_along_x(scan: Scan) -> bool:
-    middle = scan.shape[0] // 2
-    return has_lines_along_x(scan.read(middle, middle + 1).mask)
+def _has_lines_along_x(scans: list[Scan]) -> bool:
+    """Of the repetitions of one scan: some have lines along x, and all others are full."""
+    masks = [scan.read(scan.shape[0] // 2, scan.shape[0] // 2 + 1).mask for scan in scans]
+    return any(map(has_lines_along_x, masks)) and all(is_along(mask, -1) for mask in masks)

@@ -239,3 +239,11 @@ def test_info_describes_one_repetition_and_names_coils_without_signal(tmp_path):
     (tmp_path / "a.hdr").unlink()
     with pytest.raises(UserError, match="no file .*a.hdr"):
         mri_n2n.info(tmp_path / "a.cfl")
+
+
+@pytest.mark.parametrize("columns", [slice(None, 20, 2), slice(40, None, 2)])
+def test_info_of_a_scan_without_the_centre(columns, tmp_path):
+    kspace = np.zeros((1, 1, 64, 64), np.complex64)
+    kspace[..., columns] = np.random.default_rng(0).standard_normal((64, len(range(64)[columns])))
+    np.save(tmp_path / "a.npy", kspace)
+    assert "lines along y" in mri_n2n.info(tmp_path / "a.npy")["sampling"]

@@ -425,3 +425,5 @@ def test_the_acquired_part_of_an_axis():
     assert acquired_range((np.arange(20) > 7) * 1.0) == (8, 20) and acquired_range(np.zeros(9)) == (0, 9)
     assert acquired_lines(np.arange(20) > 7) == (8, 20) and acquired_lines(np.zeros(9, bool)) == (0, 9)
     assert acquired_lines(np.arange(20) < 5) == (0, 5), "DC itself was not sampled"
+    for few in ([20, *range(29, 34), 40, 43, 47], [1, 7, 31, 32, 33, 37, 44], [20, 31, 32, 33]):
+        assert acquired_lines(np.isin(np.arange(64), few)) == (0, 64), "too few to be called regular"

@@ -772,11 +772,16 @@ def test_what_a_killed_process_left_incomplete_is_done_again(scans, run, tmp_pat
     out = tmp_path / "out"
     reconstruct_files([tmp_path / "in"], out, weights=run, quiet=True)
     (out / "b.json").unlink()
-    (out / "b.h5").write_bytes(b"")
     kept = (out / "a.h5").stat().st_mtime_ns
     (sidecar,) = reconstruct_files([tmp_path / "in"], out, weights=run, skip_existing=True, quiet=True)
     assert sidecar["output"] == "b" and read_result(out / "b.h5")[0].any()
     assert (out / "a.h5").stat().st_mtime_ns == kept
+    (out / "b.json").unlink()
+    copy(scans["single"], out / "b.h5")  # a raw scan of that name is no result
+    before = sha256_of(out / "b.h5")
+    with pytest.raises(OutputError, match="b.h5 exists"):
+        reconstruct_files([tmp_path / "in"], out, weights=run, skip_existing=True, quiet=True)
+    assert sha256_of(out / "b.h5") == before
 
 
 def test_the_slower_of_two_processes_keeps_what_the_other_wrote(scans, run, tmp_path, monkeypatch):

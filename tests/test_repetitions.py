@@ -234,3 +234,19 @@ def test_coils_are_mixed_in_training_as_in_use(tmp_path):
     assert first.kspace.shape[1] == 12
     images = [ifft2c(a.kspace) for a in (first, second)]
     assert (images[0] - images[1]).norm() < 0.2 * images[0].norm(), "the same virtual coils in both"
+
+
+def test_full_and_undersampled_repetitions_are_turned_together(tmp_path):
+    for subject in range(4):
+        for repetition in (1, 2):
+            kspace = kspace_of(subject, repetition)
+            kspace[..., :FIRST] = kspace[..., LAST:] = 1e-3  # full to the edges
+            if repetition == 1:
+                kspace = kspace * draw_mask("random-lines", (READOUT, PHASE), 2, seeded(subject)).mask.numpy()
+            np.save(tmp_path / f"s{subject}_rep{repetition}.npy", kspace.swapaxes(-1, -2))
+    with pytest.warns(UserWarning, match="estimated from 6 masks"):
+        undersampled, full = find_sources("pairs", tmp_path).train[0].load()
+    assert undersampled.kspace.shape == full.kspace.shape == (SLICES, COILS, READOUT, PHASE)
+    for acquisition in (undersampled, full):
+        assert (acquisition.probability == acquisition.probability[:, :, :1]).all(), "of lines along y"
+        assert (acquisition.probability[acquisition.mask > 0] > 0).all()

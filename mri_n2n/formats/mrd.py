@@ -94,7 +94,9 @@ def open_scan(path: Path | str, repetition: int | None = None) -> Scan:
     numbers = np.unique(index["slice"][image])
     rows = {number: np.flatnonzero(image & (index["slice"] == value)) for number, value in enumerate(numbers)}
     shares = (wanted / encoded for wanted, encoded in zip(encoding.recon_field_of_view, encoding.field_of_view))
-    y, x = (min(n, round(n * share)) for n, share in zip(encoding.matrix, shares, strict=True))  # without oversampling
+    y, x = (
+        max(1, min(n, round(n * share))) for n, share in zip(encoding.matrix, shares, strict=True)
+    )  # without oversampling
     shape = (len(rows), int(coils[0]), y, encoding.matrix[1])
     first, last = encoding.acquired_lines
     padded = 0 < last - first < encoding.matrix[1]

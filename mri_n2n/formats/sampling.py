@@ -116,7 +116,8 @@ def acquired_lines(sampled: np.ndarray) -> tuple[int, int]:
     if not full[block][0]:  # DC itself is empty
         low = high = count // 2
     gaps = np.concatenate((np.diff(at[at < low]), np.diff(at[at >= high])))
-    if len(gaps) and (len(gaps) < 2 or gaps.max() - gaps.min() > 1):
+    outside = (at < low).any() or (at >= high).any()
+    if outside and (len(gaps) < 4 or gaps.max() - gaps.min() > 1):
         return 0, count
     spacing = int(gaps.max(initial=1))
     first, last = int(at[0]), int(at[-1]) + 1
