@@ -5,7 +5,7 @@ Everything flows one way: scan file -> `Scan` -> `Acquisition` -> network -> ima
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -21,14 +21,15 @@ class Acquisition:
     mask: (batch or 1, 1, y, x) float32, 1 where sampled, 0 elsewhere.
     probability: E[mask], same shape, in [0, 1]; None when unknown. Training losses use it; reconstruction does not.
     sensitivity_maps: (batch, coils, y, x) complex64, or None.
-    noise_variance: v = E|n|^2 of one complex sample, in squared intensity units; 0 when noise-free, None when unknown.
+    noise_variance: v = E|n|^2 of one complex sample, in squared intensity units, of all slices or (batch, 1, 1, 1); 0
+        when noise-free, None when unknown.
     """
 
     kspace: Tensor
     mask: Tensor
     probability: Tensor | None = None
     sensitivity_maps: Tensor | None = None
-    noise_variance: float | None = None
+    noise_variance: Tensor | float | None = None
 
     def __post_init__(self) -> None:
         if self.kspace.ndim != 4 or not self.kspace.is_complex():
@@ -45,8 +46,7 @@ class Acquisition:
 
     def slices(self, index: Tensor) -> Acquisition:
         """Some of its slices, by their indices."""
-        names = ("kspace", "mask", "probability", "sensitivity_maps")
-        held = {name: value for name in names if (value := getattr(self, name)) is not None}
+        held = {f.name: value for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)}
         some = {name: value if len(value) == 1 < len(self.kspace) else value[index] for name, value in held.items()}
         return replace(self, **some)
 
@@ -54,6 +54,18 @@ class Acquisition:
         """The same acquisition with every tensor on `device`."""
         moved = {f.name: getattr(self, f.name) for f in fields(self) if isinstance(getattr(self, f.name), Tensor)}
         return replace(self, **{name: value.to(device) for name, value in moved.items()})
+
+
+def concatenate(acquisitions: Sequence[Acquisition]) -> Acquisition:
+    """One batch of single-slice acquisitions of one shape. What one of them lacks, the batch lacks."""
+    columns = {f.name: [getattr(a, f.name) for a in acquisitions] for f in fields(Acquisition)}
+    columns["noise_variance"] = [
+        v if v is None else torch.as_tensor(v, dtype=torch.float32).reshape(-1, 1, 1, 1)
+        for v in columns["noise_variance"]
+    ]
+    return Acquisition(
+        **{name: None if any(v is None for v in column) else torch.cat(column) for name, column in columns.items()}
+    )
 
 
 MILLIMETRES = {"meter": 1e3, "mm": 1.0, "micron": 1e-3}  # of a spatial unit; "unknown" has none

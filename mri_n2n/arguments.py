@@ -9,6 +9,21 @@ from typing import NoReturn
 import mri_n2n
 
 MASKS = ("roulette", "gaussian-points", "random-lines", "equispaced-lines", "gaussian-lines")
+METHODS = (
+    "auto",
+    "noise2noise",
+    "ssdu",
+    "k-weighted-ssdu",
+    "robust-ssdu",
+    "equivariant",
+    "robust-equivariant",
+    "multi-operator",
+    "robust-multi-operator",
+    "supervised",
+    "noise2noise-2018",
+    "supervised-2018",
+)
+NETWORKS = ("unrolled", "unet", "fastmri-varnet", "fastmri-unet")
 SCAN_FORMATS = ("fastmri-hdf5", "mrd", "cfl", "npy", "npy-coils", "npy-slices")
 EXIT_CODES = (
     "exit codes: 0 done; 1 internal error; 2 wrong usage; 3 input that cannot be read or does not fit; "
@@ -113,7 +128,9 @@ def parser() -> argparse.ArgumentParser:
     simulate.add_argument("--force", action="store_true", help="replace existing files")
 
     train = command("train", "Train a network from undersampled scans, without references.")
-    train.add_argument("--dataset", required=True, choices=("ixi", "nifti", "fastmri", "pairs", "m4raw", "phantom"))
+    train.add_argument(
+        "--dataset", required=True, choices=("ixi", "nifti", "fastmri", "pairs", "m4raw", "scans", "phantom")
+    )
     train.add_argument(
         "--data", metavar="DIR", help="directory of the data set; default: data/<dataset> here, or under $MRI_N2N_DATA"
     )
@@ -126,29 +143,50 @@ def parser() -> argparse.ArgumentParser:
         help="run directory: weights, checkpoint, log, example picture",
     )
     train.add_argument(
-        "--recipe",
-        choices=("default", "noise2noise-2018"),
-        default="default",
-        help="noise2noise-2018: the MRI experiment of Lehtinen et al. 2018 (docs/methods.md says what differs)",
-    )
-    train.add_argument(
-        "--targets",
-        choices=("undersampled", "clean"),
-        default="undersampled",
-        help="clean: the same run with fully sampled targets, for comparison",
+        "--method",
+        choices=METHODS,
+        default="auto",
+        help="auto looks at the data; supervised and those of 2018 (Lehtinen et al.) are for comparison; docs/methods.md has them all",
     )
     train.add_argument(
         "--pairs",
         choices=("fixed", "redrawn"),
-        help="simulated data: every slice acquired exactly twice, or new masks at every step; default fixed (redrawn with the 2018 recipe)",
+        help="simulated data: every slice acquired once and for ever, or new masks at every step; default fixed (redrawn with the methods of 2018)",
     )
-    train.add_argument("--network", choices=("unrolled", "unet"), help="default unrolled (unet with the 2018 recipe)")
+    train.add_argument(
+        "--acquisitions",
+        type=int,
+        choices=(1, 2),
+        help="simulated data: how often each slice is acquired; methods of single scans take two as one; default 2",
+    )
+    train.add_argument("--one-mask", action="store_true", help="simulated data: the same mask for every slice")
+    train.add_argument(
+        "--exchange", action="store_true", help="noise2noise: two acquisitions of one design exchange samples at random"
+    )
+    train.add_argument(
+        "--weight-cap", type=float, metavar="C", help="a sample counts for min(1/probability, C); default: no cap"
+    )
+    train.add_argument(
+        "--input-share",
+        type=float,
+        default=0.5,
+        metavar="R",
+        help="ssdu methods: share of the rarely sampled locations that stays in the input",
+    )
+    train.add_argument(
+        "--extra-noise",
+        type=float,
+        default=1.0,
+        metavar="A",
+        help="robust-ssdu: the input is given further noise, A times the scan's",
+    )
+    train.add_argument("--network", choices=NETWORKS, help="default unrolled (unet with the methods of 2018)")
     train.add_argument("--cascades", type=int, help="unrolled: number of cascades")
     train.add_argument("--channels", type=int, help="channels of the U-Net(s)")
     train.add_argument(
         "--consistency",
         choices=("hard", "soft"),
-        help="unrolled: samples put back as measured, or trusted by a learned share (for noise); default hard; soft with --noise and for data sets of measured k-space (pairs, fastmri)",
+        help="unrolled: samples put back as measured, or as far as the level of their noise says; default soft, which without noise is hard",
     )
     train.add_argument(
         "--mask",
@@ -160,18 +198,16 @@ def parser() -> argparse.ArgumentParser:
     )
     train.add_argument(
         "--noise",
-        type=float,
         metavar="S",
-        help="standard deviation of simulated complex noise, as a share of the volume's maximum; default 0",
+        help="standard deviation of simulated complex noise, as a share of the volume's maximum, or a range such as 0:0.05; default 0",
     )
     train.add_argument(
         "--phase", type=float, metavar="P", help="share of the slices given a smooth random phase; default 0"
     )
     train.add_argument(
         "--coils",
-        type=int,
         metavar="N",
-        help="phantoms with coil sensitivities and phase",
+        help="simulated coils; of several numbers, 1,4,8, each volume has one",
     )
     train.add_argument(
         "--matrix-size", type=int, metavar="N", help="pad slices to a square and Fourier-crop them to N x N"
@@ -189,8 +225,20 @@ def parser() -> argparse.ArgumentParser:
     budget.add_argument("--epochs", type=int)
     budget.add_argument("--steps", type=int)
     budget.add_argument("--minutes", type=float)
-    train.add_argument("--batch-size", type=int, help="default 8 (16 with the 2018 recipe)")
-    train.add_argument("--learning-rate", type=float, help="default 2e-3 (1e-3 with the 2018 recipe)")
+    train.add_argument("--batch-size", type=int, help="default 8 (16 with the methods of 2018)")
+    train.add_argument("--learning-rate", type=float, help="default 2e-3 (1e-3 with the methods of 2018)")
+    train.add_argument(
+        "--average",
+        type=float,
+        default=0.999,
+        metavar="D",
+        help="decay per step of the moving average of the weights; 0: the last ones",
+    )
+    train.add_argument(
+        "--checkpointing",
+        action="store_true",
+        help="compute a cascade's activations again when they are needed: less memory, more time",
+    )
     train.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ...")
     train.add_argument(
         "--precision",

@@ -104,24 +104,30 @@ def run_train(options: argparse.Namespace) -> None:
 
 
 def train_options_from(options: argparse.Namespace):
-    """The options of a run from those of the command line; the 2018 recipe changes the defaults that were not given."""
-    from mri_n2n.batches import Protocol
+    """The options of a run from those of the command line; the methods of 2018 change the defaults that were not given."""
+    from mri_n2n.pairs import PairOptions
+    from mri_n2n.protocol import Protocol
     from mri_n2n.training import TrainOptions
 
-    recipe = options.recipe == "noise2noise-2018"
+    recipe = options.method.endswith("-2018")
     network = options.network or ("unet" if recipe else "unrolled")
-    if recipe and network != "unet":
-        raise UserError("--recipe noise2noise-2018 is defined with --network unet")
     unrolled_only = {"--cascades": options.cascades, "--consistency": options.consistency}
-    if network != "unrolled" and any(value is not None for value in unrolled_only.values()):
+    if network == "unrolled":
+        unrolled_only = {}
+    elif network == "fastmri-varnet":
+        unrolled_only.pop("--cascades")
+    if any(value is not None for value in unrolled_only.values()):
         raise UserError(f"{' and '.join(unrolled_only)} belong to --network unrolled")
-    measured = options.dataset in ("pairs", "m4raw")
-    undersample = measured and (
-        options.dataset == "m4raw" or options.mask is not None or options.acceleration is not None
+    measured = options.dataset in ("pairs", "m4raw", "scans")
+    undersample = options.dataset == "m4raw" or (
+        options.dataset == "pairs" and (options.mask is not None or options.acceleration is not None)
     )
-    simulated_only = {"--noise": options.noise, "--phase": options.phase}
+    simulated_only = {"--noise": options.noise, "--phase": options.phase, "--acquisitions": options.acquisitions}
+    simulated_only |= {"--coils": options.coils, "--one-mask": options.one_mask or None}
     if not undersample:
         simulated_only["--pairs"] = options.pairs
+    if options.dataset == "scans":
+        simulated_only |= {"--mask": options.mask, "--acceleration": options.acceleration}
     given = [name for name, value in simulated_only.items() if value is not None]
     if measured and given:
         raise UserError(
@@ -135,17 +141,18 @@ def train_options_from(options: argparse.Namespace):
     if unknown:
         raise UserError(f"unknown mask {unknown[0]!r}; choose from {', '.join(MASKS)}")
     wanted = ("9.54" if recipe else default_acceleration) if options.acceleration is None else options.acceleration
-    try:
-        low, colon, high = wanted.partition(":")
-        acceleration = (float(low), float(high if colon else low))
-    except ValueError:
-        raise UserError(f"--acceleration must be a number or a range such as 4:12; got {wanted!r}") from None
+    acceleration = number_range("--acceleration", wanted, "4:12")
+    noise = number_range("--noise", options.noise or "0", "0:0.05")
+    coils = coil_numbers(options.coils)
+    phantoms = options.dataset == "phantom"
+    if phantoms and len(coils) > 1:
+        raise UserError(f"phantoms have one number of coils; got {options.coils}")
     network_options = {"channels": options.channels, "cascades": options.cascades}
     network_options = {name: value for name, value in network_options.items() if value is not None}
-    noisy = options.noise or measured or options.dataset == "fastmri"
-    if network == "unrolled":
-        network_options["consistency"] = options.consistency or ("soft" if noisy else "hard")
-    elif options.phase or options.coils or measured or options.dataset == "fastmri":  # images of these are not real
+    if network == "unrolled" and options.consistency:
+        network_options["consistency"] = options.consistency
+    # The images of these are not real.
+    if network == "unet" and (options.phase or coils or measured or options.dataset == "fastmri"):
         network_options["complex_images"] = True
     if options.epochs is options.steps is options.minutes is None:
         options.epochs = 300 if recipe else 50
@@ -156,14 +163,22 @@ def train_options_from(options: argparse.Namespace):
         axis=options.axis,
         validation_subjects=tuple(options.validation_subjects.split(",")) if options.validation_subjects else None,
         excluded_subjects=tuple(options.exclude_subjects.split(",")) if options.exclude_subjects else (),
-        coils=options.coils,
+        coils=coils[0] if phantoms and coils else None,
         protocol=Protocol(
-            recipe=options.recipe,
-            targets=options.targets,
+            method=options.method,
+            pair=PairOptions(
+                weight_cap=options.weight_cap,
+                exchange=options.exchange,
+                input_share=options.input_share,
+                extra_noise=options.extra_noise,
+            ),
             pairs=options.pairs or ("redrawn" if recipe else "fixed"),
+            acquisitions=options.acquisitions or 2,
             masks=masks,
             acceleration=acceleration,
-            noise=options.noise or 0.0,
+            one_mask=options.one_mask,
+            noise=noise,
+            coils=() if phantoms else coils,
             phase=options.phase or 0.0,
             flips=not recipe,
             undersample=undersample,
@@ -176,11 +191,35 @@ def train_options_from(options: argparse.Namespace):
         minutes=options.minutes,
         batch_size=(16 if recipe else 8) if options.batch_size is None else options.batch_size,
         learning_rate=(1e-3 if recipe else 2e-3) if options.learning_rate is None else options.learning_rate,
+        average=0.0 if recipe else options.average,
+        checkpointing=options.checkpointing,
         device=options.device,
         precision=options.precision,
         quiet=options.quiet,
         init=options.init,
     )
+
+
+def number_range(name: str, text: str, example: str) -> tuple[float, float]:
+    """(low, high) of "4", or "4:12". UserError for anything else."""
+    low, colon, high = text.partition(":")
+    try:
+        return float(low), float(high if colon else low)
+    except ValueError:
+        raise UserError(f"{name} must be a number or a range such as {example}; got {text!r}") from None
+
+
+def coil_numbers(text: str | None) -> tuple[int, ...]:
+    """The numbers of "8" or "1,4,8". UserError for anything else."""
+    if text is None:
+        return ()
+    try:
+        coils = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        coils = (0,)
+    if not all(1 <= number <= 128 for number in coils):
+        raise UserError(f"--coils must be numbers from 1 to 128, separated by commas; got {text!r}")
+    return coils
 
 
 def run_reconstruct(options: argparse.Namespace) -> None:

@@ -22,7 +22,7 @@ import h5py
 from mri_n2n.errors import NotFoundError, UserError
 from mri_n2n.folders import files_in, subjects_of, unique_names
 from mri_n2n.formats import ImageFiles, is_complex, open_scan, pairs_of_parts, volume_shape
-from mri_n2n.measured import find_m4raw, find_pairs
+from mri_n2n.measured import find_m4raw, find_pairs, find_scans
 from mri_n2n.sources import Selection, Source, Split, divide, slice_range
 from mri_n2n.volumes import (
     load_fastmri,
@@ -51,7 +51,7 @@ def find_sources(
     """The training and validation volumes of a data set; only headers are read.
 
     dataset: ixi, nifti, fastmri (fully sampled files, which training undersamples), pairs (repetitions: NAME_rep1.h5,
-        NAME_rep2.h5 ..., or files that hold several), m4raw (fully sampled repetitions) or phantom.
+        NAME_rep2.h5 ..., or files that hold several), m4raw (fully sampled repetitions), scans (acquired once each) or phantom.
     data: its folder, searched with its subfolders; by default `default_folder(dataset)`. A folder that holds `train`
         and `validation` (or `val`) is split so, ixi as published, fastMRI's and M4Raw's own folders as they are named; any other
         by subject, the last fifth in alphabetical order for validation.
@@ -60,7 +60,7 @@ def find_sources(
     validation_subjects: these for validation and all others for training, whatever the folders say; ("none",): all
         for training.
     excluded_subjects: in neither part: those kept for a test.
-    coils: of phantoms alone; with them their k-space has coil sensitivities and phase.
+    coils: of phantoms; with them their k-space has coil sensitivities and phase.
     Errors: NotFoundError when there is nothing (it says how to get it), InputError for files that cannot be read,
         UserError for options that make no sense.
     """
@@ -83,8 +83,6 @@ def find_sources(
         return phantom_sources(matrix_size or PHANTOM_MATRIX, coils=coils)
     if axis != 2 and dataset in ("fastmri", *MEASURED):
         raise UserError(f"--axis is the slice axis of NIfTI volumes; --dataset {dataset} holds slices already")
-    if coils is not None:
-        raise UserError("--coils belongs to --dataset phantom: other data have the coils they have")
     folder = default_folder(dataset) if data is None else Path(data)
     return _FINDERS[dataset](folder, options)
 
@@ -239,6 +237,7 @@ _FINDERS: dict[str, Callable[[Path, Selection], Split]] = {
     "fastmri": _find_fastmri,
     "pairs": find_pairs,
     "m4raw": find_m4raw,
+    "scans": find_scans,
 }
 DATASETS = (*_FINDERS, "phantom")
-MEASURED = ("pairs", "m4raw")  # repetitions as the scanner measured them
+MEASURED = ("pairs", "m4raw", "scans")  # as the scanner measured them

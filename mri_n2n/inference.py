@@ -19,7 +19,7 @@ from mri_n2n.errors import InputError
 from mri_n2n.files import sha256_of
 from mri_n2n.fourier import mirror_axes
 from mri_n2n.masks import has_lines_along_x, is_along, mask_from_samples
-from mri_n2n.pairs import flip, transpose
+from mri_n2n.movement import flip, transpose
 
 # Pixels of coil images sent through the network at once: bounds memory whatever the number of slices and coils.
 PIXELS_AT_ONCE = 8 * 256 * 256
@@ -177,7 +177,7 @@ def cautions(loaded: LoadedNetwork, mask: Tensor, measured_share: float) -> list
     low, high = training["protocol"].get("acceleration", (1.0, math.inf))
     acceleration = 1 / measured_share
     # Of repetitions as they were measured nobody wrote down the acceleration.
-    known = training.get("dataset") not in ("pairs", "m4raw") or training["protocol"].get("undersample")
+    known = training.get("dataset") not in ("pairs", "m4raw", "scans") or training["protocol"].get("undersample")
     if known and acceleration > 1 and not low / 1.25 <= acceleration <= high * 1.25:
         trained = f"{low:g}x" if low == high else f"{low:g}x to {high:g}x"
         found.append(f"sampled {acceleration:.1f}x; the weights were trained for {trained}")

@@ -17,11 +17,8 @@ from mri_n2n.errors import NotFoundError
 from mri_n2n.formats import SCAN_FORMATS, detect, open_scan, read_result, read_volume
 from mri_n2n.formats.sampling import Box, acquired_box
 from mri_n2n.fourier import ifft2c
-from mri_n2n.masks import radius
+from mri_n2n.noise import noise_variance_at_most
 from mri_n2n.operators import root_sum_of_squares
-
-# Samples farther out than this share of the half-width are taken for noise alone.
-OUTSIDE = 0.9
 
 
 def describe(path: Path | str, format: str | None = None, repetition: int | None = None) -> dict[str, object]:
@@ -183,12 +180,9 @@ def describe_noise(scan: Scan, middle: Acquisition) -> str:
         return f"standard deviation {share(deviation)}; from noise readouts, by which coils are whitened"
     if middle.noise_variance is not None:
         return f"standard deviation {share(math.sqrt(middle.noise_variance))}; stored"
-    far = (radius(tuple(middle.kspace.shape[-2:])) > OUTSIDE) & (middle.mask[0, 0] > 0)
-    if far.sum() < 16:
+    deviation = noise_variance_at_most(middle.kspace, middle.mask).sqrt().item()
+    if math.isnan(deviation):
         return "unknown"
-    squared = middle.kspace[0][:, far].abs().double().square()
-    # |n|^2 is exponential in each coil: its median is E|n|^2 log 2.
-    deviation = (squared.median(dim=1).values.mean() / math.log(2)).sqrt().item()
     return f"standard deviation at most {share(deviation)}; from the outermost samples"
 
 
@@ -212,6 +206,7 @@ def _describe_weights(path: Path) -> dict[str, object]:
             **masks,
             "noise": protocol.get("noise"),
             "phase": protocol.get("phase"),
+            "coils": protocol.get("coils") or training.get("coils") or "as in the data",
         }
     return {
         "file": path.name,
@@ -220,8 +215,7 @@ def _describe_weights(path: Path) -> dict[str, object]:
         "options": header.get("network_options", {}),
         "parameters": header.get("parameters"),
         "trained on": f"{training.get('dataset')}, {header.get('train_volumes')} volumes, {header.get('train_slices')} slices",
-        "recipe": protocol.get("recipe"),
-        "targets": protocol.get("targets"),
+        "method": protocol.get("method"),
         **acquired,
         "steps": header.get("step"),
         "minutes": round(header.get("seconds", 0) / 60, 1),

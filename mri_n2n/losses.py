@@ -1,9 +1,28 @@
-"""Losses: pure functions of a prediction and a pair."""
+"""Losses: pure functions of a prediction and a pair, and of the network where a method measures its prediction again."""
 
-from torch import Tensor
+from __future__ import annotations
 
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mri_n2n.acquisition import Acquisition
 from mri_n2n.operators import forward
 from mri_n2n.pairs import Pair
+
+# Step of the finite difference in SURE, in standard deviations of the noise.
+PROBE_STEP = 0.1
+
+
+def loss_of(network: nn.Module, pair: Pair) -> Tensor:
+    """What training minimises: the weighted squared error of f(s), and of equivariant imaging its further terms."""
+    prediction = network(pair.input)
+    loss = weighted_squared_error(prediction, pair)
+    if pair.again is not None:
+        loss = loss + equivariance_error(network, prediction, pair)
+        if pair.again.probe is not None:
+            loss = loss + divergence_term(network, prediction, pair)
+    return loss
 
 
 def weighted_squared_error(prediction: Tensor, pair: Pair) -> Tensor:
@@ -17,6 +36,50 @@ def weighted_squared_error(prediction: Tensor, pair: Pair) -> Tensor:
         difference = forward(prediction, pair.weight.new_ones(()), pair.input.sensitivity_maps) - pair.target
     else:
         difference = prediction - pair.target
-    squared = difference.real.square() + difference.imag.square()
+    return _mean_square(difference, pair.weight)
+
+
+def equivariance_error(network: nn.Module, prediction: Tensor, pair: Pair) -> Tensor:
+    """Mean over batch and pixels of |T x - f(A T x + n)|^2, x the prediction and T, A, n those of `pair.again`
+    (Chen, Tachella, Davies, ICCV 2021, eq. 6; with noise CVPR 2022)."""
+    again, maps = pair.again, pair.input.sensitivity_maps
+    turned = rotate(prediction, again.angle)
+    kspace = forward(turned, again.mask, maps) + again.mask * again.noise
+    second = network(Acquisition(kspace, again.mask, None, maps, pair.input.noise_variance))
+    return _mean_square(second - turned)
+
+
+def divergence_term(network: nn.Module, prediction: Tensor, pair: Pair) -> Tensor:
+    """What makes |A f(s) - s|^2 an unbiased estimate of |A f(s) - A x|^2 (SURE; Stein 1981, Ramani et al. 2008), up to a
+    constant: 2 v Re b^H (A f(s + t b) - A f(s)) / t, per pixel, b complex white noise with E|b|^2 = 1."""
+    scan, probe = pair.input, pair.again.probe
+    variance = scan.noise_variance
+    step = PROBE_STEP * variance**0.5
+    moved = network(Acquisition(scan.kspace + step * probe, scan.mask, None, scan.sensitivity_maps, variance))
+    change = forward(moved - prediction, scan.mask, scan.sensitivity_maps)
+    batch, _, y, x = change.shape
+    factor = torch.where(step > 0, 2 * variance / step.clamp_min(1e-30), 0.0)  # without noise there is no term
+    return (factor * (probe.conj() * change).real).sum() / (batch * y * x)
+
+
+def rotate(images: Tensor, angle: Tensor) -> Tensor:
+    """Images (batch, 1, y, x) turned about the centre pixel, index n // 2, by `angle` (batch,) radians, bilinear; zero
+    comes in from outside."""
+    *_, y, x = images.shape
+    if not angle.any():
+        return images
+    grid_y, grid_x = (torch.arange(n, device=images.device, dtype=torch.float32) - n // 2 for n in (y, x))
+    cos, sin = (f(angle.to(images.device))[:, None, None] for f in (torch.cos, torch.sin))
+    from_y = cos * grid_y[:, None] - sin * grid_x[None, :]
+    from_x = sin * grid_y[:, None] + cos * grid_x[None, :]
+    # grid_sample counts from -1 to 1, the centres of the first and the last pixel (align_corners)
+    place = lambda position, n: 2 * (position + n // 2) / max(n - 1, 1) - 1  # noqa: E731
+    grid = torch.stack((place(from_x, x), place(from_y, y)), dim=-1)
+    parts = torch.cat((images.real, images.imag), dim=1)
+    turned = F.grid_sample(parts, grid, align_corners=True)
+    return torch.complex(turned[:, :1], turned[:, 1:])
+
+
+def _mean_square(difference: Tensor, weight: Tensor | float = 1.0) -> Tensor:
     batch, _, y, x = difference.shape
-    return (pair.weight * squared).sum() / (batch * y * x)
+    return (weight * (difference.real.square() + difference.imag.square())).sum() / (batch * y * x)

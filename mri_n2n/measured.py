@@ -1,4 +1,4 @@
-"""Data sets of measured repetitions, which are training pairs: a study's own, and M4Raw."""
+"""Data sets of measured scans: repetitions, which are training pairs (a study's own, and M4Raw), and single scans."""
 
 from __future__ import annotations
 
@@ -36,6 +36,15 @@ def find_m4raw(folder: Path, selection: Selection) -> Split:
             "where https://doi.org/10.1038/s41597-023-02181-4 says, and unpack them there"
         )
     return _repetition_split(folder, *groups, selection, full=True)
+
+
+def find_scans(folder: Path, selection: Selection) -> Split:
+    """Raw scans that were acquired once each, undersampled."""
+    train, validation = files_in(folder, [f"*{suffix}" for suffix in RAW], [("train", "validation"), ("train", "val")])
+    if not train + validation:
+        raise NotFoundError(f"no raw scans ({', '.join(RAW)}) in {folder}; give --data a directory that holds some")
+    groups = ({path: [Repetition(path)] for path in part} for part in (train, validation))
+    return _repetition_split(folder, *groups, selection)
 
 
 def _repetition_split(

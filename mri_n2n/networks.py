@@ -6,14 +6,23 @@ acquisition's scale, and one line in `NETWORKS`.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from mri_n2n.acquisition import Acquisition
 from mri_n2n.errors import OptionError
 from mri_n2n.fourier import ifft2c
+from mri_n2n.masks import radius
+from mri_n2n.noise import noise_variance_at_most
 from mri_n2n.operators import adjoint, data_consistency, density_weights
+
+# The largest ratio of noise to error variance: a sample keeps at least a tenth of its word, and six steps of conjugate
+# gradients suffice.
+MOST_NOISE = 9.0
 
 
 class UNet(nn.Module):
@@ -100,40 +109,163 @@ class UNet2018(nn.Module):
 class Unrolled(nn.Module):
     """Cascades of a small residual U-Net, each followed by data consistency (after Schlemper et al., IEEE TMI 37, 2018).
 
-    It sees the zero-filled image A^H s and the mask, never the sampling probability. consistency: "hard" puts samples
-    back as measured; "soft" trusts them by a learned share (data-consistency weight) per cascade, for noise. An input scaled by a complex
-    constant gives the output scaled by it. Samples that are conjugate-symmetric to rounding are of a real image: so is
-    the output then.
+    It sees the zero-filled image A^H s, the mask and the level of the noise, never the sampling probability. consistency:
+    "soft" trusts samples as far as their noise allows: v / v_f, v the noise variance of the scan (where it is not known what
+    the outermost samples say of it) and v_f the learned error variance of the cascade's image, a power of the distance
+    from the k-space centre; without noise, and with "hard", samples are put back as measured. memory: feature channels
+    that each cascade hands on to the next. An input scaled by a complex constant gives the output scaled by it. Samples
+    that are conjugate-symmetric to rounding are of a real image: so is the output then.
     """
 
-    def __init__(self, cascades: int = 5, channels: int = 16, levels: int = 4, consistency: str = "hard") -> None:
+    checkpointing = False  # of activations, in training
+
+    def __init__(
+        self, cascades: int = 5, channels: int = 16, levels: int = 4, consistency: str = "soft", memory: int = 0
+    ) -> None:
         super().__init__()
         if consistency not in ("hard", "soft"):
             raise OptionError(f"consistency must be hard or soft; got {consistency!r}")
         if not 1 <= cascades <= 100:
             raise OptionError(f"an unrolled network has 1 to 100 cascades; got {cascades}")
-        self.unets = nn.ModuleList(UNet(2, 2, channels, levels) for _ in range(cascades))
+        soft = consistency == "soft"
+        self.memory = memory
+        self.unets = nn.ModuleList(
+            UNet(2 + soft + memory * (c > 0), 2 + memory * (c < cascades - 1), channels, levels)
+            for c in range(cascades)
+        )
         for unet in self.unets:
-            nn.init.zeros_(unet.last[-1].weight)  # every cascade starts as the identity
-        self.trust = nn.Parameter(torch.full((cascades,), 3.0)) if consistency == "soft" else None
+            nn.init.zeros_(unet.last[-1].weight[:2])  # every cascade starts as the identity
+        # log v_f of the image scaled to 1, at the centre of k-space and its change to the edge
+        self.error = nn.Parameter(torch.tensor([-4.0, -4.0]).repeat(cascades, 1)) if soft else None
 
     def forward(self, acquisition: Acquisition) -> Tensor:
         kspace, mask, maps = acquisition.kspace, acquisition.mask, acquisition.sensitivity_maps
         zero_filled = adjoint(kspace, mask, maps)
         scale = _scale(zero_filled)
         image = zero_filled = zero_filled / scale
-        samples = kspace / scale if maps is None else None  # with maps the zero-filled image says all
-        # Outside the support of the maps nothing is measured and nothing is said.
-        support = 1.0 if maps is None else (maps != 0).any(dim=1, keepdim=True)
+        measured = Measurement(
+            samples=kspace / scale if maps is None else None,  # with maps the zero-filled image says all
+            mask=mask,
+            maps=maps,
+            zero_filled=zero_filled,
+            # Outside the support of the maps nothing is measured and nothing is said.
+            support=1.0 if maps is None else (maps != 0).any(dim=1, keepdim=True),
+            noise_variance=None
+            if self.error is None
+            else (_noise_variance(acquisition) / scale.abs().square()).detach(),
+        )
         real = image.imag.abs().amax(dim=(1, 2, 3), keepdim=True) <= 1e-5
-        for cascade, unet in enumerate(self.unets):
-            image = support * (image + _to_complex(unet(_to_real(image))))
-            trust = 1.0 if self.trust is None else torch.sigmoid(self.trust[cascade])
-            image = data_consistency(image, samples, mask, maps, zero_filled=zero_filled, trust=trust)
+        memory = None
+        for number in range(len(self.unets)):
+            if self.checkpointing and torch.is_grad_enabled():
+                image, memory = checkpoint(self.cascade, number, image, memory, measured, use_reentrant=False)
+            else:
+                image, memory = self.cascade(number, image, memory, measured)
         return torch.where(real, image.real.to(image.dtype), image) * scale
 
+    def cascade(
+        self, number: int, image: Tensor, memory: Tensor | None, measured: Measurement
+    ) -> tuple[Tensor, Tensor | None]:
+        """One U-Net and its data consistency: image (batch, 1, y, x) and memory, from those before."""
+        seen, ratio = [_to_real(image)], 0.0
+        if self.error is not None:
+            seen.append(measured.noise_variance.sqrt().clamp_max(1).expand_as(image))
+            ratio = self.noise_to_error(number, measured)
+        if memory is not None:
+            seen.append(memory)
+        out = self.unets[number](torch.cat(seen, dim=1))
+        image = measured.support * (image + _to_complex(out[:, :2]))
+        image = data_consistency(
+            image,
+            measured.samples,
+            measured.mask,
+            measured.maps,
+            zero_filled=measured.zero_filled,
+            noise_to_error=ratio,
+        )
+        return image, out[:, 2:] if self.memory else None
 
-NETWORKS: dict[str, type[nn.Module]] = {"unrolled": Unrolled, "unet": UNet2018}
+    def noise_to_error(self, number: int, measured: Measurement) -> Tensor | float:
+        """v / v_f by spatial frequency (batch, 1, y, x), at most `MOST_NOISE`; the number 0 without noise."""
+        if not measured.noise_variance.any():
+            return 0.0
+        center, change = self.error[number]
+        distance = radius(tuple(measured.mask.shape[-2:])).to(measured.noise_variance)
+        return (measured.noise_variance * torch.exp(-center - change * distance)).clamp_max(MOST_NOISE)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What the cascades of one forward pass share, on the scale of the network. noise_variance: (batch, 1, 1, 1)."""
+
+    samples: Tensor | None
+    mask: Tensor
+    maps: Tensor | None
+    zero_filled: Tensor
+    support: Tensor | float
+    noise_variance: Tensor | None
+
+
+class FastMRIVarNet(nn.Module):
+    """fastMRI's end-to-end variational network (Sriram et al., MICCAI 2020): its cascades of a normalised U-Net, with the
+    sensitivity maps of the scan's own centre in place of its network for them, and the complex image as output."""
+
+    def __init__(self, cascades: int = 8, channels: int = 18, levels: int = 4) -> None:
+        super().__init__()
+        from fastmri.models.varnet import NormUnet, VarNetBlock  # here: it takes a second to import
+
+        _check_sizes(cascades, channels, levels)
+        self.cascades = nn.ModuleList(VarNetBlock(NormUnet(channels, levels)) for _ in range(cascades))
+
+    def forward(self, acquisition: Acquisition) -> Tensor:
+        kspace, mask, maps = acquisition.kspace, acquisition.mask, acquisition.sensitivity_maps
+        maps = torch.ones_like(kspace) if maps is None else maps
+        scale = _scale(adjoint(kspace, mask, maps))
+        measured, maps = torch.view_as_real(kspace / scale), torch.view_as_real(maps)
+        sampled, current = mask[..., None] > 0, measured
+        for cascade in self.cascades:
+            current = cascade(current, measured, sampled, maps)
+        return torch.view_as_complex(self.cascades[0].sens_reduce(current, maps).float().contiguous()) * scale
+
+
+class FastMRIUNet(nn.Module):
+    """fastMRI's U-Net (Zbontar et al. 2018) on real and imaginary part of the zero-filled image, normalised as its
+    variational network's; no data consistency."""
+
+    def __init__(self, channels: int = 32, levels: int = 4) -> None:
+        super().__init__()
+        from fastmri.models.varnet import NormUnet
+
+        _check_sizes(1, channels, levels)
+        self.unet = NormUnet(channels, levels)
+
+    def forward(self, acquisition: Acquisition) -> Tensor:
+        image = adjoint(acquisition.kspace, acquisition.mask, acquisition.sensitivity_maps)
+        scale = _scale(image)
+        return torch.view_as_complex(self.unet(torch.view_as_real(image / scale)).float().contiguous()) * scale
+
+
+NETWORKS: dict[str, type[nn.Module]] = {
+    "unrolled": Unrolled,
+    "unet": UNet2018,
+    "fastmri-varnet": FastMRIVarNet,
+    "fastmri-unet": FastMRIUNet,
+}
+
+
+def _check_sizes(cascades: int, channels: int, levels: int) -> None:
+    if not (1 <= cascades <= 100 and 1 <= channels <= 4096 and 1 <= levels <= 10):
+        raise OptionError(
+            f"a network has 1 to 100 cascades, 1 to 4096 channels, 1 to 10 levels; got {cascades}, {channels}, {levels}"
+        )
+
+
+def _noise_variance(acquisition: Acquisition) -> Tensor:
+    """v of one sample, (batch or 1, 1, 1, 1) float32: the scan's, or what its outermost samples say; 0 where they do not."""
+    variance = acquisition.noise_variance
+    if variance is None:
+        return noise_variance_at_most(acquisition.kspace, acquisition.mask).nan_to_num(0.0)
+    return torch.as_tensor(variance, dtype=torch.float32, device=acquisition.kspace.device).reshape(-1, 1, 1, 1)
 
 
 def _scale(image: Tensor) -> Tensor:

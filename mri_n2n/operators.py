@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mri_n2n.fourier import fft2c, ifft2c
+from mri_n2n.masks import is_along
 
 # Where sensitivities leave a direction almost unmeasured, hard consistency would put amplified noise there: this is the
 # weight of the image in what is not measured. Chosen on simulated coils of one training subject (12).
@@ -35,10 +36,43 @@ def adjoint(kspace: Tensor, mask: Tensor, maps: Tensor | None = None) -> Tensor:
 
 
 def normal(image: Tensor, mask: Tensor, maps: Tensor | None = None) -> Tensor:
-    """A^H A x, by few coils at a time too."""
-    if maps is None:
-        return adjoint(forward(image, mask), mask)
-    return sum(adjoint(forward(image, mask, some), mask, some) for some in maps.split(_few_coils(maps), dim=1))
+    """A^H A x; see `normal_operator`, which prepares it for several images."""
+    return normal_operator(mask, maps)(image)
+
+
+def normal_operator(mask: Tensor, maps: Tensor | None = None) -> Callable[[Tensor], Tensor]:
+    """x -> A^H A x = sum_c conj(S_c) F^H M F S_c x, by few coils at a time on a processor. Gradients reach x alone.
+
+    F^H M F is a convolution, with which the shifts that centre F commute: they cancel, and only M is shifted. Along an
+    axis on which the mask does not vary there is nothing to transform.
+    """
+    axes = tuple(axis for axis in (-2, -1) if not is_along(mask, axis)) or (-1,)
+    filtered = torch.fft.ifftshift(mask, dim=(-2, -1))
+    few = 1 if maps is None else _few_coils(maps)
+    parts = [None] if maps is None else maps.split(few, dim=1)
+
+    def convolved(image: Tensor) -> Tensor:
+        return torch.fft.ifftn(filtered * torch.fft.fftn(image, dim=axes), dim=axes)
+
+    def apply(image: Tensor) -> Tensor:
+        if maps is None:
+            return convolved(image)
+        return sum((some.conj() * convolved(some * image)).sum(dim=1, keepdim=True) for some in parts)
+
+    return lambda image: _SelfAdjoint.apply(image, apply)
+
+
+class _SelfAdjoint(torch.autograd.Function):
+    """A linear operator equal to its adjoint: its gradient is the operator again, and nothing has to be kept for it."""
+
+    @staticmethod
+    def forward(context, image: Tensor, operator: Callable[[Tensor], Tensor]) -> Tensor:
+        context.operator = operator
+        return operator(image)
+
+    @staticmethod
+    def backward(context, gradient: Tensor) -> tuple[Tensor, None]:
+        return context.operator(gradient), None
 
 
 def _few_coils(maps: Tensor) -> int:
@@ -84,31 +118,29 @@ def data_consistency(
     maps: Tensor | None = None,
     *,
     zero_filled: Tensor | None = None,
-    trust: Tensor | float = 1.0,
+    noise_to_error: Tensor | float = 0.0,
     iterations: int = 6,
 ) -> Tensor:
-    """Bring an image (batch, 1, y, x) back to the measured samples.
+    """Bring an image z (batch, 1, y, x) back to the measured samples.
 
-    trust in [0, 1]: 1 puts the samples back as measured (hard); below, z + trust * M (s - z), which is optimal for
-    trust = v_f / (v_f + v) with v_f the error variance of the network's coefficients and v the noise's.
-    With maps the exact answer is in general infeasible: the minimiser of trust |A x - s|^2 + (1 - trust) |x - z|^2 by
-    conjugate gradients. For trust 1 that of |A x - s|^2 + w (x - z)^H (1 - A^H A) (x - z), w = `HARD_WITH_MAPS`: the image
-    counts for what is not measured (sum |S|^2 = 1), so one sampled fully is the measurement, A^H s, and nothing else.
+    noise_to_error: v / v_f, the variance of the noise over that of the error of F z: a number, or broadcastable to
+    (batch, 1, y, x), by spatial frequency. 0 puts the samples back as measured (hard); else z + M (s - z) v_f / (v_f + v),
+    the best linear estimate. With maps the exact answer is in general infeasible: the minimiser over x of
+    |A x - s|^2 + w (x - z)^H (1 - A^H A) (x - z) + sum_k v / v_f |F (x - z)|^2 by conjugate gradients, w = `HARD_WITH_MAPS`.
+    The image counts for what is not measured (sum |S|^2 = 1), so one sampled fully without noise is the measurement, A^H s,
+    and nothing else.
     zero_filled: A^H s where it is at hand; with maps nothing else is needed of `kspace`, which may be None then.
     """
     if maps is None:
         predicted = fft2c(image)
-        return ifft2c(predicted + trust * mask * (kspace - predicted))
+        return ifft2c(predicted + mask / (1 + noise_to_error) * (kspace - predicted))
     zero_filled = adjoint(kspace, mask, maps) if zero_filled is None else zero_filled
-    if isinstance(trust, float) and trust == 1.0:
-        return image + conjugate_gradient(
-            lambda x: (1 - HARD_WITH_MAPS) * normal(x, mask, maps) + HARD_WITH_MAPS * x,
-            zero_filled - normal(image, mask, maps),
-            None,
-            iterations,
-        )
-    trust = torch.as_tensor(trust, device=mask.device, dtype=mask.dtype)
-    keep = torch.maximum(1 - trust, 1e-3 * trust)
-    return conjugate_gradient(
-        lambda x: trust * normal(x, mask, maps) + keep * x, trust * zero_filled + keep * image, image, iterations
-    )
+    measured = normal_operator(mask, maps)
+
+    by_frequency = isinstance(noise_to_error, Tensor) and noise_to_error.shape[-2:] != (1, 1)
+
+    def operator(change: Tensor) -> Tensor:
+        noise = ifft2c(noise_to_error * fft2c(change)) if by_frequency else noise_to_error * change
+        return (1 - HARD_WITH_MAPS) * measured(change) + HARD_WITH_MAPS * change + noise
+
+    return image + conjugate_gradient(operator, zero_filled - measured(image), None, iterations)

@@ -1,103 +1,317 @@
 """How a training example is made: the difference between methods.
 
-A pair maker takes acquisitions and returns (input, target, weight). A new method is one function here, one line in
-`PAIR_MAKERS` and, at most, a new loss. Acquisitions are drawn in `simulation.py` or come from files.
+A pair maker takes what was measured of a slice and returns a `Pair`: input, target, weight. A new method is one function
+here, one line in `PAIR_MAKERS` and, at most, a new loss. Acquisitions are drawn in `simulation.py` or come from files.
+
+P: probability that a location is sampled; s = M (F S x + n): samples; v = E|n|^2.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
-from mri_n2n.acquisition import Acquisition
+from mri_n2n.acquisition import Acquisition, concatenate
+from mri_n2n.coils import calibration_region
 from mri_n2n.fourier import ifft2c, mirror_axes
+from mri_n2n.masks import is_along
 from mri_n2n.operators import density_weights
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What there is of one slice: an acquisition (1, coils, y, x); where it was measured twice the second, independent
+    one; where it is simulated the full k-space; the mask (1, 1, y, x) of another scan of the same design."""
+
+    first: Acquisition
+    second: Acquisition | None = None
+    full: Tensor | None = None
+    other_mask: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class PairOptions:
+    """weight_cap: the most that a sample counts for, min(1 / p, cap); any positive weight has the same minimiser, and a
+    smaller one less variance under noise. exchange: Noise2Noise's two acquisitions exchange samples at random.
+    input_share: of the splitting methods, the share of the rarely sampled locations that stays in the input.
+    extra_noise: a of robust SSDU: the input is given further noise of variance a^2 v.
+    """
+
+    weight_cap: float | None = None
+    exchange: bool = False
+    input_share: float = 0.5
+    extra_noise: float = 1.0
+
+
+@dataclass(frozen=True)
+class Remeasurement:
+    """How equivariant imaging measures a prediction again: turned by `angle` (batch,) radians, sampled by `mask`
+    (batch, 1, y, x), with `noise` (batch, coils, y, x). probe: complex white noise, E|b|^2 = 1, for the divergence in
+    SURE, or None without it."""
+
+    angle: Tensor
+    mask: Tensor
+    noise: Tensor
+    probe: Tensor | None
 
 
 @dataclass(frozen=True)
 class Pair:
     """input: what the network sees; target: k-space (batch, coils, y, x) or image (batch, 1, y, x), complex;
-    weight: real, broadcastable to the target, 0 where the target says nothing."""
+    weight: real, broadcastable to the target, 0 where the target says nothing. again: of equivariant imaging."""
 
     input: Acquisition
     target: Tensor
     weight: Tensor
-    domain: Literal["kspace", "image"]
+    domain: Literal["kspace", "image"] = "kspace"
+    again: Remeasurement | None = None
 
     def to(self, device: torch.device | str) -> Pair:
-        return Pair(self.input.to(device), self.target.to(device), self.weight.to(device), self.domain)
+        again = self.again and Remeasurement(*(v if v is None else v.to(device) for v in vars(self.again).values()))
+        return Pair(self.input.to(device), self.target.to(device), self.weight.to(device), self.domain, again)
 
 
-def noise2noise(first: Acquisition, second: Acquisition) -> Pair:
+# ---- two acquisitions ----
+
+
+def noise2noise(measured: Measured, options: PairOptions, draw: Generator) -> Pair:
     """Weighted Noise2Noise: the samples of a second, independent acquisition, each weighted by 1 / probability."""
-    return Pair(first, second.kspace, _inverse_probability(second), "kspace")
+    first, second = measured.first, _second(measured)
+    if options.exchange:
+        first, second = exchange(first, second, draw)
+    return target_pair(first, second, options.weight_cap)
 
 
-def noise2noise_2018(first: Acquisition, second: Acquisition) -> Pair:
+def target_pair(first: Acquisition, second: Acquisition, weight_cap: float | None = None) -> Pair:
+    """The samples of `second` as target, each weighted by min(1 / probability, weight_cap)."""
+    return Pair(first, second.kspace, _weights(second, weight_cap))
+
+
+def noise2noise_2018(measured: Measured, options: PairOptions, draw: Generator) -> Pair:
     """Lehtinen et al. 2018, section 3.4: the target is the second zero-filled image, its samples divided by p."""
-    return Pair(first, ifft2c(_inverse_probability(second) * second.kspace), _one(first), "image")
+    second = _second(measured)
+    return Pair(measured.first, ifft2c(_weights(second) * second.kspace), _one(measured.first), "image")
 
 
-def supervised(first: Acquisition, full: Acquisition) -> Pair:
+def supervised(measured: Measured, options: PairOptions, draw: Generator) -> Pair:
     """The fully sampled k-space as target: what training without references is compared with."""
-    return Pair(first, full.kspace, _one(first), "kspace")
+    return Pair(measured.first, _full(measured), _one(measured.first))
 
 
-def supervised_2018(first: Acquisition, full: Acquisition) -> Pair:
+def supervised_2018(measured: Measured, options: PairOptions, draw: Generator) -> Pair:
     """The same for the 2018 recipe: the clean image as target."""
-    return Pair(first, ifft2c(full.kspace), _one(first), "image")
+    return Pair(measured.first, ifft2c(_full(measured)), _one(measured.first), "image")
 
 
-# (recipe, targets) -> pair maker
-PAIR_MAKERS: dict[tuple[str, str], Callable[[Acquisition, Acquisition], Pair]] = {
-    ("default", "undersampled"): noise2noise,
-    ("default", "clean"): supervised,
-    ("noise2noise-2018", "undersampled"): noise2noise_2018,
-    ("noise2noise-2018", "clean"): supervised_2018,
-}
+def exchange(first: Acquisition, second: Acquisition, draw: Generator) -> tuple[Acquisition, Acquisition]:
+    """Two acquisitions of one design after a fair coin for each location (line, of line masks) said whether they
+    exchange what they have there, sampled or not; except where every scan samples, which maps are found from.
+
+    Both samples of a location have the same distribution, so the result is another pair of that design: fresh masks at
+    every step from two fixed acquisitions. ValueError when their probabilities differ.
+    """
+    if first.probability is None or not torch.equal(first.probability, second.probability):
+        raise ValueError("only acquisitions of one design exchange samples")
+    units = first.mask + 2 * second.mask  # of lines, and symmetric, where both masks are
+    swapped = _coin(torch.full_like(first.probability, 0.5), units, draw) * (first.probability < 1)
+    taken = lambda a, b: torch.where(swapped > 0, b, a)  # noqa: E731
+    return (
+        replace(first, kspace=taken(first.kspace, second.kspace), mask=taken(first.mask, second.mask)),
+        replace(second, kspace=taken(second.kspace, first.kspace), mask=taken(second.mask, first.mask)),
+    )
 
 
-def translate(acquisition: Acquisition, shift: tuple[int, int]) -> Acquisition:
-    """Shift the object, and the coils with it, by (y, x) pixels, cyclically, as phase ramps: samples stay as measured."""
-    *_, y, x = acquisition.kspace.shape
-    ramp = _ramp(y, shift[0])[:, None] * _ramp(x, shift[1])[None, :]
-    maps = acquisition.sensitivity_maps
-    moved = None if maps is None else maps.roll(shift, (-2, -1))
-    return replace(acquisition, kspace=acquisition.kspace * ramp, sensitivity_maps=moved)
+# ---- one acquisition ----
 
 
-def flip(acquisition: Acquisition, axes: tuple[int, ...]) -> Acquisition:
-    """Mirror the object, and the coils with it, about the centre pixel of `axes` (-2: y, -1: x): k-space is mirrored,
-    every sample as it was measured."""
-    return _turned(acquisition, lambda value: mirror_axes(value, axes))
+def ssdu(measured: Measured, options: PairOptions, draw: Generator) -> Pair:
+    """Self-supervision by data undersampling (Yaman et al., MRM 84, 2020): a part of the samples as input, the others,
+    each alike, as target."""
+    kept, held_out = split(measured.first, options.input_share, draw)
+    return Pair(kept, held_out.kspace, held_out.mask)
 
 
-def transpose(acquisition: Acquisition) -> Acquisition:
-    """Exchange y and x of the object, the coils and k-space."""
-    return _turned(acquisition, lambda value: value.mT.contiguous())
+def k_weighted_ssdu(measured: Measured, options: PairOptions, draw: Generator) -> Pair:
+    """SSDU weighted by 1 / (1 - K) (Millard and Chiew, IEEE TCI 9, 2023): 1 - K = P (1 - Pt) / (1 - P Pt) is the
+    probability that a location not in the input is in the target."""
+    kept, held_out = split(measured.first, options.input_share, draw)
+    return target_pair(kept, held_out, options.weight_cap)
 
 
-def _turned(acquisition: Acquisition, turn: Callable[[Tensor], Tensor]) -> Acquisition:
-    names = ("kspace", "mask", "probability", "sensitivity_maps")
-    found = {name: value for name in names if (value := getattr(acquisition, name)) is not None}
-    return replace(acquisition, **{name: turn(value) for name, value in found.items()})
+def robust_ssdu(measured: Measured, options: PairOptions, draw: Generator) -> Pair:
+    """Robust SSDU (Millard and Chiew, IEEE TCI 2024), for noise: the input is given further noise of variance a^2 v, and
+    its own samples, as measured, are targets too, with weight ((1 + a^2) / a^2)^2.
+
+    In use the output is corrected on the input's samples, see `inference.corrected`. ValueError without a noise variance.
+    """
+    kept, held_out = split(measured.first, options.input_share, draw)
+    variance, a2 = kept.noise_variance, options.extra_noise**2
+    if variance is None:
+        raise ValueError("robust SSDU needs the variance of the noise")
+    noise = torch.randn(kept.kspace.shape, dtype=kept.kspace.dtype, generator=draw)
+    noisier = kept.kspace + kept.mask * (a2 * variance) ** 0.5 * noise
+    return Pair(
+        replace(kept, kspace=noisier, noise_variance=(1 + a2) * variance),
+        measured.first.kspace,
+        _weights(held_out, options.weight_cap) + ((1 + a2) / a2) ** 2 * kept.mask,
+    )
 
 
-def _ramp(size: int, shift: int) -> Tensor:
-    k = torch.arange(size, dtype=torch.float64) - size // 2
-    angle = torch.remainder(k * shift, size) * (-2 * torch.pi / size)
-    return torch.polar(torch.ones_like(angle), angle).to(torch.complex64)
+def equivariant(measured: Measured, options: PairOptions, draw: Generator) -> Pair:
+    """Equivariant imaging (Chen, Tachella, Davies, ICCV 2021): |A f(s) - s|^2 + |T x - f(A T x)|^2, x = f(s), T a
+    rotation: a turned anatomy is as likely as the one that was measured, and the mask sees other frequencies of it."""
+    return _measured_again(measured.first, measured.first.mask, draw)
+
+
+def robust_equivariant(measured: Measured, options: PairOptions, draw: Generator) -> Pair:
+    """Equivariant imaging for noise (Chen, Tachella, Davies, CVPR 2022): SURE in place of |A f(s) - s|^2."""
+    return _with_probe(equivariant(measured, options, draw), draw)
+
+
+def multi_operator(measured: Measured, options: PairOptions, draw: Generator) -> Pair:
+    """Multi-operator imaging (Tachella, Chen, Davies, NeurIPS 2022): another scan's mask in place of the rotation."""
+    if measured.other_mask is None:
+        raise ValueError("multi-operator imaging needs scans with different masks")
+    pair = _measured_again(measured.first, measured.other_mask, draw)
+    return replace(pair, again=replace(pair.again, angle=torch.zeros(1)))
+
+
+def robust_multi_operator(measured: Measured, options: PairOptions, draw: Generator) -> Pair:
+    """The same for noise, with SURE."""
+    return _with_probe(multi_operator(measured, options, draw), draw)
+
+
+def union(first: Acquisition, second: Acquisition) -> Acquisition:
+    """Two acquisitions as one scan of both scan times, for methods that know single scans. Where both have a sample it is
+    the first's: averages would have another noise than the scans that are reconstructed."""
+    mask = torch.maximum(first.mask, second.mask)
+    probability = 1 - (1 - first.probability) * (1 - second.probability)
+    kspace = torch.where(first.mask > 0, first.kspace, second.kspace)
+    return replace(first, kspace=kspace, mask=mask, probability=probability)
+
+
+def split(scan: Acquisition, input_share: float, draw: Generator) -> tuple[Acquisition, Acquisition]:
+    """(kept, held out): the samples of a scan divided at random, whole lines of line masks. probability of what is held
+    out: 1 - K, of a location that is not in the input.
+
+    With P = p (2 - p), as of two acquisitions of probability p, a location is held out with probability
+    2 (1 - input_share) (1 - p) / (2 - p): never where every scan samples; for a share of 0.5 the input is a scan of
+    probability p. Where all scans have one mask, P is 0 or 1: then every location outside the fully sampled centre is
+    held out with probability 1 - input_share. ValueError without P.
+    """
+    keep = keep_probability(scan, input_share)
+    kept = _coin(keep, scan.mask, draw)
+    parts = (scan.mask * kept, scan.mask * (1 - kept))
+    inside, outside = (replace(scan, kspace=scan.kspace * part, mask=part) for part in parts)
+    reached = scan.probability * keep
+    left = scan.probability * (1 - keep) / (1 - reached).clamp_min(1e-12)
+    return replace(inside, probability=reached), replace(outside, probability=left)
+
+
+def keep_probability(scan: Acquisition, input_share: float) -> Tensor:
+    """With which probability (1, 1, y, x) a sample stays in the input, see `split`; 1 where all always do."""
+    if scan.probability is None:
+        raise ValueError("splitting a scan needs its sampling probability")
+    if ((scan.probability == 0) | (scan.probability == 1)).all():
+        high, wide = calibration_region(scan.mask[0, 0])
+        y, x = scan.mask.shape[-2:]
+        keep = torch.full_like(scan.probability, input_share)
+        keep[..., y // 2 - high // 2 :, x // 2 - wide // 2 :][..., :high, :wide] = 1
+        return keep
+    p = 1 - (1 - scan.probability).clamp_min(0).sqrt()
+    return 1 - (2 * (1 - input_share) * (1 - p) / (2 - p)).clamp(0, 1)
+
+
+def _measured_again(scan: Acquisition, mask: Tensor, draw: Generator) -> Pair:
+    angle = 2 * math.pi * torch.rand(1, generator=draw)
+    noise = torch.zeros_like(scan.kspace)
+    if scan.noise_variance:
+        noise = scan.noise_variance**0.5 * torch.randn(noise.shape, dtype=noise.dtype, generator=draw)
+    return Pair(scan, scan.kspace, scan.mask, again=Remeasurement(angle, mask, noise, None))
+
+
+def _with_probe(pair: Pair, draw: Generator) -> Pair:
+    """With the probe of SURE's divergence. ValueError without a noise variance."""
+    scan = pair.input
+    if scan.noise_variance is None:
+        raise ValueError("SURE needs the variance of the noise")
+    probe = scan.mask * torch.randn(scan.kspace.shape, dtype=scan.kspace.dtype, generator=draw)
+    return replace(pair, again=replace(pair.again, probe=probe))
+
+
+def _coin(probability: Tensor, mask: Tensor, draw: Generator) -> Tensor:
+    """1 with `probability` (1, 1, y, x), else 0: one coin for each unit in which `mask` was drawn: a line, or k and -k."""
+    if is_along(mask, -2):
+        coin = torch.rand((*mask.shape[:2], 1, mask.shape[-1]), generator=draw).expand_as(mask)
+    else:
+        coin = torch.rand(mask.shape, generator=draw)
+    if torch.equal(mirror_axes(mask, (-2, -1)), mask):
+        index = torch.arange(mask[0, 0].numel()).reshape(mask.shape[-2:])
+        coin = coin.flatten()[torch.minimum(index, mirror_axes(index, (-2, -1)))][None, None]
+    return (coin < probability).to(mask.dtype)
+
+
+def _second(measured: Measured) -> Acquisition:
+    if measured.second is None:
+        raise ValueError("Noise2Noise needs a second acquisition")
+    return measured.second
+
+
+def _full(measured: Measured) -> Tensor:
+    if measured.full is None:
+        raise ValueError("supervised training needs the full k-space")
+    return measured.full
 
 
 def _one(acquisition: Acquisition) -> Tensor:
-    return acquisition.mask.new_ones(())
+    return acquisition.mask.new_ones((1, 1, 1, 1))
 
 
-def _inverse_probability(acquisition: Acquisition) -> Tensor:
+def _weights(acquisition: Acquisition, cap: float | None = None) -> Tensor:
     if acquisition.probability is None:
         raise ValueError("the weights of a Noise2Noise target need the sampling probability of its acquisition")
-    return density_weights(acquisition.mask, acquisition.probability)
+    weights = density_weights(acquisition.mask, acquisition.probability)
+    return weights if cap is None else weights.clamp_max(cap)
+
+
+def joined(pairs: Sequence[Pair]) -> Pair:
+    """One batch of pairs of single slices, of one method and one shape."""
+    again = [pair.again for pair in pairs]
+    together = None
+    if again[0] is not None:
+        columns = zip(*(vars(one).values() for one in again), strict=True)
+        together = Remeasurement(*(None if column[0] is None else torch.cat(column) for column in columns))
+    return Pair(
+        concatenate([pair.input for pair in pairs]),
+        torch.cat([pair.target for pair in pairs]),
+        torch.cat([pair.weight for pair in pairs]),
+        pairs[0].domain,
+        together,
+    )
+
+
+PAIR_MAKERS: dict[str, Callable[[Measured, PairOptions, Generator], Pair]] = {
+    "noise2noise": noise2noise,
+    "noise2noise-2018": noise2noise_2018,
+    "supervised": supervised,
+    "supervised-2018": supervised_2018,
+    "ssdu": ssdu,
+    "k-weighted-ssdu": k_weighted_ssdu,
+    "robust-ssdu": robust_ssdu,
+    "equivariant": equivariant,
+    "multi-operator": multi_operator,
+    "robust-equivariant": robust_equivariant,
+    "robust-multi-operator": robust_multi_operator,
+}
+
+# Those that know one acquisition of a slice; of these, those that divide its samples, those that need another's mask, and
+# those that need the variance of the noise.
+SPLITTING_METHODS = ("ssdu", "k-weighted-ssdu", "robust-ssdu")
+OTHER_MASK_METHODS = ("multi-operator", "robust-multi-operator")
+NOISE_METHODS = ("robust-ssdu", "robust-equivariant", "robust-multi-operator")
+SINGLE_SCAN_METHODS = (*SPLITTING_METHODS, *OTHER_MASK_METHODS, "equivariant", "robust-equivariant")

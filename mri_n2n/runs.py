@@ -63,12 +63,16 @@ def start_run(run: Path, options: dict, step: int) -> None:
     write_log(run, kept)
 
 
-def save_run(run: Path, network: nn.Module, optimizer: torch.optim.Optimizer, header: dict) -> None:
-    """Write weights.safetensors and checkpoint.safetensors, the checkpoint last: a run that it calls finished has its weights."""
+def save_run(run: Path, network: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer, header: dict) -> None:
+    """Write weights.safetensors, the averaged weights, and checkpoint.safetensors, the checkpoint last: a run that it calls finished has its weights."""
     without = lambda facts: {name: value for name, value in facts.items() if name not in PRIVATE}  # noqa: E731
     public = {**without(header), "training": without(header["training"])}
-    save_tensors(run / "weights.safetensors", network.state_dict(), public)
-    tensors = {f"network.{name}": value for name, value in network.state_dict().items()}
+    save_tensors(run / "weights.safetensors", average.state_dict(), public)
+    tensors = {
+        f"{prefix}.{name}": value
+        for prefix, module in (("network", network), ("average", average))
+        for name, value in module.state_dict().items()
+    }
     save_tensors(run / "checkpoint.safetensors", {**tensors, **optimizer_tensors(optimizer)}, header)
 
 

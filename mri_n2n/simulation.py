@@ -39,9 +39,14 @@ def full_kspace(images: Tensor, *, coils: int = 1, phase: bool = False, generato
         if phase:
             factor = smooth_phase(shape, generator)[None]
         if coils > 1:
-            maps = torch.from_numpy(evaluate_series(random_series(coils, generator, real=False), shape))
-            factor = factor * (maps / maps.abs().square().sum(dim=0, keepdim=True).sqrt()).to(torch.complex64)
+            factor = factor * sensitivities(coils, shape, generator)[0]
     return fft2c(images[:, None] * factor)
+
+
+def sensitivities(coils: int, shape: tuple[int, int], generator: Generator) -> Tensor:
+    """Smooth random complex coil sensitivities (1, coils, y, x) complex64, sum |S|^2 = 1."""
+    maps = torch.from_numpy(evaluate_series(random_series(coils, generator, real=False), shape))
+    return (maps / maps.abs().square().sum(dim=0, keepdim=True).sqrt()).to(torch.complex64)[None]
 
 
 def smooth_phase(shape: tuple[int, int], generator: Generator) -> Tensor:

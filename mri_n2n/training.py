@@ -6,26 +6,31 @@ import hashlib
 import json
 import math
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 import mri_n2n
-from mri_n2n.batches import Protocol, steps_per_epoch, training_batches
+from mri_n2n.batches import steps_per_epoch, training_batches
 from mri_n2n.checkpoint import build_network, find_weights, load_network, network_options, restore_optimizer
+from mri_n2n.choice import choose_method
 from mri_n2n.datasets import MEASURED, find_sources
 from mri_n2n.device import autocast, choose_device, choose_precision
 from mri_n2n.errors import InputError, UserError
 from mri_n2n.files import sha256_of
-from mri_n2n.losses import weighted_squared_error
-from mri_n2n.pairs import PAIR_MAKERS, Pair
+from mri_n2n.losses import loss_of
+from mri_n2n.pairs import PAIR_MAKERS, SINGLE_SCAN_METHODS, Pair
 from mri_n2n.process import progress_shown
+from mri_n2n.protocol import Protocol
 from mri_n2n.runs import check_unused, discard_run, read_checkpoint, read_log, save_run, start_run, write_log
 from mri_n2n.validation import validate, validation_set
 
@@ -37,7 +42,9 @@ FRESH = {"step": 0, "seconds": 0.0, "loss": None, "quality": {}}
 class TrainOptions:
     """Everything a run depends on; stored with its weights. Give exactly one of epochs, steps, minutes.
 
-    coils: of phantoms, with sensitivities and phase. init: weights file or run to start from, of the same
+    coils: of phantoms, with sensitivities and phase. average: decay per step of the moving average of the weights, which
+    are what is validated and saved (0: the last ones). checkpointing: activations of a cascade are computed again when
+    they are needed: less memory, a third more time. init: weights file or run to start from, of the same
     network or one with fewer cascades.
     validate_every: seconds between validations, which save too.
     """
@@ -57,6 +64,8 @@ class TrainOptions:
     minutes: float | None = None
     batch_size: int = 8
     learning_rate: float = 2e-3
+    average: float = 0.999
+    checkpointing: bool = False
     device: str = "auto"
     precision: str = "auto"
     init: str | None = None
@@ -124,6 +133,11 @@ def train(options: TrainOptions, run: Path | str, *, resume: bool = False) -> Tr
         excluded_subjects=options.excluded_subjects,
         coils=options.coils,
     )
+    if options.protocol.method == "auto":
+        method, why = choose_method(options.dataset, sources.train)
+        if not options.quiet:
+            tqdm.write(f"method: {method} ({why})", file=sys.stderr)
+        options = replace(options, protocol=replace(options.protocol, method=method))
     if options.network == "unet" and not options.network_options.get("complex_images"):
         if any(source.has_phase for source in sources.train):
             raise UserError(
@@ -150,15 +164,17 @@ def train(options: TrainOptions, run: Path | str, *, resume: bool = False) -> Tr
         network = build_network(options.network, options.network_options).to(device)
     if precision == "bfloat16":
         network = network.to(memory_format=torch.channels_last)
+    network.checkpointing = options.checkpointing
     optimizer = torch.optim.Adam(network.parameters(), lr=options.learning_rate, betas=(0.9, 0.99))
     init_sha256 = saved.get("init_sha256")
     if options.init and not checkpoint:
         network.load_state_dict(initial_weights(options, network.state_dict()))
         init_sha256 = sha256_of(find_weights(Path(options.init)))
+    average = AveragedModel(network, avg_fn=partial(moving_average, options.average))
     if checkpoint:
-        network.load_state_dict(
-            {k.removeprefix("network."): v for k, v in checkpoint.items() if k.startswith("network.")}
-        )
+        network.load_state_dict(part(checkpoint, "network."))
+        average.module.load_state_dict(part(checkpoint, "average."))
+        average.n_averaged.fill_(step)
         restore_optimizer(optimizer, checkpoint)
 
     per_epoch = steps_per_epoch(sources.train, options.batch_size)
@@ -182,7 +198,7 @@ def train(options: TrainOptions, run: Path | str, *, resume: bool = False) -> Tr
 
     def save() -> None:
         header.update(step=step, seconds=seconds, loss=loss, quality=quality)
-        save_run(run, network, optimizer, header)
+        save_run(run, network, average.module, optimizer, header)
 
     start_run(run, asdict(options), step)
     stopped = Stopped()
@@ -198,6 +214,7 @@ def train(options: TrainOptions, run: Path | str, *, resume: bool = False) -> Tr
                 break
             set_schedule(optimizer, options, progress)
             loss = training_step(network, optimizer, next(upcoming), device, precision)
+            average.update_parameters(network)
             if not math.isfinite(loss):
                 raise InputError(
                     f"the loss became {loss} at step {step}; the last checkpoint is kept. Lower --learning-rate or check the data"
@@ -209,7 +226,7 @@ def train(options: TrainOptions, run: Path | str, *, resume: bool = False) -> Tr
             bar.set_postfix(shown, refresh=False)
             last = step == total or (options.minutes and seconds / 60 >= options.minutes)
             if last or seconds - validated > options.validate_every:
-                quality = validate(network, validation, device, precision, run / "example.png")
+                quality = validate(average.module, validation, device, precision, run / "example.png")
                 entry = {"step": step, "epoch": step / per_epoch, "seconds": round(seconds, 2), "loss": loss, **quality}
                 write_log(run, [*read_log(run), entry])  # before the checkpoint: a resumed run drops what came after it
                 save()
@@ -234,28 +251,48 @@ def check_options(options: TrainOptions) -> None:
     if len(given) != 1 or not 0 < given[0] < math.inf:
         raise UserError("give exactly one of --epochs, --steps, --minutes, above zero")
     protocol = options.protocol
-    low, high = protocol.acceleration
+    (low, high), (quiet, loud), pair = protocol.acceleration, protocol.noise, protocol.pair
     wrong = {
         f"--matrix-size must be at most 8192; got {options.matrix_size}": (options.matrix_size or 0) <= 8192,
         f"--batch-size must be at least 1; got {options.batch_size}": options.batch_size >= 1,
         f"--learning-rate must be between 0 and 1; got {options.learning_rate}": 0 < options.learning_rate < 1,
         f"--acceleration must be 1 or more, a range rising; got {low}:{high}": 1 <= low <= high < math.inf,
-        f"--noise must be between 0 and 1000; got {protocol.noise}": 0 <= protocol.noise <= 1000,
+        f"--noise must be between 0 and 1000, a range rising; got {quiet}:{loud}": 0 <= quiet <= loud <= 1000,
+        f"--average must be between 0 and 1; got {options.average}": 0 <= options.average < 1,
+        f"--weight-cap must be above zero; got {pair.weight_cap}": pair.weight_cap is None or pair.weight_cap > 0,
+        f"--input-share must be between 0 and 1; got {pair.input_share}": 0 < pair.input_share < 1,
+        f"--extra-noise must be between 0 and 100; got {pair.extra_noise}": 0 < pair.extra_noise <= 100,
+        f"--acquisitions must be 1 or 2; got {protocol.acquisitions}": protocol.acquisitions in (1, 2),
         f"--seed must be between 0 and 2^63 - 1; got {protocol.seed}": 0 <= protocol.seed < 2**63,
         f"--phase must be in 0..1; got {protocol.phase}": 0 <= protocol.phase <= 1,
-        "measured repetitions have no clean targets; leave out --targets clean": (
-            options.dataset not in MEASURED or protocol.targets != "clean"
+        "measured scans have no clean targets; --method supervised needs full k-space": (
+            options.dataset not in MEASURED or not protocol.method.startswith("supervised")
         ),
         "only measured repetitions (pairs, m4raw) are undersampled further": (
-            options.dataset in MEASURED or not protocol.undersample
+            options.dataset in ("pairs", "m4raw") or not protocol.undersample
         ),
-        f"unknown recipe and targets {protocol.recipe!r}, {protocol.targets!r}": (
-            (protocol.recipe, protocol.targets) in PAIR_MAKERS
+        f"unknown method {protocol.method!r}": protocol.method in ("auto", *PAIR_MAKERS),
+        f"--method {protocol.method} learns from two acquisitions of each slice": (
+            protocol.method in ("auto", *SINGLE_SCAN_METHODS)
+            or protocol.method.startswith("supervised")
+            or (protocol.acquisitions == 2 and options.dataset != "scans")
+        ),
+        f"the 2018 recipe (--method {protocol.method}) is defined with --network unet": (
+            not protocol.recipe_2018 or options.network == "unet"
         ),
     }
     for message, fits in wrong.items():
         if not fits:
             raise UserError(message)
+
+
+def part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def moving_average(decay: float, average: Tensor, value: Tensor, steps: Tensor) -> Tensor:
+    """Exponential, over at most a tenth of the steps so far: the beginning is forgotten."""
+    return torch.lerp(value, average, min(decay, (1 + int(steps)) / (10 + int(steps))))
 
 
 def catchable_signals() -> tuple[int, ...]:
@@ -287,7 +324,7 @@ def set_schedule(optimizer: torch.optim.Optimizer, options: TrainOptions, progre
     0.9 -> 0.5.
     Default: linear ramp-up over the first 3 %, then a cosine to zero, which suits any budget.
     """
-    if options.protocol.recipe == "noise2noise-2018":
+    if options.protocol.recipe_2018:
         up = min(1.0, progress * 300 / 10)
         down = max(0.0, (progress - 0.9) * 10)
         falling = 0.5 + 0.5 * math.cos(math.pi * down)
@@ -309,8 +346,7 @@ def training_step(
     for pair in pairs:
         pair = pair.to(device)
         with autocast(device, precision):
-            prediction = network(pair.input)
-        loss = weighted_squared_error(prediction, pair) * (pair.input.kspace.shape[0] / count)
+            loss = loss_of(network, pair) * (pair.input.kspace.shape[0] / count)
         loss.backward()
         total += loss.item()
     optimizer.step()

@@ -9,18 +9,20 @@ import torch
 from torch import Tensor, nn
 
 from mri_n2n.acquisition import Acquisition
-from mri_n2n.batches import Protocol, one_slice, simulated_repetitions, undersampled
 from mri_n2n.coils import with_sensitivity_maps
 from mri_n2n.device import autocast
 from mri_n2n.files import atomic_output
 from mri_n2n.fourier import ifft2c
 from mri_n2n.losses import weighted_squared_error
 from mri_n2n.operators import root_sum_of_squares
-from mri_n2n.pairs import noise2noise
+from mri_n2n.pairs import split, target_pair
+from mri_n2n.protocol import Protocol, one_slice, simulated_repetitions, undersampled
 from mri_n2n.report import comparison_figure
+from mri_n2n.simulation import seeded
 from mri_n2n.sources import Source
 
 VALIDATION_SLICES = 48
+VALIDATION_SHARE = 0.8  # of the rarely sampled locations of a single scan, for its input
 
 
 @dataclass(frozen=True)
@@ -50,14 +52,20 @@ def validation_set(sources: list[Source], protocol: Protocol) -> list[Validation
             if isinstance(data, Tensor):
                 # The draws know the file, not the slice: every slice of a file has the same mask.
                 kspace = data[index : index + 1] if protocol.combined else data[index : index + 1, :1]
-                first, _, full = simulated_repetitions(kspace, 0, f"validation {source.name}", protocol)
-                first = with_sensitivity_maps(first)[0] if kspace.shape[1] > 1 else first
-                reference = root_sum_of_squares(ifft2c(full.kspace))[:, None]
+                measured = simulated_repetitions(kspace, 0, f"validation {source.name}", protocol)
+                first = measured.first
+                first = with_sensitivity_maps(first)[0] if first.kspace.shape[1] > 1 else first
+                reference = root_sum_of_squares(ifft2c(measured.full))[:, None]
                 note = "simulated k-space" if source.simulated else "undersampled by simulation"
                 chosen.append(ValidationSlice(first, None, reference, note))
             else:
                 coil = None if protocol.combined else 0
-                first, second = (one_slice(data[repetition], index, coil) for repetition in (0, 1))
+                first = one_slice(data[0], index, coil)
+                if len(data) > 1:
+                    second = one_slice(data[1], index, coil)
+                else:  # of a single scan a part of the samples says how good the image of the others is
+                    held_out = seeded(protocol.seed, "validation", source.name)
+                    first, second = split(first, VALIDATION_SHARE, held_out)
                 if protocol.undersample:  # the input; all samples of the second say how good it is
                     first = undersampled(first, 0, f"validation {source.name}", 0, protocol)
                 first = with_sensitivity_maps(first)[0] if first.kspace.shape[1] > 1 else first
@@ -81,7 +89,7 @@ def validate(
             error = (magnitude.clamp(0, 1) - item.reference.clamp(0, 1)).square().mean()
             values.append(-10 * torch.log10(error.clamp_min(1e-12)).item())
         else:
-            values.append(weighted_squared_error(image, noise2noise(item.first, item.second)).item())
+            values.append(weighted_squared_error(image, target_pair(item.first, item.second)).item())
         if number == len(validation) // 2:
             reference = None if item.reference is None else item.reference[0, 0].numpy()
             zero_filled = root_sum_of_squares(ifft2c(item.first.kspace))[0].numpy()

@@ -20,8 +20,8 @@ from mri_n2n.errors import InputError
 from mri_n2n.formats import ImageFiles, open_scan, read_images
 from mri_n2n.fourier import fft2c, ifft2c
 from mri_n2n.masks import has_lines_along_x, is_along
+from mri_n2n.movement import transpose
 from mri_n2n.operators import root_sum_of_squares
-from mri_n2n.pairs import transpose
 from mri_n2n.phantom import phantom_kspace
 from mri_n2n.repetitions import Repetition
 from mri_n2n.resample import crop_or_pad, resize_kspace
@@ -107,7 +107,12 @@ def load_pairs(
         acquisitions = [replace(a, kspace=combine(mixing, a.kspace)) for a in acquisitions]
     if _has_lines_along_x(scans):
         acquisitions = [transpose(a) for a in acquisitions]
-    if all(torch.equal(a.mask, acquisitions[0].mask) for a in acquisitions) and acquisitions[0].mask.mean() < 0.75:
+    several = len(acquisitions) > 1
+    if (
+        several
+        and all(torch.equal(a.mask, acquisitions[0].mask) for a in acquisitions)
+        and acquisitions[0].mask.mean() < 0.75
+    ):
         warnings.warn(f"{name}: all repetitions have one mask; what it leaves out cannot be learned", stacklevel=2)
     scale = _joint_scale(acquisitions, name)
     return tuple(_rescaled(a, scale, probabilities) for a in acquisitions)

@@ -15,7 +15,6 @@ from torch import Tensor
 
 import mri_n2n
 from mri_n2n.acquisition import Acquisition
-from mri_n2n.batches import Protocol
 from mri_n2n.checkpoint import load_network, load_tensors
 from mri_n2n.datasets import find_sources
 from mri_n2n.errors import InputError, NotFoundError
@@ -24,6 +23,7 @@ from mri_n2n.fourier import ifft2c
 from mri_n2n.inference import reconstruct_acquisition
 from mri_n2n.metrics import evaluate_arrays
 from mri_n2n.operators import root_sum_of_squares
+from mri_n2n.protocol import Protocol
 from mri_n2n.simulation import acquire, seeded
 from mri_n2n.training import TrainOptions, train
 

@@ -25,15 +25,15 @@ from mri_n2n.report import montage
 MASKS = ("random-lines", "equispaced-lines", "gaussian-lines")
 ACCELERATIONS = (4.0, 8.0, 12.0)
 STEPS = 1000
-TARGETS = {"undersampled": "Noise2Noise", "clean": "supervised"}
+METHODS = {"noise2noise": "Noise2Noise", "supervised": "supervised"}
 
 
 def run(data: Path | None, output: Path, docs: Path | None, quick: bool) -> str:
     data = data_folder(data)
     weights, minutes = {}, {}
-    for targets, label in TARGETS.items():
-        protocol = {"targets": targets, "masks": MASKS, "acceleration": (ACCELERATIONS[0], ACCELERATIONS[-1])}
-        folder = output / f"lines-{targets}{'-quick' if quick else ''}"
+    for method, label in METHODS.items():
+        protocol = {"method": method, "masks": MASKS, "acceleration": (ACCELERATIONS[0], ACCELERATIONS[-1])}
+        folder = output / f"lines-{method}{'-quick' if quick else ''}"
         options = comparison_options(data, steps=4 if quick else STEPS, protocol=protocol)
         minutes[label] = trained(options, folder)["seconds"] / 60
         weights[label] = folder / "weights.safetensors"

@@ -15,15 +15,16 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from mri_n2n.batches import Protocol, steps_per_epoch, training_batches
+from mri_n2n.batches import steps_per_epoch, training_batches
 from mri_n2n.benchmarks.common import table
 from mri_n2n.checkpoint import build_network
 from mri_n2n.datasets import phantom_sources
 from mri_n2n.device import autocast, choose_device, choose_precision
+from mri_n2n.protocol import Protocol
 from mri_n2n.training import Prefetch, training_step
 
 BLOCK = 3
-CASES = (("unrolled", "default", 8), ("unet", "noise2noise-2018", 16))
+CASES = (("unrolled", "noise2noise", 8), ("unet", "noise2noise-2018", 16))
 
 
 def bare_step(network: nn.Module, pair, device: torch.device, precision: str) -> None:
@@ -46,7 +47,7 @@ def timed(step: Callable[[], object], device: torch.device) -> list[float]:
     return seconds[1:]
 
 
-def measured(kind: str, recipe: str, batch_size: int, blocks: int) -> list[object]:
+def measured(kind: str, method: str, batch_size: int, blocks: int) -> list[object]:
     """One row of the table: the median step, bare step and ratio of one case."""
     device = choose_device("auto")
     precision = choose_precision("auto", device)
@@ -54,8 +55,8 @@ def measured(kind: str, recipe: str, batch_size: int, blocks: int) -> list[objec
     if precision == "bfloat16":
         network = network.to(memory_format=torch.channels_last)  # as in training
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-4)
-    default = recipe == "default"
-    protocol = Protocol(recipe=recipe, pairs="fixed" if default else "redrawn", flips=default)
+    recipe = method == "noise2noise-2018"
+    protocol = Protocol(method=method, pairs="redrawn" if recipe else "fixed", flips=not recipe)
     sources = phantom_sources(128, train=2, slices=16).train
     batches = training_batches(sources, protocol, batch_size)
     for _ in range(steps_per_epoch(sources, batch_size)):  # every volume is drawn
@@ -69,14 +70,14 @@ def measured(kind: str, recipe: str, batch_size: int, blocks: int) -> list[objec
     ratios = [w / b for w, b in zip(whole, bare)]
     milliseconds = [1e3 * statistics.median(seconds) / batch_size for seconds in (whole, bare)]
     spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
-    return [kind, recipe, batch_size, precision, *milliseconds, spread]
+    return [kind, method, batch_size, precision, *milliseconds, spread]
 
 
 def run(data: Path | None, output: Path, docs: Path | None, quick: bool) -> str:
     rows = [measured(*case, blocks=1 if quick else 6) for case in CASES]
     header = [
         "network",
-        "recipe",
+        "method",
         "batch",
         "precision",
         "step, ms per image",

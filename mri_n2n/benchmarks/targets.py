@@ -29,7 +29,7 @@ from mri_n2n.operators import density_weights, root_sum_of_squares
 from mri_n2n.training import TrainOptions
 
 STEPS = 1500
-TARGETS = ("undersampled", "clean")
+TARGETS = {"undersampled": "noise2noise-2018", "clean": "supervised-2018"}
 
 
 def recipe_options(data: Path, targets: str, quick: bool) -> TrainOptions:
@@ -41,8 +41,7 @@ def recipe_options(data: Path, targets: str, quick: bool) -> TrainOptions:
         batch_size=16,
         learning_rate=1e-3,
         protocol={
-            "recipe": "noise2noise-2018",
-            "targets": targets,
+            "method": TARGETS[targets],
             "pairs": "redrawn",
             "flips": False,
         },

@@ -1,0 +1,50 @@
+"""Which training method fits the data: `train --method auto`."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from mri_n2n.datasets import MEASURED
+from mri_n2n.fourier import ifft2c
+from mri_n2n.noise import noise_variance_at_most
+from mri_n2n.operators import root_sum_of_squares
+from mri_n2n.sources import Source
+
+# Scans that are looked at.
+LOOKED_AT = 12
+# Noise with a standard deviation above this share of the largest magnitude is worth a method of its own: below, the bound
+# that the outermost samples give is the image's detail.
+NOISY = 0.02
+
+
+def choose_method(dataset: str, sources: list[Source]) -> tuple[str, str]:
+    """(method, why) for a data set: Noise2Noise wherever slices were or can be acquired twice; of single scans splitting,
+    or equivariant imaging where all of them have one mask; with noise their robust forms."""
+    if dataset not in MEASURED:
+        return "noise2noise", "every slice is acquired twice, by simulation"
+    scans = [source.load() for source in sources[:LOOKED_AT]]
+    coils = max(scan[0].kspace.shape[1] for scan in scans)
+    of = f"{coils} coils" if coils > 1 else "one coil"
+    if all(len(scan) > 1 for scan in scans):
+        return "noise2noise", f"the scans have repetitions ({of}), whose noise is independent too"
+    masks = {scan[0].mask[i, 0].numpy().tobytes() for scan in scans for i in range(len(scan[0].mask))}
+    share = max(_noise_share(scan[0]) for scan in scans)
+    noisy = share > NOISY
+    level = f"noise of {share:.1%} of the maximum" if noisy else "little noise"
+    many = f"{len(masks)} different masks" if len(masks) > 1 else "one mask for all"
+    method = ("robust-ssdu" if noisy else "k-weighted-ssdu") if len(masks) > 1 else "equivariant"
+    method = f"robust-{method}" if method == "equivariant" and noisy else method
+    return method, f"single scans ({of}), {many}, {level}"
+
+
+def _noise_share(scan) -> float:
+    """Standard deviation of the noise of a scan's middle slice, known or at most, over its largest magnitude."""
+    middle = scan.slices(torch.tensor([len(scan.kspace) // 2]))
+    variance = middle.noise_variance
+    if variance is None:
+        variance = noise_variance_at_most(middle.kspace, middle.mask).item()
+    peak = root_sum_of_squares(ifft2c(middle.kspace)).max().item()
+    share = math.sqrt(variance) / peak if peak and not math.isnan(variance) else 0.0
+    return share

@@ -1,0 +1,31 @@
+"""The level of the noise in k-space, from the samples themselves."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from mri_n2n.masks import radius
+
+# Samples farther out than this share of the half-width are taken for noise alone.
+OUTSIDE = 0.9
+# Fewer of them tell nothing.
+FEWEST = 16
+
+
+def noise_variance_at_most(kspace: Tensor, mask: Tensor) -> Tensor:
+    """E|n|^2 of one complex sample of k-space (batch, coils, y, x), as the outermost samples say, (batch, 1, 1, 1); nan
+    where they are too few.
+
+    |n|^2 of white noise is exponential: its median is E|n|^2 log 2. What signal there is so far out adds to it, so it is
+    an upper bound; without noise it is that signal.
+    """
+    far = (radius(tuple(kspace.shape[-2:])) > OUTSIDE).to(mask.device)
+    told = (far & (mask > 0)).expand(len(kspace), -1, -1, -1)
+    squared = kspace[..., far].abs().double().square()
+    told = told[..., far].expand_as(squared) & (squared > 0)  # exact zeros were never acquired
+    median = torch.where(told, squared, math.nan).nanmedian(dim=-1).values.mean(dim=1)
+    enough = told.sum(dim=-1).amin(dim=1) >= FEWEST
+    return torch.where(enough, median / math.log(2), math.nan).float()[:, None, None, None]
