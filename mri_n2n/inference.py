@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +15,13 @@ from mri_n2n.acquisition import Acquisition
 from mri_n2n.checkpoint import BUNDLED, find_weights, load_network
 from mri_n2n.coils import with_sensitivity_maps
 from mri_n2n.device import choose_device
-from mri_n2n.errors import InputError
+from mri_n2n.errors import InputError, OptionError
 from mri_n2n.files import sha256_of
 from mri_n2n.fourier import mirror_axes
 from mri_n2n.masks import has_lines_along_x, is_along, mask_from_samples
 from mri_n2n.movement import flip, transpose
+from mri_n2n.noise import noise_variance
+from mri_n2n.operators import adjoint, forward
 
 # Pixels of coil images sent through the network at once: bounds memory whatever the number of slices and coils.
 PIXELS_AT_ONCE = 8 * 256 * 256
@@ -62,11 +64,14 @@ def reconstruct_acquisition(
     repeated = lambda value: value.expand(slices, 1, y, x).repeat_interleave(coils // together, dim=0)  # noqa: E731
     mask = repeated(acquisition.mask)
     probability = None if acquisition.probability is None else repeated(acquisition.probability)
+    noise = acquisition.noise_variance  # of all slices, or one each
+    noise = noise.repeat_interleave(coils // together, dim=0) if isinstance(noise, Tensor) and len(noise) > 1 else noise
     step = max(1, PIXELS_AT_ONCE // (together * y * x))
     views = ((), (-2,), (-1,), (-2, -1)) if flips else ((),)
     for start in range(0, len(flat), step):
         of = lambda value: None if value is None else value[start : start + step]  # noqa: B023, E731
-        batch = Acquisition(of(flat), of(mask), of(probability), of(maps), acquisition.noise_variance).to(device)
+        level = of(noise) if isinstance(noise, Tensor) and len(noise) > 1 else noise
+        batch = Acquisition(of(flat), of(mask), of(probability), of(maps), level).to(device)
         seen = [mirror_axes(network(flip(batch, axes)), axes) for axes in views]
         images[start : start + step] = (sum(seen) / len(seen)).cpu()
     images[~flat.any(dim=(1, 2, 3)).cpu()] = 0  # a slice or coil without signal stays empty
@@ -167,7 +172,42 @@ def load_for_use(weights: Path | None, device: str) -> LoadedNetwork:
     """The network of `--weights` (a run, a file, or None for the bundled weights) on its device."""
     path, chosen = find_weights(weights), choose_device(device)
     network, header = load_network(path)
+    protocol = header["training"]["protocol"]
+    if protocol.get("method") == "robust-ssdu":
+        network = Corrected(network, protocol["pair"]["extra_noise"], protocol["pair"]["correction"])
     return LoadedNetwork(network.to(chosen), path, sha256_of(path), header, chosen)
+
+
+class Corrected(nn.Module):
+    """A network of robust SSDU in use (Millard and Chiew, IEEE TCI 2024): it learned to predict measured, noisy samples from
+    further-noised ones, s~ = s + noise of variance a^2 v, so on the samples of its input its output is on the way between
+    them and the truth, ((1 + a^2) f(s~) - s~) / a^2; in image space f + A^H (A f - s~) / a^2.
+
+    correction: "noisier", as the theory has it; "measured" with s in place of s~; "none", f(s).
+    """
+
+    def __init__(self, network: nn.Module, extra_noise: float, correction: str) -> None:
+        super().__init__()
+        if correction not in ("noisier", "measured", "none"):
+            raise OptionError(f"correction must be noisier, measured or none; got {correction!r}")
+        self.network, self.a2, self.correction = network, extra_noise**2, correction
+
+    def forward(self, acquisition: Acquisition) -> Tensor:
+        if self.correction == "none":
+            return self.network(acquisition)
+        if self.correction == "noisier":
+            acquisition = self.noisier(acquisition)
+        kspace, mask, maps = acquisition.kspace, acquisition.mask, acquisition.sensitivity_maps
+        image = self.network(acquisition)
+        return image + adjoint(forward(image, mask, maps) - kspace, mask, maps) / self.a2
+
+    def noisier(self, acquisition: Acquisition) -> Acquisition:
+        """With further noise of variance a^2 v; the same for the same samples."""
+        kspace, variance = acquisition.kspace, noise_variance(acquisition)
+        draw = torch.Generator().manual_seed(0)
+        noise = torch.randn(kspace.shape, dtype=kspace.dtype, generator=draw).to(kspace.device)
+        further = acquisition.mask * (self.a2 * variance).sqrt() * noise
+        return replace(acquisition, kspace=kspace + further, noise_variance=(1 + self.a2) * variance)
 
 
 def cautions(loaded: LoadedNetwork, mask: Tensor, measured_share: float) -> list[str]:

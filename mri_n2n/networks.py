@@ -17,7 +17,7 @@ from mri_n2n.acquisition import Acquisition
 from mri_n2n.errors import OptionError
 from mri_n2n.fourier import ifft2c
 from mri_n2n.masks import radius
-from mri_n2n.noise import noise_variance_at_most
+from mri_n2n.noise import noise_variance
 from mri_n2n.operators import adjoint, data_consistency, density_weights
 
 # The largest ratio of noise to error variance: a sample keeps at least a tenth of its word, and six steps of conjugate
@@ -152,7 +152,7 @@ class Unrolled(nn.Module):
             support=1.0 if maps is None else (maps != 0).any(dim=1, keepdim=True),
             noise_variance=None
             if self.error is None
-            else (_noise_variance(acquisition) / scale.abs().square()).detach(),
+            else (noise_variance(acquisition) / scale.abs().square()).detach(),
         )
         real = image.imag.abs().amax(dim=(1, 2, 3), keepdim=True) <= 1e-5
         memory = None
@@ -258,14 +258,6 @@ def _check_sizes(cascades: int, channels: int, levels: int) -> None:
         raise OptionError(
             f"a network has 1 to 100 cascades, 1 to 4096 channels, 1 to 10 levels; got {cascades}, {channels}, {levels}"
         )
-
-
-def _noise_variance(acquisition: Acquisition) -> Tensor:
-    """v of one sample, (batch or 1, 1, 1, 1) float32: the scan's, or what its outermost samples say; 0 where they do not."""
-    variance = acquisition.noise_variance
-    if variance is None:
-        return noise_variance_at_most(acquisition.kspace, acquisition.mask).nan_to_num(0.0)
-    return torch.as_tensor(variance, dtype=torch.float32, device=acquisition.kspace.device).reshape(-1, 1, 1, 1)
 
 
 def _scale(image: Tensor) -> Tensor:

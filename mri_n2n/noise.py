@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from mri_n2n.acquisition import Acquisition
 from mri_n2n.masks import radius
 
 # Samples farther out than this share of the half-width are taken for noise alone.
@@ -29,3 +30,11 @@ def noise_variance_at_most(kspace: Tensor, mask: Tensor) -> Tensor:
     median = torch.where(told, squared, math.nan).nanmedian(dim=-1).values.mean(dim=1)
     enough = told.sum(dim=-1).amin(dim=1) >= FEWEST
     return torch.where(enough, median / math.log(2), math.nan).float()[:, None, None, None]
+
+
+def noise_variance(acquisition: Acquisition) -> Tensor:
+    """v of one sample, (batch or 1, 1, 1, 1) float32: the scan's, or what its outermost samples say; 0 where they do not."""
+    variance = acquisition.noise_variance
+    if variance is None:
+        return noise_variance_at_most(acquisition.kspace, acquisition.mask).nan_to_num(0.0)
+    return torch.as_tensor(variance, dtype=torch.float32, device=acquisition.kspace.device).reshape(-1, 1, 1, 1)

@@ -39,13 +39,15 @@ class PairOptions:
     """weight_cap: the most that a sample counts for, min(1 / p, cap); any positive weight has the same minimiser, and a
     smaller one less variance under noise. exchange: Noise2Noise's two acquisitions exchange samples at random.
     input_share: of the splitting methods, the share of the rarely sampled locations that stays in the input.
-    extra_noise: a of robust SSDU: the input is given further noise of variance a^2 v.
+    extra_noise: a of robust SSDU: the input is given further noise of variance a^2 v. correction: how its images are
+    corrected in use, see `inference.Corrected`.
     """
 
     weight_cap: float | None = None
     exchange: bool = False
     input_share: float = 0.5
     extra_noise: float = 1.0
+    correction: str = "noisier"
 
 
 @dataclass(frozen=True)
@@ -147,7 +149,7 @@ def robust_ssdu(measured: Measured, options: PairOptions, draw: Generator) -> Pa
     """Robust SSDU (Millard and Chiew, IEEE TCI 2024), for noise: the input is given further noise of variance a^2 v, and
     its own samples, as measured, are targets too, with weight ((1 + a^2) / a^2)^2.
 
-    In use the output is corrected on the input's samples, see `inference.corrected`. ValueError without a noise variance.
+    In use the output is corrected on the input's samples, see `inference.Corrected`. ValueError without a noise variance.
     """
     kept, held_out = split(measured.first, options.input_share, draw)
     variance, a2 = kept.noise_variance, options.extra_noise**2

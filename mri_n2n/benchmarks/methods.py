@@ -1,0 +1,273 @@
+"""Every training method and classical baseline on the same data, masks, samples and training time
+
+Four ways of acquiring: roulette 10x with one coil; 8 simulated coils under 6x Gaussian lines, without and with complex
+noise (standard deviation 5 % of the maximum); and the same lines with one mask for everyone, each slice acquired once.
+Every training slice is measured twice, once and for ever; methods of single scans are given the union of both (equal scan
+time), the supervised twin sees the same inputs. 128x128; at test everyone has the same samples, of one acquisition. Equal
+training time: seconds of a step are measured in turns, and every method takes as many steps as fit. Networks differ in
+nothing but what they learn from (the 2018 recipe has the U-Net of its paper). Reported on all volumes of one subject that
+no training or choice has seen, by `mri-n2n reconstruct` as a user runs it, seconds and memory of the whole process.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from mri_n2n.batches import training_batches
+from mri_n2n.benchmarks.common import SEED, TEST_SUBJECT, comparison_options, data_folder, table, trained
+from mri_n2n.checkpoint import build_network
+from mri_n2n.datasets import find_sources
+from mri_n2n.device import choose_device, choose_precision
+from mri_n2n.files import atomic_output
+from mri_n2n.formats import read_reference, write_scan
+from mri_n2n.fourier import ifft2c
+from mri_n2n.masks import Sampling
+from mri_n2n.metrics import evaluate_arrays
+from mri_n2n.operators import root_sum_of_squares
+from mri_n2n.protocol import simulated_repetitions
+from mri_n2n.report import montage
+from mri_n2n.simulation import measure, seeded
+from mri_n2n.training import TrainOptions, training_step
+
+MATRIX = 128
+MINUTES = 6.0  # of training per method
+EVERY = 2  # of the test subject's slices
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One way of acquiring, and who is compared on it. protocol: what differs from the default."""
+
+    title: str
+    protocol: dict
+    methods: dict[str, dict]
+    baselines: tuple[str, ...] = ("zero-filled", "wavelet", "tv")
+    network: dict = field(default_factory=dict)
+
+
+TWO = {
+    "Noise2Noise": {"method": "noise2noise"},
+    "k-weighted SSDU": {"method": "k-weighted-ssdu"},
+    "SSDU": {"method": "ssdu"},
+    "supervised": {"method": "supervised"},
+}
+LINES = {"masks": ("gaussian-lines",), "acceleration": (6.0, 6.0), "coils": (8,)}
+COILS = ("zero-filled", "sense", "wavelet", "tv")
+CELLS = {
+    "roulette": Cell(
+        "roulette 10x, one coil",
+        {},
+        {"2018 recipe": {"method": "noise2noise-2018", "pairs": "redrawn", "flips": False}} | TWO,
+    ),
+    "lines": Cell("8 coils, Gaussian lines 6x", LINES, TWO, COILS),
+    "noise": Cell(
+        "8 coils, Gaussian lines 6x, noise 5 %",
+        LINES | {"noise": (0.05, 0.05)},
+        TWO | {"robust SSDU": {"method": "robust-ssdu"}},
+        COILS,
+    ),
+    "one-mask": Cell(
+        "8 coils, one mask of Gaussian lines 6x, each slice once",
+        LINES | {"one_mask": True, "acquisitions": 1},
+        {
+            "SSDU": {"method": "ssdu"},
+            "equivariant imaging": {"method": "equivariant"},
+            "supervised": {"method": "supervised"},
+        },
+        COILS,
+    ),
+}
+
+
+def options_of(data: Path, cell: Cell, changes: dict, steps: int) -> TrainOptions:
+    """The training of one method in one cell."""
+    recipe = changes["method"].endswith("-2018")
+    return comparison_options(
+        data,
+        steps=steps,
+        matrix_size=MATRIX,
+        protocol={**cell.protocol, **changes},
+        network="unet" if recipe else "unrolled",
+        network_options={} if recipe else cell.network,
+        batch_size=16 if recipe else 8,
+        learning_rate=1e-3 if recipe else 2e-3,
+        average=0.0 if recipe else 0.999,
+    )
+
+
+def step_seconds(options: dict[str, TrainOptions], rounds: int) -> dict[str, float]:
+    """Median seconds of a training step of each method, taken in turns; what is found once for every slice is found before."""
+    device = choose_device("auto")
+    precision = choose_precision("auto", device)
+    ready = {}
+    for label, option in options.items():
+        network = build_network(option.network, option.network_options).to(device)
+        network = network.to(memory_format=torch.channels_last) if precision == "bfloat16" else network
+        split = find_sources(
+            "nifti",
+            Path(option.data),
+            matrix_size=MATRIX,
+            excluded_subjects=(TEST_SUBJECT,),
+            validation_subjects=("patient12",),
+        )
+        batches = training_batches(split.train[:1], option.protocol, option.batch_size)
+        for _ in range(-(-split.train[0].slices // option.batch_size)):
+            next(batches)
+        ready[label] = network, torch.optim.Adam(network.parameters(), lr=1e-5), batches
+    seconds = {label: [] for label in options}
+    for number in range(rounds + 1):
+        for label, (network, optimizer, batches) in ready.items():
+            started = time.perf_counter()
+            training_step(network, optimizer, next(batches), device, precision)
+            if number:
+                seconds[label].append(time.perf_counter() - started)
+    return {label: statistics.median(values) for label, values in seconds.items()}
+
+
+def write_tests(data: Path, cell: Cell, folder: Path, quick: bool) -> list[Path]:
+    """Scan files of the test subject's volumes with their references: one mask for all slices, each with noise of its own."""
+    split = find_sources("nifti", data, matrix_size=MATRIX, validation_subjects=(TEST_SUBJECT,))
+    protocol = comparison_options(data, steps=1, protocol=cell.protocol).protocol
+    folder.mkdir(parents=True, exist_ok=True)
+    files = []
+    for source in split.validation[: 1 if quick else None]:
+        volume, name = source.load()[:: 12 if quick else EVERY], f"test {source.name}"
+        first = simulated_repetitions(volume[:1], 0, name, protocol).first
+        sampling = Sampling(first.mask[0, 0], first.probability[0, 0])
+        full = [simulated_repetitions(one[None], 0, name, protocol).full for one in volume]
+        path = folder / f"{source.name.replace('/', '-')}.h5"
+        write_scan(
+            path,
+            (
+                measure(one, sampling, seeded(SEED, name, index), noise_variance=first.noise_variance).kspace[0].numpy()
+                for index, one in enumerate(full)
+            ),
+            (len(full), *full[0].shape[1:]),
+            mask=sampling.mask.numpy(),
+            probability=sampling.probability.numpy(),
+            reference=np.concatenate([root_sum_of_squares(ifft2c(one)).numpy() for one in full]),
+            attributes={"simulated": True, "noise_variance": first.noise_variance},
+            force=True,
+        )
+        files.append(path)
+    return files
+
+
+# A whole `mri-n2n reconstruct`; the last line of its output is the most memory it held, in KiB.
+PROCESS = (
+    "import sys; from mri_n2n.cli import main; code = main(sys.argv[1:]);"
+    "print([l for l in open('/proc/self/status') if l.startswith('VmHWM')][0].split()[1]); sys.exit(code)"
+)
+
+
+def reconstructed(files: list[Path], output: Path, *options: str) -> dict:
+    """Scores of `mri-n2n reconstruct` on the files, and what it took: mean over slices and volumes."""
+    command = ["reconstruct", *map(str, files), "-o", str(output), "--force", "--quiet", *options]
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", PROCESS, *command], check=True, capture_output=True, text=True
+    )
+    scores, slices, seconds, images = [], [], 0.0, {}
+    for path in files:
+        reference, image = read_reference(path), read_reference(output / path.name)
+        scores.append(evaluate_arrays(reference, image).volume)
+        error = np.square(image.clip(0, 1) - reference.clip(0, 1)).mean(axis=(1, 2))
+        slices += (-10 * np.log10(error)).tolist()
+        seconds += json.loads((output / f"{path.stem}.json").read_text())["seconds"]
+        images[path.stem] = image[len(image) // 2]
+    mean = lambda name: float(np.mean([getattr(score, name) for score in scores]))  # noqa: E731
+    return {
+        "slice_psnr": float(np.mean(slices)),
+        "psnr": mean("psnr"),
+        "ssim": mean("ssim"),
+        "nmse": mean("nmse"),
+        "seconds_per_slice": seconds / len(slices),
+        "mebibytes": int(done.stdout.split()[-1]) / 1024,
+        "slices": slices,
+        "images": images,
+    }
+
+
+def run_cell(name: str, data: Path, output: Path, quick: bool) -> dict[str, dict]:
+    """Train and test everyone of one cell; label -> scores. Finished trainings in `output` are used again."""
+    cell = CELLS[name]
+    folder = output / f"methods-{name}{'-quick' if quick else ''}"
+    folder.mkdir(parents=True, exist_ok=True)
+    times = folder / "step-seconds.json"
+    if not times.exists():
+        draft = {label: options_of(data, cell, changes, 1) for label, changes in cell.methods.items()}
+        with atomic_output(times, force=True) as temporary:
+            temporary.write_text(json.dumps(step_seconds(draft, 1 if quick else 7), indent=2))
+    seconds = json.loads(times.read_text())
+    files = write_tests(data, cell, folder / "test", quick)
+    found = {}
+    for baseline in cell.baselines:
+        found[baseline] = reconstructed(files, folder / "images" / baseline, "--baseline", baseline)
+    for label, changes in cell.methods.items():
+        steps = 4 if quick else max(10, round(60 * MINUTES / seconds[label], -1))
+        run = folder / label.replace(" ", "-")
+        header = trained(options_of(data, cell, changes, int(steps)), run)
+        found[label] = reconstructed(files, folder / "images" / run.name, "--weights", str(run))
+        found[label] |= {"steps": header["step"], "step_seconds": seconds[label]}
+    return found
+
+
+def against(found: dict[str, dict], first: str, second: str) -> str:
+    """How far the first is above the second: mean of the slices' differences, and twice its standard error."""
+    differences = np.array(found[first]["slices"]) - np.array(found[second]["slices"])
+    error = 2 * differences.std(ddof=1) / len(differences) ** 0.5 if len(differences) > 1 else float("nan")
+    return f"{first} is {differences.mean():+.2f} dB from {second} (± {error:.2f}, two standard errors over {len(differences)} slices)"
+
+
+def section(name: str, found: dict[str, dict], docs: Path | None) -> str:
+    """Title, table, differences and picture of a cell."""
+    rows = [
+        [
+            label,
+            scores["slice_psnr"],
+            scores["psnr"],
+            f"{scores['ssim']:.3f}",
+            f"{scores['nmse']:.4f}",
+            scores.get("steps", ""),
+            scores["seconds_per_slice"],
+            f"{scores['mebibytes']:.0f}",
+        ]
+        for label, scores in found.items()
+    ]
+    header = ["", "PSNR per slice (dB)", "PSNR volume (dB)", "SSIM", "NMSE", "steps", "s per slice", "peak MiB"]
+    text = f"\n### {CELLS[name].title}\n\n" + table(header, rows)
+    learned = [label for label in found if "steps" in found[label]]
+    best = max((label for label in found if label not in learned), key=lambda label: found[label]["slice_psnr"])
+    for other in [*learned[1:], best]:
+        text += f"\n{against(found, learned[0], other)}."
+    if docs is not None:
+        (docs / "images").mkdir(parents=True, exist_ok=True)
+        volume = next(iter(found[learned[0]]["images"]))
+        panels = [(label, scores["images"][volume], (0.0, 0.8)) for label, scores in found.items()]
+        montage(panels, docs / "images" / f"methods-{name}.png", columns=4, note="simulated k-space")
+        text += f"\n\nThe middle slice of {volume}:\n\n![{CELLS[name].title}](images/methods-{name}.png)\n"
+    return text
+
+
+def run(data: Path | None, output: Path, docs: Path | None, quick: bool) -> str:
+    data = data_folder(data)
+    text, kept = "", {}
+    for name in CELLS:
+        found = run_cell(name, data, output, quick)
+        text += section(name, found, docs)
+        kept[name] = {
+            label: {key: value for key, value in scores.items() if key != "images"} for label, scores in found.items()
+        }
+    for folder in (output, docs):
+        if folder is not None:
+            with atomic_output(folder / "methods.json", force=True) as temporary:
+                temporary.write_text(json.dumps(kept, indent=2) + "\n")
+    return f"{MINUTES:g} minutes of training each.\n" + text
