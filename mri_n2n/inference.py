@@ -179,7 +179,7 @@ def load_for_use(weights: Path | None, device: str) -> LoadedNetwork:
 
 
 class Corrected(nn.Module):
-    """A network of robust SSDU in use (Millard and Chiew, IEEE TCI 2024): it learned to predict measured, noisy samples from
+    """A network of robust SSDU in use (Millard and Chiew, Bioengineering 11, 2024): it learned to predict measured, noisy samples from
     further-noised ones, s~ = s + noise of variance a^2 v, so on the samples of its input its output is on the way between
     them and the truth, ((1 + a^2) f(s~) - s~) / a^2; in image space f + A^H (A f - s~) / a^2.
 

@@ -146,7 +146,7 @@ def k_weighted_ssdu(measured: Measured, options: PairOptions, draw: Generator) -
 
 
 def robust_ssdu(measured: Measured, options: PairOptions, draw: Generator) -> Pair:
-    """Robust SSDU (Millard and Chiew, IEEE TCI 2024), for noise: the input is given further noise of variance a^2 v, and
+    """Robust SSDU (Millard and Chiew, Bioengineering 11, 2024), for noise: the input is given further noise of variance a^2 v, and
     its own samples, as measured, are targets too, with weight ((1 + a^2) / a^2)^2.
 
     In use the output is corrected on the input's samples, see `inference.Corrected`. ValueError without a noise variance.
