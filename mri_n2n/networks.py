@@ -49,20 +49,12 @@ class UNet(nn.Module):
         wide, narrow = (max(8, 8 * round(channels / n)) for n in (6, 12))  # 64 and 32 for 48
         self.last = nn.ModuleList((_conv(deep + in_channels, wide), _conv(wide, narrow), _conv(narrow, out_channels)))
         self.multiple = 2**levels
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, a=0.1, nonlinearity="leaky_relu")
-                nn.init.zeros_(module.bias)
+        _initialise(self)
         nn.init.kaiming_normal_(self.last[-1].weight, nonlinearity="linear")
 
     def forward(self, x: Tensor) -> Tensor:
         y_size, x_size = x.shape[-2:]
-        # The input is a skip too: in another type or layout it would have the whole last level converted.
-        if torch.is_autocast_enabled(x.device.type):
-            x = x.to(torch.get_autocast_dtype(x.device.type))
-        x = F.pad(x, (0, -x_size % self.multiple, 0, -y_size % self.multiple), mode="replicate")
-        if self.first.weight.is_contiguous(memory_format=torch.channels_last):
-            x = x.contiguous(memory_format=torch.channels_last)
+        x = _prepared(x, self.multiple, self.first.weight)
         skips = [x]
         x = _activate(self.first(x))
         for level, conv in enumerate(self.encoder):
@@ -77,6 +69,46 @@ class UNet(nn.Module):
         x = torch.cat((_upsample(x), skips.pop()), dim=1)
         x = self.last[2](_activate(self.last[1](_activate(self.last[0](x)))))
         return x[..., :y_size, :x_size]
+
+
+class DoublingUNet(nn.Module):
+    """A U-Net (batch, in, y, x) -> (batch, out, y, x), any size, whose channels double with depth up to four times.
+
+    Two convolutions a level, `levels` halvings; like `UNet` otherwise. Depth is cheap: what fine levels cost in pixels, deep
+    ones spend on channels, which processors multiply faster.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, channels: int = 16, levels: int = 4) -> None:
+        super().__init__()
+        if not (1 <= channels <= 1024 and 1 <= levels <= 10):
+            raise OptionError(f"a U-Net has 1 to 1024 channels and 1 to 10 levels; got {channels} and {levels}")
+        widths = [channels * min(2**level, 4) for level in range(levels + 1)]
+        self.encoder = nn.ModuleList(
+            nn.ModuleList((_conv(before, width), _conv(width, width)))
+            for before, width in zip([in_channels, *widths], widths)
+        )
+        self.decoder = nn.ModuleList(
+            nn.ModuleList((_conv(below + width, width), _conv(width, width)))
+            for below, width in zip(widths[:0:-1], widths[-2::-1])
+        )
+        self.last = _conv(channels, out_channels)
+        self.multiple = 2**levels
+        _initialise(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y_size, x_size = x.shape[-2:]
+        x, skips = _prepared(x, self.multiple, self.last.weight), []
+        for level, convolutions in enumerate(self.encoder):
+            if level:
+                skips.append(x)
+                x = F.max_pool2d(x, 2)
+            for convolution in convolutions:
+                x = _activate(convolution(x))
+        for convolutions in self.decoder:
+            x = torch.cat((_upsample(x), skips.pop()), dim=1)
+            for convolution in convolutions:
+                x = _activate(convolution(x))
+        return self.last(x)[..., :y_size, :x_size]
 
 
 class UNet2018(nn.Module):
@@ -113,14 +145,20 @@ class Unrolled(nn.Module):
     "soft" trusts samples as far as their noise allows: v / v_f, v the noise variance of the scan (where it is not known what
     the outermost samples say of it) and v_f the learned error variance of the cascade's image, a power of the distance
     from the k-space centre; without noise, and with "hard", samples are put back as measured. memory: feature channels
-    that each cascade hands on to the next. An input scaled by a complex constant gives the output scaled by it. Samples
+    that each cascade hands on to the next. unet: "doubling", or "flat", that of 2018. An input scaled by a complex constant gives the output scaled by it. Samples
     that are conjugate-symmetric to rounding are of a real image: so is the output then.
     """
 
     checkpointing = False  # of activations, in training
 
     def __init__(
-        self, cascades: int = 5, channels: int = 16, levels: int = 4, consistency: str = "soft", memory: int = 0
+        self,
+        cascades: int = 5,
+        channels: int = 16,
+        levels: int = 4,
+        consistency: str = "soft",
+        memory: int = 0,
+        unet: str = "doubling",
     ) -> None:
         super().__init__()
         if consistency not in ("hard", "soft"):
@@ -129,12 +167,17 @@ class Unrolled(nn.Module):
             raise OptionError(f"an unrolled network has 1 to 100 cascades; got {cascades}")
         soft = consistency == "soft"
         self.memory = memory
+        if unet not in ("doubling", "flat"):
+            raise OptionError(f"unet must be doubling or flat; got {unet!r}")
         self.unets = nn.ModuleList(
-            UNet(2 + soft + memory * (c > 0), 2 + memory * (c < cascades - 1), channels, levels)
+            (DoublingUNet if unet == "doubling" else UNet)(
+                2 + soft + memory * (c > 0), 2 + memory * (c < cascades - 1), channels, levels
+            )
             for c in range(cascades)
         )
-        for unet in self.unets:
-            nn.init.zeros_(unet.last[-1].weight[:2])  # every cascade starts as the identity
+        for one in self.unets:
+            last = one.last if unet == "doubling" else one.last[-1]
+            nn.init.zeros_(last.weight[:2])  # every cascade starts as the identity
         # log v_f of the image scaled to 1, at the centre of k-space and its change to the edge
         self.error = nn.Parameter(torch.tensor([-4.0, -4.0]).repeat(cascades, 1)) if soft else None
 
@@ -268,6 +311,24 @@ def _scale(image: Tensor) -> Tensor:
     mean = (image / largest * (magnitude / largest)).sum(dim=(1, 2, 3), keepdim=True)
     phase = torch.where(mean.abs() > 0, mean / mean.abs(), 1.0)
     return largest * phase
+
+
+def _prepared(x: Tensor, multiple: int, weight: Tensor) -> Tensor:
+    """Padded to a multiple in size, in the type and layout of the convolutions: skips would be converted level by level."""
+    if torch.is_autocast_enabled(x.device.type):
+        x = x.to(torch.get_autocast_dtype(x.device.type))
+    y, x_size = x.shape[-2:]
+    x = F.pad(x, (0, -x_size % multiple, 0, -y % multiple), mode="replicate")
+    if weight.is_contiguous(memory_format=torch.channels_last):
+        x = x.contiguous(memory_format=torch.channels_last)
+    return x
+
+
+def _initialise(network: nn.Module) -> None:
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, a=0.1, nonlinearity="leaky_relu")
+            nn.init.zeros_(module.bias)
 
 
 def _conv(in_channels: int, out_channels: int) -> nn.Conv2d:

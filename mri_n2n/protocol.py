@@ -26,7 +26,7 @@ class Protocol:
     acquisitions: how often each slice is measured, 1 or 2; methods of single scans take two as one, see `pairs.union`.
     pairs: "fixed", these measurements once and for ever; "redrawn", anew at every step: over time that shows
     the network the full k-space, which no study has. noise: standard deviation of the complex noise, of the volume
-    maximum, (lowest, highest), drawn per slice. coils: numbers of simulated coils, one drawn per volume of one coil; none:
+    maximum, (lowest, highest), drawn per slice, the square uniform: more quiet ones than loud. coils: numbers of simulated coils, one drawn per volume of one coil; none:
     as it is. phase: share of the slices given a smooth phase. translation: largest shift, as a share of the matrix.
     flips: mirror half of the examples along each axis. combined: of several coils one image, by sensitivity maps from the
     input's own k-space centre, the loss over all coils; else, and always with the 2018 U-Net, each coil is an image of its own.
@@ -118,7 +118,7 @@ def design(protocol: Protocol, about: Generator) -> tuple[str, float, float]:
     acceleration = low + 0.5 * int(torch.randint(int((high - low) * 2) + 1, (), generator=about))
     quiet, loud = protocol.noise
     # Drawn only where there is something to draw, so that other draws of the slice stay what they were.
-    deviation = quiet if quiet == loud else quiet + (loud - quiet) * torch.rand((), generator=about).item()
+    deviation = quiet if quiet == loud else quiet + (loud - quiet) * torch.rand((), generator=about).item() ** 2
     return kind, acceleration, deviation
 
 
