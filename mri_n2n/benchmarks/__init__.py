@@ -11,7 +11,7 @@ from pathlib import Path
 
 from mri_n2n.errors import UserError
 
-BENCHMARKS = ("targets", "default", "lines", "weights", "step", "raw", "coils", "methods")
+BENCHMARKS = ("targets", "default", "lines", "weights", "step", "raw", "coils", "methods", "ablation")
 
 
 def listing() -> str:
