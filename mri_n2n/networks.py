@@ -184,7 +184,7 @@ class Unrolled(nn.Module):
     def forward(self, acquisition: Acquisition) -> Tensor:
         kspace, mask, maps = acquisition.kspace, acquisition.mask, acquisition.sensitivity_maps
         zero_filled = adjoint(kspace, mask, maps)
-        scale = _scale(zero_filled)
+        scale = _scale(zero_filled).detach()  # the output goes with it, whatever it is
         image = zero_filled = zero_filled / scale
         measured = Measurement(
             samples=kspace / scale if maps is None else None,  # with maps the zero-filled image says all
@@ -195,7 +195,7 @@ class Unrolled(nn.Module):
             support=1.0 if maps is None else (maps != 0).any(dim=1, keepdim=True),
             noise_variance=None
             if self.error is None
-            else (noise_variance(acquisition) / scale.abs().square()).detach(),
+            else noise_variance(acquisition).detach() / scale.abs().square(),
         )
         real = image.imag.abs().amax(dim=(1, 2, 3), keepdim=True) <= 1e-5
         memory = None

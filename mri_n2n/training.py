@@ -34,6 +34,8 @@ from mri_n2n.protocol import Protocol
 from mri_n2n.runs import check_unused, discard_run, read_checkpoint, read_log, save_run, start_run, write_log
 from mri_n2n.validation import validate, validation_set
 
+# The longest gradient, of its usual length, and the first step in which it is limited.
+LONGEST_GRADIENT, FIRST_LIMITED = 4.0, 20
 # What a run saves of itself, and what it begins with.
 FRESH = {"step": 0, "seconds": 0.0, "loss": None, "quality": {}}
 
@@ -349,5 +351,17 @@ def training_step(
             loss = loss_of(network, pair) * (pair.input.kspace.shape[0] / count)
         loss.backward()
         total += loss.item()
+    limit_gradient(optimizer)
     optimizer.step()
     return total
+
+
+def limit_gradient(optimizer: torch.optim.Adam) -> None:
+    """Scale the gradient down to `LONGEST_GRADIENT` times its usual length, the root of Adam's mean square, which one
+    outlier would fill for a hundred steps. Not in the first steps, when there is nothing usual."""
+    [group] = optimizer.param_groups
+    states = [optimizer.state[parameter] for parameter in group["params"] if parameter in optimizer.state]
+    steps = int(states[0]["step"]) if states else 0
+    if steps >= FIRST_LIMITED:
+        square = torch.stack([state["exp_avg_sq"].sum() for state in states]).sum() / (1 - group["betas"][1] ** steps)
+        torch.nn.utils.clip_grad_norm_(group["params"], LONGEST_GRADIENT * square.sqrt().item())

@@ -11,7 +11,19 @@ from pathlib import Path
 
 from mri_n2n.errors import UserError
 
-BENCHMARKS = ("targets", "default", "lines", "weights", "step", "raw", "coils", "methods", "ablation")
+BENCHMARKS = (
+    "targets",
+    "default",
+    "lines",
+    "weights",
+    "step",
+    "raw",
+    "coils",
+    "methods",
+    "ablation",
+    "robustness",
+    "deepinv",
+)
 
 
 def listing() -> str:

@@ -1,0 +1,238 @@
+"""Against deepinv, trained with its own k-weighted splitting loss
+
+deepinv (`pip install deepinv`) is the best known library with self-supervised losses for MRI. Cell `lines` of `benchmark
+methods` (8 simulated coils, Gaussian lines 6x, 128x128, fixed acquisitions): its MultiCoilMRI physics with our sensitivity
+maps, its unrolled MoDL with its U-Net, of about as many parameters as the default here, its WeightedSplittingLoss with the
+densities of these masks, given the union of the two acquisitions (equal scan time), Adam, its own arithmetic (float32), the same
+batches and seconds of training as the default. Tested on the same samples, network alone, without the mean over mirror images.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mri_n2n.acquisition import Acquisition
+from mri_n2n.batches import training_batches
+from mri_n2n.benchmarks.common import SEED, TEST_SUBJECT, comparison_options, data_folder, table, trained, verdict
+from mri_n2n.benchmarks.methods import CELLS, EVERY, MATRIX, MINUTES, options_of, step_seconds
+from mri_n2n.checkpoint import load_network, load_tensors, save_tensors
+from mri_n2n.coils import with_sensitivity_maps
+from mri_n2n.datasets import find_sources
+from mri_n2n.errors import NotFoundError
+from mri_n2n.files import atomic_output
+from mri_n2n.fourier import ifft2c
+from mri_n2n.inference import reconstruct_acquisition
+from mri_n2n.operators import root_sum_of_squares
+from mri_n2n.pairs import keep_probability
+from mri_n2n.protocol import simulated_repetitions
+from mri_n2n.training import TrainOptions
+
+CELL = CELLS["lines"]
+ITERATIONS = 3  # of MoDL, its default
+CHANNELS = (32, 64, 128, 256)  # of its U-Net: 2.1 million parameters; the default here has 2.4
+
+
+def physics_of(acquisition: Acquisition):
+    """deepinv's operator of one acquisition (batch, coils, y, x)."""
+    from deepinv.physics import MultiCoilMRI
+
+    mask = acquisition.mask.expand(len(acquisition.kspace), 1, *acquisition.kspace.shape[-2:])
+    return MultiCoilMRI(mask=mask, coil_maps=acquisition.sensitivity_maps, img_size=tuple(mask.shape[-2:]))
+
+
+def as_deepinv(kspace: Tensor) -> Tensor:
+    """(batch, coils, y, x) complex -> (batch, 2, coils, y, x) real."""
+    return torch.stack((kspace.real, kspace.imag), dim=1)
+
+
+def splitting_loss(acquisition: Acquisition):
+    """deepinv's k-weighted loss for scans of the density of `acquisition`, split as `pairs.split` does."""
+    from deepinv.loss.mri import WeightedSplittingLoss
+    from deepinv.physics.generator import BaseMaskGenerator, MultiplicativeSplittingMaskGenerator
+
+    keep = keep_probability(acquisition.slices(torch.tensor([0])), 0.5)[0]
+
+    class Known(BaseMaskGenerator):
+        """Lines drawn with a known probability (1, y, x)."""
+
+        def __init__(self, probability: Tensor) -> None:
+            super().__init__(img_size=tuple(probability.shape), acceleration=1 / probability.mean().item())
+            self.probability = probability
+
+        def get_pdf(self) -> Tensor:
+            return self.probability[0, 0]
+
+        def sample_mask(self, mask: Tensor) -> Tensor:
+            return (
+                (torch.rand(self.probability.shape[-1], generator=self.rng) < self.get_pdf()).expand_as(mask).to(mask)
+            )
+
+        def step(self, batch_size: int = 1, seed: int | None = None, img_size=None, **_) -> dict:
+            self.rng_manual_seed(seed)
+            lines = torch.rand((batch_size, 1, 1, self.probability.shape[-1]), generator=self.rng)
+            return {"mask": (lines < self.probability[None]).to(self.probability)}
+
+        def average(self, *_, **__) -> dict:
+            return {"mask": self.probability}
+
+    class Splitting(MultiplicativeSplittingMaskGenerator):
+        def average(self, *_, **__) -> dict:
+            return {"mask": keep}
+
+    shape = tuple(keep.shape)
+    return WeightedSplittingLoss(Splitting(shape, Known(keep)), Known(acquisition.probability[0]))
+
+
+def unrolled() -> nn.Module:
+    from deepinv.models import MoDL, UNet
+
+    class Denoiser(nn.Module):
+        """deepinv's U-Net; the noise level that its algorithms hand on is not used by it."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.unet = UNet(2, 2, scales=len(CHANNELS), channels_per_scale=CHANNELS, batch_norm=False)
+
+        def forward(self, image: Tensor, *_: object) -> Tensor:
+            return self.unet(image)
+
+    return MoDL(denoiser=Denoiser(), num_iter=ITERATIONS)
+
+
+def scaled(acquisition: Acquisition) -> tuple[Acquisition, Tensor]:
+    """With the largest magnitude of each zero-filled image 1, as networks like it, and that magnitude."""
+    zero_filled = (acquisition.sensitivity_maps.conj() * ifft2c(acquisition.kspace)).sum(dim=1, keepdim=True)
+    largest = zero_filled.abs().amax(dim=(1, 2, 3), keepdim=True).clamp_min(1e-12)
+    return replace(acquisition, kspace=acquisition.kspace / largest), largest
+
+
+def step(network: nn.Module, loss, optimizer: torch.optim.Optimizer, scan: Acquisition) -> None:
+    """One step of deepinv's training on a batch of single scans."""
+    scan, largest = scaled(scan)
+    physics, measured = physics_of(scan), as_deepinv(scan.kspace)
+    image = network(measured, physics, update_parameters=True)
+    value = (loss(image, measured, physics, network) * largest.mean().square()).mean()
+    optimizer.zero_grad()
+    value.backward()
+    optimizer.step()
+
+
+def trained_peer(options: TrainOptions, steps: int, kept: Path) -> tuple[nn.Module, float]:
+    """deepinv's network after `steps`, from `kept` when it is there, and the seconds of a step."""
+    split = find_sources(
+        "nifti",
+        Path(options.data),
+        matrix_size=MATRIX,
+        excluded_subjects=options.excluded_subjects,
+        validation_subjects=options.validation_subjects,
+    )
+    batches = training_batches(split.train, options.protocol, options.batch_size)
+    first = next(batches)[0].input
+    loss = splitting_loss(first)
+    with torch.random.fork_rng():
+        torch.manual_seed(SEED)
+        network = loss.adapt_model(unrolled()).train()
+    if kept.exists():
+        saved, header = load_tensors(kept)
+        network.load_state_dict(saved)
+        return network.eval(), header["seconds"]
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
+    started = time.monotonic()
+    for number in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = (
+                1e-3 * min(1.0, (number + 1) / (0.03 * steps)) * 0.5 * (1 + math.cos(math.pi * number / steps))
+            )
+        step(network, loss, optimizer, next(batches)[0].input)
+    seconds = (time.monotonic() - started) / steps
+    save_tensors(kept, network.state_dict(), {"seconds": seconds})
+    return network.eval(), seconds
+
+
+def peer_step_seconds(options: TrainOptions, rounds: int) -> float:
+    """Median seconds of a step of deepinv's training."""
+    split = find_sources("nifti", Path(options.data), matrix_size=MATRIX, validation_subjects=("patient12",))
+    [scan] = [pair.input for pair in next(training_batches(split.train[:1], options.protocol, options.batch_size))]
+    loss = splitting_loss(scan)
+    network = loss.adapt_model(unrolled()).train()
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-5)
+    seconds = []
+    for _ in range(rounds + 1):
+        started = time.perf_counter()
+        step(network, loss, optimizer, scan)
+        seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds[1:])
+
+
+@torch.no_grad()
+def peer_images(network: nn.Module, acquisition: Acquisition) -> Tensor:
+    """Magnitudes (slices, 1, y, x), slice by slice."""
+    images = []
+    for index in range(len(acquisition.kspace)):
+        one, largest = scaled(acquisition.slices(torch.tensor([index])))
+        image = network(as_deepinv(one.kspace), physics_of(one))
+        images.append(largest * image.norm(dim=1, keepdim=True))
+    return torch.cat(images)
+
+
+def run(data: Path | None, output: Path, docs: Path | None, quick: bool) -> str:
+    try:
+        import deepinv
+    except ImportError:
+        raise NotFoundError("this benchmark compares with deepinv; install it: pip install deepinv") from None
+    data = data_folder(data)
+    folder = output / f"deepinv{'-quick' if quick else ''}"
+    folder.mkdir(parents=True, exist_ok=True)
+    # Of single scans this method's input is the whole scan, which deepinv splits itself.
+    single = options_of(data, CELL, {"method": "equivariant"}, 1)
+    ours = options_of(data, CELL, {"method": "noise2noise"}, 1)
+    times = folder / "step-seconds.json"
+    if not times.exists():
+        rounds = 1 if quick else 5
+        seconds = step_seconds({"default": ours}, rounds) | {"deepinv": peer_step_seconds(single, rounds)}
+        with atomic_output(times, force=True) as temporary:
+            temporary.write_text(json.dumps(seconds) + "\n")
+    seconds = json.loads(times.read_text())
+    steps = {label: 4 if quick else max(10, int(round(60 * MINUTES / seconds[label], -1))) for label in seconds}
+    trained(replace(ours, steps=steps["default"]), folder / "default")
+    network, _ = load_network(folder / "default" / "weights.safetensors")
+    peer, _ = trained_peer(single, steps["deepinv"], folder / "peer.safetensors")
+    split = find_sources("nifti", data, matrix_size=MATRIX, validation_subjects=(TEST_SUBJECT,))
+    protocol = comparison_options(data, steps=1, protocol=CELL.protocol).protocol
+    found: dict[str, list[float]] = {"zero-filled": [], "deepinv": [], "default": []}
+    for source in split.validation[: 1 if quick else None]:
+        for full in source.load()[:: 12 if quick else EVERY]:
+            measured = simulated_repetitions(full[None], 0, f"test {source.name}", protocol)
+            acquisition = with_sensitivity_maps(measured.first)[0]
+            reference = root_sum_of_squares(ifft2c(measured.full)).clamp(0, 1)
+            images = {
+                "zero-filled": root_sum_of_squares(ifft2c(acquisition.kspace)),
+                "deepinv": peer_images(peer, acquisition)[:, 0],
+                "default": reconstruct_acquisition(network, acquisition)[:, 0].abs(),
+            }
+            for label, image in images.items():
+                found[label].append(-10 * torch.log10((image.clamp(0, 1) - reference).square().mean()).item())
+    parameters = {
+        "zero-filled": "",
+        "deepinv": sum(p.numel() for p in peer.parameters()),
+        "default": sum(p.numel() for p in network.parameters()),
+    }
+    rows = [
+        [label, parameters[label], steps.get(label, ""), seconds.get(label, ""), float(np.mean(values))]
+        for label, values in found.items()
+    ]
+    ahead = np.array(found["default"]) - np.array(found["deepinv"])
+    return table(["", "parameters", "steps", "seconds per step", "PSNR per slice (dB)"], rows) + (
+        f"\n{MINUTES:g} minutes of training each, deepinv {deepinv.__version__}. The default is {ahead.mean():+.2f} dB ahead "
+        f"(± {2 * ahead.std(ddof=1) / len(ahead) ** 0.5:.2f}, two standard errors over {len(ahead)} slices); wanted: ahead, "
+        f"{verdict(ahead.mean() > 0)}.\n"
+    )
