@@ -14,7 +14,19 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 SCRIPTS = sorted((PACKAGE.parent / "data_scripts").glob("*.py"))
 
 # What an array method may stand on: these modules know nothing of files, data sets, training or the command line.
-ARRAYS = {"acquisition", "coils", "errors", "fourier", "losses", "masks", "networks", "operators", "pairs", "phantom"}
+ARRAYS = {
+    "acquisition",
+    "baselines",
+    "coils",
+    "errors",
+    "fourier",
+    "losses",
+    "masks",
+    "networks",
+    "operators",
+    "pairs",
+    "phantom",
+}
 
 
 def name_of(path: Path) -> str:
