@@ -19,6 +19,7 @@ Mach. Learn. 3, 2011 (ADMM); Coifman, Donoho, Translation-invariant de-noising, 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -27,19 +28,21 @@ from torch import Generator, Tensor
 
 from mri_n2n.acquisition import Acquisition
 from mri_n2n.coils import SIDE, calibration_region
+from mri_n2n.density import estimate_probability
 from mri_n2n.errors import InputError, OptionError
 from mri_n2n.fourier import fft2c, ifft2c, mirror_axes
 from mri_n2n.masks import is_along, mirror
-from mri_n2n.operators import SAMPLES_AT_ONCE, adjoint, conjugate_gradient, forward, normal
+from mri_n2n.operators import SAMPLES_AT_ONCE, adjoint, conjugate_gradient, density_weights, forward, normal
 
-TIKHONOV, SENSE_ITERATIONS = 1e-3, 30
+TIKHONOV, SENSE_ITERATIONS = 3e-3, 30
 # ADMM: steps at least and at most, and the relative change of a slice from one to the next at which it is done.
 FEWEST, ITERATIONS, TOLERANCE = 10, 150, 3e-4
 # ADMM's penalty weight is this times L, so that its threshold for K x is the same share of W whatever L is.
 STIFFNESS, RELAXATION = 15.0, 1.7
 CG_STEPS = 5  # in each step of ADMM with several coils, from where the step before ended
 # The share of samples held out to choose L, and the L that are tried.
-HELD_OUT, GRID = 0.1, tuple(0.064 / 2**k for k in range(11))
+HELD_OUT, GRID = 0.1, tuple(0.064 / 2**k for k in range(10))
+SWEEP_TOLERANCE = 1e-3  # in place of `TOLERANCE` there: each solution begins near the one before
 SMALLEST_SCALE = 16  # pixels along the shorter side that the coarsest wavelets leave, as BART
 
 _ROOT3 = math.sqrt(3.0)
@@ -309,8 +312,8 @@ def choose_regularisation(acquisition: Acquisition, baseline: str) -> tuple[floa
     """The L in `GRID` that predicts samples which were left out best, from the samples alone; and all (L, error) tried.
 
     A tenth of the samples outside the calibration centre are held out (whole lines of line masks, k and -k together of
-    symmetric ones) and predicted by the reconstruction of the rest. error: sum of |A x - s|^2 over them, as a share of
-    that of |s|^2. L falls, each solution beginning with the one before, until the error has twice been above the least.
+    symmetric ones) and predicted by the reconstruction of the rest. error: sum of |A x - s|^2 / p over them, as a share
+    of that of |s|^2 / p, p the density of samples around: so it estimates the error of all of k-space. L falls, each solution beginning with the one before, until the error has twice been above the least.
 
     Errors: InputError where there are too few samples outside the centre.
     """
@@ -321,38 +324,48 @@ def choose_regularisation(acquisition: Acquisition, baseline: str) -> tuple[floa
     _, scale = _normalised(acquisition)
     kspace, mask, maps = acquisition.kspace / scale, acquisition.mask * ~held, acquisition.sensitivity_maps
     samples = held * kspace
-    energy = samples.abs().square().sum().item()
+    weights = torch.cat([_inverse_density(one) for one in acquisition.mask.cpu().split(1)]).to(samples.device)
+    energy = (weights * samples.abs().square()).sum().item()
     tried, solution = [], None
     for regularisation in GRID:
-        solution = compressed_sensing(baseline, kspace - samples, mask, maps, regularisation, solution)
+        solution = compressed_sensing(
+            baseline, kspace - samples, mask, maps, regularisation, solution, tolerance=SWEEP_TOLERANCE
+        )
         wrong = forward(solution.image, held, maps) - samples
-        tried.append((regularisation, wrong.abs().square().sum().item() / energy))
+        tried.append((regularisation, (weights * wrong.abs().square()).sum().item() / energy))
         errors = [error for _, error in tried]
         if len(errors) > 2 and min(errors[-2:]) > min(errors):
             break
     return min(tried, key=lambda one: one[1])[0], tried
 
 
+def _inverse_density(mask: Tensor) -> Tensor:
+    """1 / p where a mask (1, 1, y, x) has samples, p estimated from it alone."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it is an estimate
+        return density_weights(mask, estimate_probability([mask[0, 0]])[None, None])
+
+
 def hold_out(mask: Tensor, generator: Generator) -> Tensor:
-    """Which samples of a mask (1, 1, y, x) are left out: (1, 1, y, x) bool, `HELD_OUT` of those outside its full centre."""
+    """Which samples of a mask (1, 1, y, x) are left out, (1, 1, y, x) bool: `HELD_OUT` of those outside its full centre.
+
+    Errors: InputError where there are none.
+    """
     y, x = mask.shape[-2:]
     along_y, along_x = is_along(mask, -2), is_along(mask, -1)
-    # Where everything was sampled, points are left out.
-    drawn = torch.rand((1 if along_y > along_x else y, 1 if along_x > along_y else x), generator=generator).expand(y, x)
+    lines_along_y, lines_along_x = along_y and not along_x, along_x and not along_y  # all or nothing are points
+    drawn = torch.rand((1 if lines_along_y else y, 1 if lines_along_x else x), generator=generator)
     high, wide = (min(n, SIDE) for n in calibration_region(mask[0, 0]))
+    high, wide = y if lines_along_y else high, x if lines_along_x else wide
     outside = torch.ones((y, x), dtype=torch.bool)
-    if along_y > along_x:
-        high = y
-    if along_x > along_y:
-        wide = x
     outside[y // 2 - high // 2 :, x // 2 - wide // 2 :][:high, :wide] = False
     if torch.equal(mask, mirror_axes(mask, (-2, -1))):
         drawn, outside = mirror(drawn), outside & mirror_axes(outside, (-2, -1))
-    candidates = (mask[0, 0] > 0) & outside
-    if not candidates.any():
+    drawn, candidates = drawn.expand(y, x), (mask[0, 0] > 0) & outside
+    values = drawn[candidates].unique()  # sorted; one for each line, or point, or pair
+    if not len(values):
         raise InputError(
             "there are no samples outside the calibration centre to choose the regularisation by; give --regularisation"
         )
-    values = drawn[candidates].unique()
-    limit = values[min(len(values) - 1, round(HELD_OUT * len(values)))]
-    return (candidates & (drawn < max(limit, values[1] if len(values) > 1 else limit)))[None, None]
+    last = values[max(1, round(HELD_OUT * len(values))) - 1]
+    return (candidates & (drawn <= last))[None, None]
