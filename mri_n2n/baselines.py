@@ -309,7 +309,7 @@ def chosen_regularisation(
 
 @torch.inference_mode()
 def choose_regularisation(acquisition: Acquisition, baseline: str) -> tuple[float, list[tuple[float, float]]]:
-    """The L in `GRID` that predicts samples which were left out best, from the samples alone; and all (L, error) tried.
+    """The L that predicts samples which were left out best, from the samples alone; and all of `GRID` tried, (L, error).
 
     A tenth of the samples outside the calibration centre are held out (whole lines of line masks, k and -k together of
     symmetric ones) and predicted by the reconstruction of the rest. error: sum of |A x - s|^2 / p over them, as a share
@@ -336,7 +336,18 @@ def choose_regularisation(acquisition: Acquisition, baseline: str) -> tuple[floa
         errors = [error for _, error in tried]
         if len(errors) > 2 and min(errors[-2:]) > min(errors):
             break
-    return min(tried, key=lambda one: one[1])[0], tried
+    return _least(tried), tried
+
+
+def _least(tried: list[tuple[float, float]]) -> float:
+    """The L at the vertex of the parabola through the least error and its neighbours, on logarithmic scales."""
+    best = min(range(len(tried)), key=lambda index: tried[index][1])
+    (strength, error), errors = tried[best], [error for _, error in tried[max(0, best - 1) : best + 2]]
+    if len(errors) < 3 or min(errors) <= 0:
+        return strength
+    before, after = (math.log(one / error) for one in (errors[0], errors[2]))
+    offset = (before - after) / (2 * (before + after)) if before + after > 0 else 0.0  # in -1/2 .. 1/2 of a grid step
+    return strength * (GRID[1] / GRID[0]) ** offset
 
 
 def _inverse_density(mask: Tensor) -> Tensor:

@@ -298,13 +298,23 @@ def test_the_chosen_regularisation_is_near_the_best(method):
     for noise in (0.0, 0.03):
         one, reference = scan((64, 64), kind="gaussian-points", noise=noise), head((64, 64))[0]
         strength, sweep = choose_regularisation(one, method)
-        assert min(sweep, key=lambda pair: pair[1])[0] == strength
+        best = min(sweep, key=lambda pair: pair[1])[0]
+        assert best / 2**0.5 <= strength <= best * 2**0.5
         quality = {
-            each: psnr(reconstruct_baseline(one, method, each)[0][0, 0].abs(), reference) for each in baselines.GRID
+            each: psnr(reconstruct_baseline(one, method, each)[0][0, 0].abs(), reference)
+            for each in (strength, *baselines.GRID)
         }
         assert quality[strength] > max(quality.values()) - 0.5
         chosen.append(strength)
     assert chosen[1] > chosen[0]
+
+
+def test_the_least_error_lies_between_the_tried_ones():
+    """A parabola in log L is found exactly, between grid points and at them; at an end the end is kept."""
+    for least in (0.01, 0.016, 0.004):
+        tried = [(each, 2.0 * np.exp(0.3 * np.log(each / least) ** 2)) for each in baselines.GRID]
+        assert baselines._least(tried) == pytest.approx(least, rel=1e-6)
+    assert baselines._least([(each, each) for each in baselines.GRID]) == baselines.GRID[-1]
 
 
 # ------------------------------------------------------------------------------------------ files, arrays, command line
@@ -345,7 +355,7 @@ def test_files(scans, tmp_path, method, name):
     if method in PENALTIES:
         assert said["chosen_on_slices"] == [0, 1, 2] and 0 < said["most_iterations"] <= baselines.ITERATIONS
         best = min(said["sweep"], key=lambda one: one["error"])
-        assert best["regularisation"] == said["regularisation"]
+        assert best["regularisation"] / 2**0.5 <= said["regularisation"] <= best["regularisation"] * 2**0.5
     with h5py.File(scans[name]) as file:
         kspace, mask = file["kspace"][()], file["mask"][()]
     with h5py.File(out / f"{name}.h5") as file:
