@@ -36,13 +36,12 @@ from mri_n2n.operators import SAMPLES_AT_ONCE, adjoint, conjugate_gradient, dens
 
 TIKHONOV, SENSE_ITERATIONS = 3e-3, 30
 # ADMM: steps at least and at most, and the relative change of a slice from one to the next at which it is done.
-FEWEST, ITERATIONS, TOLERANCE = 10, 150, 3e-4
+FEWEST, ITERATIONS, TOLERANCE = 10, 150, 5e-4
 # ADMM's penalty weight is this times L, so that its threshold for K x is the same share of W whatever L is.
 STIFFNESS, RELAXATION = 15.0, 1.7
 CG_STEPS = 5  # in each step of ADMM with several coils, from where the step before ended
 # The share of samples held out to choose L, and the L that are tried.
 HELD_OUT, GRID = 0.1, tuple(0.064 / 2**k for k in range(10))
-SWEEP_TOLERANCE = 1e-3  # in place of `TOLERANCE` there: each solution begins near the one before
 SMALLEST_SCALE = 16  # pixels along the shorter side that the coarsest wavelets leave, as BART
 
 _ROOT3 = math.sqrt(3.0)
@@ -328,9 +327,7 @@ def choose_regularisation(acquisition: Acquisition, baseline: str) -> tuple[floa
     energy = (weights * samples.abs().square()).sum().item()
     tried, solution = [], None
     for regularisation in GRID:
-        solution = compressed_sensing(
-            baseline, kspace - samples, mask, maps, regularisation, solution, tolerance=SWEEP_TOLERANCE
-        )
+        solution = compressed_sensing(baseline, kspace - samples, mask, maps, regularisation, solution)
         wrong = forward(solution.image, held, maps) - samples
         tried.append((regularisation, (weights * wrong.abs().square()).sum().item() / energy))
         errors = [error for _, error in tried]
