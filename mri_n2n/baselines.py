@@ -36,7 +36,7 @@ from mri_n2n.operators import SAMPLES_AT_ONCE, adjoint, conjugate_gradient, dens
 
 TIKHONOV, SENSE_ITERATIONS = 3e-3, 30
 # ADMM: steps at least and at most, and the relative change of a slice from one to the next at which it is done.
-FEWEST, ITERATIONS, TOLERANCE = 10, 150, 5e-4
+FEWEST, ITERATIONS, TOLERANCE = 10, 150, 3e-4
 # ADMM's penalty weight is this times L, so that its threshold for K x is the same share of W whatever L is.
 STIFFNESS, RELAXATION = 15.0, 1.7
 CG_STEPS = 5  # in each step of ADMM with several coils, from where the step before ended
