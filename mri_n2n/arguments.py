@@ -24,6 +24,7 @@ METHODS = (
     "supervised-2018",
 )
 NETWORKS = ("unrolled", "unet", "fastmri-varnet", "fastmri-unet")
+BASELINES = ("zero-filled", "sense", "tv", "wavelet")
 SCAN_FORMATS = ("fastmri-hdf5", "mrd", "cfl", "npy", "npy-coils", "npy-slices")
 EXIT_CODES = (
     "exit codes: 0 done; 1 internal error; 2 wrong usage; 3 input that cannot be read or does not fit; "
@@ -265,6 +266,17 @@ def parser() -> argparse.ArgumentParser:
     )
     reconstruct.add_argument(
         "--weights", type=path, metavar="RUN|FILE", help="default: the weights that come with the package"
+    )
+    reconstruct.add_argument(
+        "--baseline",
+        choices=BASELINES,
+        help="a classical reconstruction in place of the network: zero-filled, SENSE, or compressed sensing by total variation or wavelets",
+    )
+    reconstruct.add_argument(
+        "--regularisation",
+        type=float,
+        metavar="L",
+        help="of the baselines tv and wavelet, as in docs/methods.md; default: chosen for each scan by samples that are left out",
     )
     reconstruct.add_argument("--force", action="store_true", help="replace earlier results (never the input)")
     reconstruct.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ...")

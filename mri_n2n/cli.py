@@ -233,6 +233,8 @@ def run_reconstruct(options: argparse.Namespace) -> None:
             options.scans,
             options.output,
             weights=options.weights,
+            baseline=options.baseline,
+            regularisation=options.regularisation,
             force=options.force,
             device=options.device,
             flips=False if options.no_flips else None,

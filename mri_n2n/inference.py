@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mri_n2n.acquisition import Acquisition
+from mri_n2n.baselines import check_baseline, chosen_regularisation, not_done, reconstruct_baseline
 from mri_n2n.checkpoint import BUNDLED, find_weights, load_network
 from mri_n2n.coils import with_sensitivity_maps
 from mri_n2n.device import choose_device
@@ -83,6 +84,8 @@ def reconstruct_array(
     *,
     mask: np.ndarray | Tensor | None = None,
     weights: Path | str | None = None,
+    baseline: str | None = None,
+    regularisation: float | None = None,
     device: str = "auto",
     flips: bool | None = None,
 ) -> np.ndarray:
@@ -91,9 +94,11 @@ def reconstruct_array(
     kspace: complex (y, x), (slices, y, x) or (slices, coils, y, x), centred. mask: (x,), (y, x), (slices, y, x) or
     as `simulate` gives it, (slices or 1, 1, y, x); when None found from the samples that are exactly zero in all coils (see `masks.mask_from_samples`).
     flips: average over mirror images, four passes of the network; None: if the weights were trained on mirror images.
+    baseline, regularisation: a classical reconstruction in place of the network, see `reconstruction.reconstruct_files`.
     Returns complex64 (y, x) or (slices, y, x); several coils are combined by sensitivity maps from the scan's own centre.
     Errors: InputError for shapes that do not fit, and for non-finite or all-zero data.
     """
+    check_baseline(baseline, regularisation, weights, flips)
     kspace = np.asarray(kspace)
     shape = kspace.shape
     if kspace.dtype.kind != "c" or kspace.ndim not in (2, 3, 4):
@@ -130,23 +135,48 @@ def reconstruct_array(
         sampled = sampled.reshape(-1, 1, *shape[-2:])
     if not (full * sampled).any():
         raise InputError("k-space is zero at every location that the mask calls sampled")
-    loaded = load_for_use(Path(weights) if weights else None, device)
+    acquisition = Acquisition(full * sampled, sampled.contiguous())
+    if baseline is None:
+        images, said = _by_network(acquisition, Path(weights) if weights else None, device, flips)
+    else:
+        images, said = _by_baseline(acquisition, baseline, regularisation, device)
+    for caution in said:
+        warnings.warn(caution, stacklevel=3)
+    return images.reshape(*shape[:-2][:1], *shape[-2:]).numpy()
+
+
+def _by_network(
+    acquisition: Acquisition, weights: Path | None, device: str, flips: bool | None
+) -> tuple[Tensor, list[str]]:
+    """Images, coils combined, and what speaks against the weights."""
+    loaded = load_for_use(weights, device)
     if loaded.header["network"] == "unet":
         raise InputError(
             "weights of the 2018 recipe need the sampling probability, which arrays do not carry; reconstruct a scan file, or use others"
         )
-    acquisition = Acquisition(full * sampled, sampled.contiguous())
-    held = sampled[sampled.flatten(1).any(dim=1)]  # empty slices say nothing of the acceleration
+    mask = acquisition.mask
+    held = mask[mask.flatten(1).any(dim=1)]  # empty slices say nothing of the acceleration
     said = cautions(loaded, held[len(held) // 2][None], held.mean().item())
-    if full.shape[1] > 1:
-        acquisition, caution = with_sensitivity_maps(acquisition.to(loaded.device))
-        said += [caution] if caution else []
-    for caution in said:
-        warnings.warn(caution, stacklevel=3)
-    images = reconstruct_acquisition(
-        loaded.network, acquisition, loaded.device, flips=loaded.trained_on_flips if flips is None else flips
-    )
-    return images.reshape(*shape[:-2][:1], *shape[-2:]).numpy()
+    acquisition, caution = _with_maps(acquisition, loaded.device)
+    flips = loaded.trained_on_flips if flips is None else flips
+    return reconstruct_acquisition(loaded.network, acquisition, loaded.device, flips=flips), said + caution
+
+
+def _by_baseline(
+    acquisition: Acquisition, baseline: str, regularisation: float | None, device: str
+) -> tuple[Tensor, list[str]]:
+    acquisition, caution = _with_maps(acquisition, choose_device(device))
+    of = lambda start, stop: acquisition.slices(torch.arange(start, stop, device=acquisition.kspace.device))  # noqa: E731
+    strength, _ = chosen_regularisation(baseline, regularisation, of, len(acquisition.kspace))
+    images, steps = reconstruct_baseline(acquisition, baseline, strength)
+    return images, caution + not_done(baseline, steps)
+
+
+def _with_maps(acquisition: Acquisition, device: torch.device) -> tuple[Acquisition, list[str]]:
+    acquisition, caution = acquisition.to(device), None
+    if acquisition.kspace.shape[1] > 1:
+        acquisition, caution = with_sensitivity_maps(acquisition)
+    return acquisition, [caution] if caution else []
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,6 @@ from mri_n2n.errors import OutputError
 from mri_n2n.files import restore_folder, sha256_of, stem
 from mri_n2n.formats import read_reference, write_nifti
 from mri_n2n.formats.derived_dicom import Layout, write_series
-from mri_n2n.inference import LoadedNetwork
 from mri_n2n.report import comparison_figure
 from mri_n2n.resample import crop_or_pad
 
@@ -109,7 +108,6 @@ def write_beside(
     scan: Scan,
     reconstruction: np.ndarray,
     middle: tuple[np.ndarray, np.ndarray],
-    loaded: LoadedNetwork,
     layout: Layout | None,
     facts: dict,
     started: float,
@@ -117,7 +115,7 @@ def write_beside(
     """Write NIfTI, picture, DICOM where there is a `layout`, and sidecar into `folder`, where NAME.h5 is complete.
 
     reconstruction: (slice, y, x) float32 magnitude. middle: (y, x), the middle slice zero-filled and reconstructed.
-    facts: what the sidecar says of this reconstruction beside what scan and weights say themselves.
+    facts: what the sidecar says of this reconstruction beside what the scan says itself.
     started: when it began, on the clock of `time.monotonic`. Returns the sidecar.
     """
     here = replace(target, directory=folder)
@@ -146,13 +144,6 @@ def write_beside(
             "sha256": sha256_of(scan.path),
             "format": scan.format,
             "simulated": scan.simulated,
-        },
-        "weights": {
-            "name": loaded.path.name,
-            "sha256": loaded.sha256,
-            "bundled": loaded.bundled,
-            "network": loaded.header["network"],
-            "network_options": loaded.header["network_options"],
         },
         "output": target.label,
         "output_sha256": {file.relative_to(folder).as_posix(): sha256_of(file) for file in written},

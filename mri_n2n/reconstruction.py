@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from mri_n2n.acquisition import Scan
+from mri_n2n.acquisition import Acquisition, Scan
+from mri_n2n.baselines import check_baseline
 from mri_n2n.bids import check_dataset
 from mri_n2n.coils import coil_mixing, combine, with_sensitivity_maps
 from mri_n2n.errors import InputError, NotFoundError, OptionError, OutputError, PartialError, UserError
@@ -25,15 +26,9 @@ from mri_n2n.formats.derived_dicom import lay_out
 from mri_n2n.formats.dicom import Series, read_series
 from mri_n2n.formats.sampling import Box, acquired_box, doubtful_edges
 from mri_n2n.fourier import fft2c, ifft2c
-from mri_n2n.inference import (
-    PIXELS_AT_ONCE,
-    LoadedNetwork,
-    cautions,
-    load_for_use,
-    reconstruct_acquisition,
-    reconstruct_array,
-)
-from mri_n2n.operators import density_weights, root_sum_of_squares
+from mri_n2n.inference import PIXELS_AT_ONCE, load_for_use, reconstruct_array
+from mri_n2n.methods import Method, baseline_method, network_method
+from mri_n2n.operators import root_sum_of_squares
 from mri_n2n.outputs import Target, check_target, result_attributes, target_of, write_beside
 from mri_n2n.process import progress_shown
 from mri_n2n.resample import crop_or_pad
@@ -44,6 +39,8 @@ def reconstruct_files(
     output: Path,
     *,
     weights: Path | None = None,
+    baseline: str | None = None,
+    regularisation: float | None = None,
     force: bool = False,
     device: str = "auto",
     flips: bool | None = None,
@@ -61,11 +58,14 @@ def reconstruct_files(
     Returns the sidecars. skip_existing: leave out scans whose sidecar is there, and
     replace results without one.
     flips: average over mirror images, four passes of the network; None: if the weights were trained on mirror images.
+    baseline: a classical reconstruction in place of the network, see `mri_n2n.baselines`; then no weights are loaded.
+    regularisation: of the baselines tv and wavelet; None: chosen for each scan by samples that are left out.
     dicom: the folder of the source series of a single scan, also writes the folder NAME.dicom, see `formats.derived_dicom`.
     bids: names and folders of a BIDS data set of derivatives, see `mri_n2n.bids`.
     format: of the scans, None: found from their content. repetition: one of several, None: their mean.
     Errors: OptionError, InputError, NotFoundError, OutputError; of several scans PartialError, which has the sidecars of the others.
     """
+    check_baseline(baseline, regularisation, weights, flips)
     scans = [scan for path in scans for scan in (scans_in(path) if path.is_dir() else [path])]
     if dicom is not None and len(scans) != 1:
         raise OptionError(f"--dicom is the series of one scan; got {len(scans)} scans, reconstruct them one by one")
@@ -85,16 +85,17 @@ def reconstruct_files(
     replaced = [force or (skip_existing and _incomplete(target)) for _, target in work]
     for (_, target), replace_it in zip(work, replaced, strict=True):
         check_target(target, [*scans, *(series.files if series else ())], replace_it, dicom=series is not None)
-    loaded = load_for_use(weights, device)
-    flips = loaded.trained_on_flips if flips is None else flips
+    if baseline is None:
+        loaded = load_for_use(weights, device)
+        method = network_method(loaded, flips=loaded.trained_on_flips if flips is None else flips)
+    else:
+        method = baseline_method(baseline, regularisation, device)
     sidecars, failures = [], []
     todo = [(path, target, replace_it) for (path, target), replace_it in zip(work, replaced, strict=True)]
     for path, target, replace_it in tqdm(todo, unit="scan", disable=len(todo) == 1 or not progress_shown(quiet)):
         try:
             scan = open_scan(path, format, repetition)
-            sidecars.append(
-                reconstruct_file(scan, target, loaded, flips=flips, force=replace_it, series=series, quiet=quiet)
-            )
+            sidecars.append(reconstruct_file(scan, target, method, force=replace_it, series=series, quiet=quiet))
         except UserError as error:
             if len(scans) == 1:
                 raise
@@ -139,14 +140,13 @@ def scans_in(folder: Path) -> list[Path]:
 def reconstruct_file(
     scan: Scan,
     target: Target,
-    loaded: LoadedNetwork,
+    method: Method,
     *,
-    flips: bool,
     force: bool = False,
     series: Series | None = None,
     quiet: bool = False,
 ) -> dict:
-    """Reconstruct one scan, slices streaming through the network; returns the sidecar."""
+    """Reconstruct one scan, slices streaming through the method; returns the sidecar."""
     started = time.monotonic()
     layout = None if series is None else lay_out(scan, series)
     slices, coils, y, x = scan.shape
@@ -155,28 +155,31 @@ def reconstruct_file(
     complete = acquired == ((0, y), (0, x))
     mixing, said_of_coils = coil_mixing(scan) if coils > 1 else (None, [])
     virtual = coils if mixing is None else len(mixing)
-    combined = coils > 1 and loaded.header["network"] != "unet"  # the 2018 U-Net knows no coils
+    combined = coils > 1 and method.knows_coils
     matrix = scan.image_matrix or (y, x)  # without the oversampling
     shapes = {"image": (slices, *matrix) if coils == 1 or combined else (slices, virtual, *matrix)}
     shapes |= {"sensitivity_maps": (slices, virtual, *matrix)} if combined else {}
     found: set[str] = set(said_of_coils)
     reconstruction = np.empty((slices, *matrix), dtype=np.float32)
     measured = held = 0.0
-    scale = intensity_scale(scan, loaded, at_once)
     middle: tuple[np.ndarray, np.ndarray] | None = None
+
+    def read(start: int, stop: int) -> Acquisition:
+        acquisition = scan.read(start, stop).to(method.device)
+        if mixing is not None:
+            acquisition = replace(acquisition, kspace=combine(mixing.to(method.device), acquisition.kspace))
+        if combined:
+            acquisition, caution = with_sensitivity_maps(acquisition)
+            found.update([caution] if caution else [])
+        return acquisition
+
+    images_of, finish = method.begin(scan, read)
 
     def images() -> Iterator[tuple[np.ndarray, ...]]:
         nonlocal measured, held, middle
         for start in tqdm(range(0, slices, at_once), desc=target.name, unit="batch", disable=not progress_shown(quiet)):
-            acquisition = scan.read(start, min(start + at_once, slices)).to(loaded.device)
-            if mixing is not None:
-                acquisition = replace(acquisition, kspace=combine(mixing.to(loaded.device), acquisition.kspace))
-            if combined:
-                acquisition, caution = with_sensitivity_maps(acquisition)
-                found.update([caution] if caution else [])
-            complex_images = scale * reconstruct_acquisition(
-                loaded.network, acquisition, loaded.device, scale, flips=flips
-            )
+            acquisition = read(start, min(start + at_once, slices))
+            complex_images = images_of(acquisition)
             if not complete:  # beyond what was acquired nothing is known, and nothing is claimed
                 complex_images = within(complex_images, acquired)
             if not torch.isfinite(torch.view_as_real(complex_images)).all():
@@ -208,24 +211,24 @@ def reconstruct_file(
             )
         elif doubtful_edges(scan, acquired):
             found.add(
-                "k-space has wide empty edges: zero padding, partial Fourier or chance; there the image is the network's"
+                "k-space has wide empty edges: zero padding, partial Fourier or chance; there the image is the method's"
             )
         (y0, y1), (x0, x1) = acquired
         mask = scan.read(slices // 2, slices // 2 + 1).mask[..., y0:y1, x0:x1]
         measured /= max(held, 1)  # slices without samples say nothing of the acceleration
         share = min(1.0, measured * y * x / ((y1 - y0) * (x1 - x0)))
-        said = sorted(found) + cautions(loaded, mask, share)
+        facts, against = finish(mask, share)
+        said = sorted(found) + against
         combination = "none" if coils == 1 else "coils reconstructed one by one, then root-sum-of-squares"
         combination = "sensitivity maps from the scan's own centre" if combined else combination
-        facts = {
-            "options": {"device": loaded.device.type, "precision": "float32", "flips": flips},
+        facts |= {
             "virtual_coils": virtual,
             "combination": combination,
             "measured_share": round(measured, 6),
             "acquired": {"y": list(acquired[0]), "x": list(acquired[1])},
             "warnings": said,
         }
-        sidecar = write_beside(folder, target, scan, reconstruction, middle, loaded, layout, facts, started)
+        sidecar = write_beside(folder, target, scan, reconstruction, middle, layout, facts, started)
     for caution in said:
         warnings.warn(f"{scan.path.name}: {caution}", stacklevel=2)
     return sidecar
@@ -239,33 +242,13 @@ def within(images: Tensor, acquired: Box) -> Tensor:
     return ifft2c(kspace * kept)
 
 
-def intensity_scale(scan: Scan, loaded: LoadedNetwork, at_once: int) -> float:
-    """What an intensity is divided by for the network: 1, or for the 2018 U-Net, which was trained on volumes with
-    maximum 1, the largest magnitude of the scan's zero-filled images with samples divided by their probability.
-
-    Errors: InputError when that network is to see a scan without stored probability.
-    """
-    if loaded.header["network"] != "unet":
-        return 1.0
-    largest = 0.0
-    for start in range(0, scan.shape[0], at_once):
-        acquisition = scan.read(start, min(start + at_once, scan.shape[0]))
-        if acquisition.probability is None:
-            raise InputError(
-                f"{scan.path} stores no sampling probability, which weights of the 2018 recipe need; give others with --weights"
-            )
-        weights = density_weights(acquisition.mask, acquisition.probability)
-        largest = max(largest, ifft2c(weights * acquisition.kspace).abs().max().item())
-    return largest
-
-
 def reconstruct(source, output: Path | str | None = None, **options):
     """`reconstruct(kspace, mask=...)` on arrays, `reconstruct(path, output)` on a scan file or a list of them.
 
     Arrays: complex (y, x), (slices, y, x) or (slices, coils, y, x); returns complex (y, x) or (slices, y, x). Options:
-    mask, weights, device, flips; see `mri_n2n.inference.reconstruct_array`.
+    mask, weights, baseline, regularisation, device, flips; see `mri_n2n.inference.reconstruct_array`.
     Files: writes NAME.h5, NAME.nii.gz, NAME.png, NAME.json into the directory `output`; returns the sidecars. Options:
-    weights, force, device, flips, dicom, bids, quiet; see `reconstruct_files`.
+    weights, baseline, regularisation, force, device, flips, dicom, bids, quiet; see `reconstruct_files`.
     """
     paths = list(source) if isinstance(source, (list, tuple)) else [source]
     if paths and all(isinstance(path, (str, Path)) for path in paths):

@@ -1,0 +1,105 @@
+"""What makes the images of a scan, a network or a classical baseline, and what its sidecar says of that."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mri_n2n.acquisition import Acquisition, Scan
+from mri_n2n.baselines import chosen_regularisation, not_done, reconstruct_baseline
+from mri_n2n.device import choose_device
+from mri_n2n.errors import InputError
+from mri_n2n.fourier import ifft2c
+from mri_n2n.inference import PIXELS_AT_ONCE, LoadedNetwork, cautions, reconstruct_acquisition
+from mri_n2n.operators import density_weights
+
+Read = Callable[[int, int], Acquisition]
+ImagesOf = Callable[[Acquisition], Tensor]
+Finish = Callable[[Tensor, float], tuple[dict, list[str]]]
+
+
+@dataclass(frozen=True)
+class Method:
+    """device: where its acquisitions are to be. knows_coils: several coils need sensitivity maps; else each is an image.
+
+    begin: (scan, read) -> (images_of, finish). read(start, stop) gives slices as `images_of` takes them, on the device,
+    whitened, with maps. images_of(acquisition) gives complex images (slices, 1 or coils, y, x) on the CPU, on the scan's
+    scale. After the last of them finish(mask, measured share) gives what the sidecar says, and what speaks against the
+    method for this scan; see `inference.cautions`.
+    """
+
+    device: torch.device
+    knows_coils: bool
+    begin: Callable[[Scan, Read], tuple[ImagesOf, Finish]]
+
+
+def network_method(loaded: LoadedNetwork, *, flips: bool) -> Method:
+    """A network; flips: the mean over the four mirror images of each slice."""
+
+    def begin(scan: Scan, _: Read) -> tuple[ImagesOf, Finish]:
+        scale = intensity_scale(scan, loaded)
+
+        def images_of(acquisition: Acquisition) -> Tensor:
+            return scale * reconstruct_acquisition(loaded.network, acquisition, loaded.device, scale, flips=flips)
+
+        facts = {
+            "weights": {
+                "name": loaded.path.name,
+                "sha256": loaded.sha256,
+                "bundled": loaded.bundled,
+                "network": loaded.header["network"],
+                "network_options": loaded.header["network_options"],
+            },
+            "options": {"device": loaded.device.type, "precision": "float32", "flips": flips},
+        }
+        return images_of, lambda mask, share: (facts, cautions(loaded, mask, share))
+
+    return Method(loaded.device, loaded.header["network"] != "unet", begin)  # the 2018 U-Net knows no coils
+
+
+def baseline_method(baseline: str, regularisation: float | None, device: str) -> Method:
+    """A classical baseline; regularisation None: chosen for each scan where the baseline has one."""
+    chosen = choose_device(device)
+
+    def begin(scan: Scan, read: Read) -> tuple[ImagesOf, Finish]:
+        strength, facts = chosen_regularisation(baseline, regularisation, read, scan.shape[0])
+        taken: list[Tensor] = []
+
+        def images_of(acquisition: Acquisition) -> Tensor:
+            images, steps = reconstruct_baseline(acquisition, baseline, strength)
+            taken.append(steps)
+            return images
+
+        def finish(_: Tensor, __: float) -> tuple[dict, list[str]]:
+            steps = torch.cat(taken)
+            said = {"name": baseline, **facts, "most_iterations": int(steps.max())}
+            options = {"device": chosen.type, "precision": "float32"}
+            return {"weights": None, "baseline": said, "options": options}, not_done(baseline, steps)
+
+        return images_of, finish
+
+    return Method(chosen, True, begin)
+
+
+def intensity_scale(scan: Scan, loaded: LoadedNetwork) -> float:
+    """What an intensity is divided by for the network: 1, or for the 2018 U-Net, which was trained on volumes with
+    maximum 1, the largest magnitude of the scan's zero-filled images with samples divided by their probability.
+
+    Errors: InputError when that network is to see a scan without stored probability.
+    """
+    if loaded.header["network"] != "unet":
+        return 1.0
+    slices, coils, y, x = scan.shape
+    largest, at_once = 0.0, max(1, PIXELS_AT_ONCE // (coils * y * x))
+    for start in range(0, slices, at_once):
+        acquisition = scan.read(start, min(start + at_once, slices))
+        if acquisition.probability is None:
+            raise InputError(
+                f"{scan.path} stores no sampling probability, which weights of the 2018 recipe need; give others with --weights"
+            )
+        weights = density_weights(acquisition.mask, acquisition.probability)
+        largest = max(largest, ifft2c(weights * acquisition.kspace).abs().max().item())
+    return largest
