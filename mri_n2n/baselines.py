@@ -32,7 +32,7 @@ from mri_n2n.density import estimate_probability
 from mri_n2n.errors import InputError, OptionError
 from mri_n2n.fourier import fft2c, ifft2c, mirror_axes
 from mri_n2n.masks import is_along, mirror
-from mri_n2n.operators import SAMPLES_AT_ONCE, adjoint, conjugate_gradient, density_weights, forward, normal
+from mri_n2n.operators import SAMPLES_AT_ONCE, adjoint, conjugate_gradient, density_weights, forward, normal_operator
 
 TIKHONOV, SENSE_ITERATIONS = 3e-3, 30
 # ADMM: steps at least and at most, and the relative change of a slice from one to the next at which it is done.
@@ -179,7 +179,7 @@ def compressed_sensing(
     A slice that is done stays as it is, so that it does not depend on those it is computed with.
     """
     penalty, weight = PENALTIES[method], STIFFNESS * regularisation
-    zero_filled = adjoint(kspace, mask, maps)
+    zero_filled, measured = adjoint(kspace, mask, maps), normal_operator(mask, maps)
     gram = penalty.gram(tuple(mask.shape[-2:])).to(mask.device)
     image = zero_filled if start is None else start.image
     split = penalty.analysis(image) if start is None else start.split
@@ -193,7 +193,7 @@ def compressed_sensing(
             # The frequency zero has no differences: where it was not sampled either, it stays zero.
             moved = ifft2c(torch.where(diagonal > 0, fft2c(right) / diagonal, 0))
         else:
-            system = lambda x: normal(x, mask, maps) + weight * ifft2c(gram * fft2c(x))  # noqa: B023, E731
+            system = lambda x: measured(x) + weight * ifft2c(gram * fft2c(x))  # noqa: B023, E731
             moved = conjugate_gradient(system, right, image, CG_STEPS)
         relaxed = RELAXATION * penalty.analysis(moved) - (RELAXATION - 1) * split
         multiplier = multiplier + relaxed
@@ -210,7 +210,8 @@ def compressed_sensing(
 
 def sense(zero_filled: Tensor, mask: Tensor, maps: Tensor | None) -> Tensor:
     """(A^H A + w)^-1 A^H s, (batch, 1, y, x), by `SENSE_ITERATIONS` of conjugate gradients."""
-    return conjugate_gradient(lambda x: normal(x, mask, maps) + TIKHONOV * x, zero_filled, None, SENSE_ITERATIONS)
+    measured = normal_operator(mask, maps)
+    return conjugate_gradient(lambda x: measured(x) + TIKHONOV * x, zero_filled, None, SENSE_ITERATIONS)
 
 
 def check_baseline(

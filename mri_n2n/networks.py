@@ -193,9 +193,7 @@ class Unrolled(nn.Module):
             zero_filled=zero_filled,
             # Outside the support of the maps nothing is measured and nothing is said.
             support=1.0 if maps is None else (maps != 0).any(dim=1, keepdim=True),
-            noise_variance=None
-            if self.error is None
-            else noise_variance(acquisition).detach() / scale.abs().square(),
+            noise_variance=None if self.error is None else noise_variance(acquisition).detach() / scale.abs().square(),
         )
         real = image.imag.abs().amax(dim=(1, 2, 3), keepdim=True) <= 1e-5
         memory = None

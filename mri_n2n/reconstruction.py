@@ -27,10 +27,10 @@ from mri_n2n.formats.dicom import Series, read_series
 from mri_n2n.formats.sampling import Box, acquired_box, doubtful_edges
 from mri_n2n.fourier import fft2c, ifft2c
 from mri_n2n.inference import PIXELS_AT_ONCE, load_for_use, reconstruct_array
-from mri_n2n.methods import Method, baseline_method, network_method
 from mri_n2n.operators import root_sum_of_squares
 from mri_n2n.outputs import Target, check_target, result_attributes, target_of, write_beside
 from mri_n2n.process import progress_shown
+from mri_n2n.reconstructors import Reconstructor, baseline_reconstructor, network_reconstructor
 from mri_n2n.resample import crop_or_pad
 
 
@@ -87,15 +87,15 @@ def reconstruct_files(
         check_target(target, [*scans, *(series.files if series else ())], replace_it, dicom=series is not None)
     if baseline is None:
         loaded = load_for_use(weights, device)
-        method = network_method(loaded, flips=loaded.trained_on_flips if flips is None else flips)
+        reconstructor = network_reconstructor(loaded, flips=loaded.trained_on_flips if flips is None else flips)
     else:
-        method = baseline_method(baseline, regularisation, device)
+        reconstructor = baseline_reconstructor(baseline, regularisation, device)
     sidecars, failures = [], []
     todo = [(path, target, replace_it) for (path, target), replace_it in zip(work, replaced, strict=True)]
     for path, target, replace_it in tqdm(todo, unit="scan", disable=len(todo) == 1 or not progress_shown(quiet)):
         try:
             scan = open_scan(path, format, repetition)
-            sidecars.append(reconstruct_file(scan, target, method, force=replace_it, series=series, quiet=quiet))
+            sidecars.append(reconstruct_file(scan, target, reconstructor, force=replace_it, series=series, quiet=quiet))
         except UserError as error:
             if len(scans) == 1:
                 raise
@@ -140,13 +140,13 @@ def scans_in(folder: Path) -> list[Path]:
 def reconstruct_file(
     scan: Scan,
     target: Target,
-    method: Method,
+    reconstructor: Reconstructor,
     *,
     force: bool = False,
     series: Series | None = None,
     quiet: bool = False,
 ) -> dict:
-    """Reconstruct one scan, slices streaming through the method; returns the sidecar."""
+    """Reconstruct one scan, slices streaming through the reconstructor; returns the sidecar."""
     started = time.monotonic()
     layout = None if series is None else lay_out(scan, series)
     slices, coils, y, x = scan.shape
@@ -155,7 +155,7 @@ def reconstruct_file(
     complete = acquired == ((0, y), (0, x))
     mixing, said_of_coils = coil_mixing(scan) if coils > 1 else (None, [])
     virtual = coils if mixing is None else len(mixing)
-    combined = coils > 1 and method.knows_coils
+    combined = coils > 1 and reconstructor.knows_coils
     matrix = scan.image_matrix or (y, x)  # without the oversampling
     shapes = {"image": (slices, *matrix) if coils == 1 or combined else (slices, virtual, *matrix)}
     shapes |= {"sensitivity_maps": (slices, virtual, *matrix)} if combined else {}
@@ -165,15 +165,15 @@ def reconstruct_file(
     middle: tuple[np.ndarray, np.ndarray] | None = None
 
     def read(start: int, stop: int) -> Acquisition:
-        acquisition = scan.read(start, stop).to(method.device)
+        acquisition = scan.read(start, stop).to(reconstructor.device)
         if mixing is not None:
-            acquisition = replace(acquisition, kspace=combine(mixing.to(method.device), acquisition.kspace))
+            acquisition = replace(acquisition, kspace=combine(mixing.to(reconstructor.device), acquisition.kspace))
         if combined:
             acquisition, caution = with_sensitivity_maps(acquisition)
             found.update([caution] if caution else [])
         return acquisition
 
-    images_of, finish = method.begin(scan, read)
+    images_of, finish = reconstructor.begin(scan, read)
 
     def images() -> Iterator[tuple[np.ndarray, ...]]:
         nonlocal measured, held, middle

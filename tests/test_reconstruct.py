@@ -27,7 +27,7 @@ from mri_n2n.formats import open_scan, read_reference, read_result, write_scan
 from mri_n2n.fourier import fft2c, ifft2c
 from mri_n2n.inference import load_for_use
 from mri_n2n.masks import draw_mask
-from mri_n2n.methods import network_method
+from mri_n2n.reconstructors import network_reconstructor
 from mri_n2n.metrics import psnr
 from mri_n2n.outputs import Target
 from mri_n2n.phantom import phantom_kspace
@@ -298,7 +298,7 @@ def test_maps_are_computed_where_the_network_is(scans, run, tmp_path, monkeypatc
     with pytest.raises(Reached, match="'meta', 'meta'"):
         target = Target(tmp_path, "scan", tmp_path)
         reconstruction.reconstruct_file(
-            open_scan(scans["coils"]), target, network_method(loaded, flips=False), quiet=True
+            open_scan(scans["coils"]), target, network_reconstructor(loaded, flips=False), quiet=True
         )
     monkeypatch.setattr(inference, "with_sensitivity_maps", stop)
     monkeypatch.setattr(inference, "load_for_use", lambda *_: loaded)

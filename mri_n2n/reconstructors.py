@@ -22,7 +22,7 @@ Finish = Callable[[Tensor, float], tuple[dict, list[str]]]
 
 
 @dataclass(frozen=True)
-class Method:
+class Reconstructor:
     """device: where its acquisitions are to be. knows_coils: several coils need sensitivity maps; else each is an image.
 
     begin: (scan, read) -> (images_of, finish). read(start, stop) gives slices as `images_of` takes them, on the device,
@@ -36,7 +36,7 @@ class Method:
     begin: Callable[[Scan, Read], tuple[ImagesOf, Finish]]
 
 
-def network_method(loaded: LoadedNetwork, *, flips: bool) -> Method:
+def network_reconstructor(loaded: LoadedNetwork, *, flips: bool) -> Reconstructor:
     """A network; flips: the mean over the four mirror images of each slice."""
 
     def begin(scan: Scan, _: Read) -> tuple[ImagesOf, Finish]:
@@ -57,10 +57,10 @@ def network_method(loaded: LoadedNetwork, *, flips: bool) -> Method:
         }
         return images_of, lambda mask, share: (facts, cautions(loaded, mask, share))
 
-    return Method(loaded.device, loaded.header["network"] != "unet", begin)  # the 2018 U-Net knows no coils
+    return Reconstructor(loaded.device, loaded.header["network"] != "unet", begin)  # the 2018 U-Net knows no coils
 
 
-def baseline_method(baseline: str, regularisation: float | None, device: str) -> Method:
+def baseline_reconstructor(baseline: str, regularisation: float | None, device: str) -> Reconstructor:
     """A classical baseline; regularisation None: chosen for each scan where the baseline has one."""
     chosen = choose_device(device)
 
@@ -81,7 +81,7 @@ def baseline_method(baseline: str, regularisation: float | None, device: str) ->
 
         return images_of, finish
 
-    return Method(chosen, True, begin)
+    return Reconstructor(chosen, True, begin)
 
 
 def intensity_scale(scan: Scan, loaded: LoadedNetwork) -> float:
