@@ -121,7 +121,7 @@ def _example(
     axes = tuple(axis for axis in (-2, -1) if protocol.flips and torch.rand((), generator=draw) < 0.5)
     pair = PAIR_MAKERS[protocol.method](moved(measured, shift, axes), protocol.pair, draw)
     if pair.input.kspace.shape[1] > 1 and pair.input.sensitivity_maps is None:
-        pair = replace(pair, input=_with_maps(pair.input, None, protocol, maps))
+        pair = replace(pair, input=_calibrated(pair.input, pair.input))
     return pair
 
 
@@ -190,19 +190,25 @@ def _with_maps(
         return replace(acquisition, sensitivity_maps=maps[key])
     calibration = acquisition
     divided = protocol.method in SPLITTING_METHODS
-    if key is not None and (divided or protocol.pair.exchange):
+    if divided or protocol.pair.exchange:
         stays = keep_probability(acquisition, protocol.pair.input_share) if divided else acquisition.probability
         certain = acquisition.mask * (stays >= 1)
         if min(calibration_region(certain[0, 0])) < SMALLEST:
             return acquisition
         calibration = replace(acquisition, kspace=acquisition.kspace * certain, mask=certain)
+    found = _calibrated(acquisition, calibration)
+    size = found.sensitivity_maps.numel() * found.sensitivity_maps.element_size()
+    if key is not None and (len(maps) + 1) * size <= MEMORY_FOR_MAPS:
+        maps[key] = found.sensitivity_maps
+    return found
+
+
+def _calibrated(acquisition: Acquisition, calibration: Acquisition) -> Acquisition:
+    """With the sensitivity maps that the samples of `calibration` tell."""
     calibrated, caution = with_sensitivity_maps(calibration)
     if caution:
         warnings.warn(caution, stacklevel=2)
-    found = calibrated.sensitivity_maps
-    if key is not None and (len(maps) + 1) * found.numel() * found.element_size() <= MEMORY_FOR_MAPS:
-        maps[key] = found
-    return replace(acquisition, sensitivity_maps=found)
+    return replace(acquisition, sensitivity_maps=calibrated.sensitivity_maps)
 
 
 def _collate(pairs: list[Pair]) -> list[Pair]:

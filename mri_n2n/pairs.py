@@ -18,6 +18,7 @@ from torch import Generator, Tensor
 
 from mri_n2n.acquisition import Acquisition, concatenate
 from mri_n2n.coils import calibration_region
+from mri_n2n.errors import OptionError
 from mri_n2n.fourier import ifft2c, mirror_axes
 from mri_n2n.masks import is_along
 from mri_n2n.operators import density_weights
@@ -115,8 +116,9 @@ def exchange(first: Acquisition, second: Acquisition, draw: Generator) -> tuple[
     Both samples of a location have the same distribution, so the result is another pair of that design: fresh masks at
     every step from two fixed acquisitions. ValueError when their probabilities differ.
     """
-    if first.probability is None or not torch.equal(first.probability, second.probability):
-        raise ValueError("only acquisitions of one design exchange samples")
+    known = first.probability is not None and second.probability is not None
+    if not known or not torch.equal(first.probability, second.probability):
+        raise OptionError("only acquisitions of one design, of equal sampling probability, exchange samples")
     units = first.mask + 2 * second.mask  # of lines, and symmetric, where both masks are
     swapped = _coin(torch.full_like(first.probability, 0.5), units, draw) * (first.probability < 1)
     taken = lambda a, b: torch.where(swapped > 0, b, a)  # noqa: E731
@@ -309,9 +311,10 @@ PAIR_MAKERS: dict[str, Callable[[Measured, PairOptions, Generator], Pair]] = {
     "robust-multi-operator": robust_multi_operator,
 }
 
-# Those that know one acquisition of a slice; of these, those that divide its samples, those that need another's mask, and
-# those that need the variance of the noise.
+# Those that know one acquisition of a slice; of these, those that divide its samples, those that need another's mask,
+# those that need the variance of the noise, and those that measure their prediction again.
 SPLITTING_METHODS = ("ssdu", "k-weighted-ssdu", "robust-ssdu")
 OTHER_MASK_METHODS = ("multi-operator", "robust-multi-operator")
 NOISE_METHODS = ("robust-ssdu", "robust-equivariant", "robust-multi-operator")
-SINGLE_SCAN_METHODS = (*SPLITTING_METHODS, *OTHER_MASK_METHODS, "equivariant", "robust-equivariant")
+REMEASURING_METHODS = (*OTHER_MASK_METHODS, "equivariant", "robust-equivariant")
+SINGLE_SCAN_METHODS = (*SPLITTING_METHODS, *REMEASURING_METHODS)

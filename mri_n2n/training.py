@@ -28,7 +28,7 @@ from mri_n2n.device import autocast, choose_device, choose_precision
 from mri_n2n.errors import InputError, UserError
 from mri_n2n.files import sha256_of
 from mri_n2n.losses import loss_of
-from mri_n2n.pairs import PAIR_MAKERS, SINGLE_SCAN_METHODS, Pair
+from mri_n2n.pairs import OTHER_MASK_METHODS, PAIR_MAKERS, REMEASURING_METHODS, SINGLE_SCAN_METHODS, Pair
 from mri_n2n.process import progress_shown
 from mri_n2n.protocol import Protocol
 from mri_n2n.runs import check_unused, discard_run, read_checkpoint, read_log, save_run, start_run, write_log
@@ -134,10 +134,11 @@ def train(options: TrainOptions, run: Path | str, *, resume: bool = False) -> Tr
         coils=options.coils,
     )
     if options.protocol.method == "auto":
-        method, why = choose_method(options.dataset, sources.train)
+        method, why = choose_method(options.dataset, sources.train, options.protocol)
         if not options.quiet:
             tqdm.write(f"method: {method} ({why})", file=sys.stderr)
         options = replace(options, protocol=replace(options.protocol, method=method))
+        check_options(options)
     if options.network == "unet" and not options.network_options.get("complex_images"):
         if any(source.has_phase for source in sources.train):
             raise UserError(
@@ -276,6 +277,18 @@ def check_options(options: TrainOptions) -> None:
             protocol.method in ("auto", *SINGLE_SCAN_METHODS)
             or protocol.method.startswith("supervised")
             or (protocol.acquisitions == 2 and options.dataset != "scans")
+        ),
+        f"--exchange is of --method noise2noise, not {protocol.method}": (
+            not pair.exchange or protocol.method in ("auto", "noise2noise")
+        ),
+        f"--method {protocol.method} needs different masks; leave out --one-mask": (
+            not protocol.one_mask or protocol.method not in OTHER_MASK_METHODS
+        ),
+        f"--method {protocol.method} measures images again, with a sampling probability that --network unet cannot know": (
+            options.network != "unet" or protocol.method not in REMEASURING_METHODS
+        ),
+        "--network unet sees every coil alone; --coils simulates coils that are combined": (
+            options.network != "unet" or not protocol.coils
         ),
         f"the 2018 recipe (--method {protocol.method}) is defined with --network unet": (
             not protocol.recipe_2018 or options.network == "unet"

@@ -14,7 +14,9 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 SCRIPTS = sorted((PACKAGE.parent / "data_scripts").glob("*.py"))
 
 # What an array method may stand on: these modules know nothing of files, data sets, training or the command line.
-ARRAYS = {"acquisition", "coils", "errors", "fourier", "losses", "masks", "networks", "operators", "pairs", "phantom"}
+ARRAYS = {
+    "acquisition", "coils", "errors", "fourier", "losses", "masks", "movement", "networks", "noise", "operators", "pairs", "phantom",
+}  # fmt: skip
 
 
 def name_of(path: Path) -> str:

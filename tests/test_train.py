@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 import mri_n2n
 from mri_n2n import validation
 from mri_n2n.acquisition import Acquisition
-from mri_n2n.batches import Protocol, simulated_repetitions, steps_per_epoch, training_batches
+from mri_n2n.batches import steps_per_epoch, training_batches
 from mri_n2n.checkpoint import build_network, find_weights, load_network, load_tensors, save_tensors
 from mri_n2n.coils import with_sensitivity_maps
 from mri_n2n.datasets import find_sources, phantom_sources
@@ -32,6 +32,7 @@ from mri_n2n.errors import InputError, NotFoundError, OutputError, UserError
 from mri_n2n.fourier import fft2c, ifft2c
 from mri_n2n.masks import draw_mask
 from mri_n2n.phantom import phantom_kspace
+from mri_n2n.protocol import Protocol, simulated_repetitions
 from mri_n2n.simulation import SimulationOptions, simulate_file
 from mri_n2n.sources import Source
 from mri_n2n.training import TrainOptions, set_schedule, train
@@ -78,7 +79,7 @@ def data(tmp_path_factory) -> Path:
 
 def options(dataset: str = "phantom", data: Path | None = None, **changes) -> TrainOptions:
     protocol = {
-        name: changes.pop(name) for name in ("recipe", "targets", "pairs", "masks", "noise", "seed") if name in changes
+        name: changes.pop(name) for name in ("method", "pairs", "masks", "noise", "seed") if name in changes
     }
     chosen = {
         "dataset": dataset, "data": None if data is None or dataset == "phantom" else str(data / dataset),
@@ -156,19 +157,19 @@ def _coils(acquisition: Acquisition) -> Acquisition:
 
 
 def test_phantoms_with_coils_and_noise(tmp_path):
-    result = train(options(coils=2, noise=0.02, network_options={**TINY, "consistency": "soft"}), tmp_path)
+    result = train(options(coils=2, noise=(0.02, 0.02), network_options={**TINY, "consistency": "soft"}), tmp_path)
     assert result.finished and np.isfinite(result.loss)
 
 
-@pytest.mark.parametrize("targets", ["undersampled", "clean"])
-def test_the_2018_recipe(targets, data, tmp_path):
+@pytest.mark.parametrize("method", ["noise2noise-2018", "supervised-2018"])
+def test_the_2018_recipe(method, data, tmp_path):
     recipe = options(
-        "nifti", data, matrix_size=24, recipe="noise2noise-2018", targets=targets, pairs="redrawn", network="unet",
+        "nifti", data, matrix_size=24, method=method, pairs="redrawn", network="unet",
         network_options={"channels": 12},
     )  # fmt: skip
     result = train(recipe, tmp_path)
     assert result.finished and np.isfinite(result.loss) and np.isfinite(result.psnr)
-    assert load_network(tmp_path / "weights.safetensors")[1]["training"]["protocol"]["targets"] == targets
+    assert load_network(tmp_path / "weights.safetensors")[1]["training"]["protocol"]["method"] == method
 
 
 def test_training_without_references_improves_the_image(tmp_path, monkeypatch):
@@ -210,7 +211,7 @@ def test_excluded_subjects_are_in_neither_part(data, tmp_path):
 )
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(dataset, stop, number, data, tmp_path, monkeypatch):
     """nifti has 6 training slices, so batches of 4 and 2: step 3 is in the middle of the second epoch."""
-    chosen = options(dataset, data, steps=7, noise=0.02, pairs="redrawn" if dataset == "phantom" else "fixed")
+    chosen = options(dataset, data, steps=7, noise=(0.02, 0.02), pairs="redrawn" if dataset == "phantom" else "fixed")
     monkeypatch.setattr(validation, "VALIDATION_SLICES", 2)
     train(chosen, tmp_path / "whole")
     handler = signal.getsignal(number)
@@ -273,7 +274,7 @@ def test_ctrl_c_at_the_command_line_saves_and_resumes(tmp_path):
     tensors, header = load_tensors(tmp_path / "run" / "checkpoint.safetensors")
     assert f"saved at step {header['step']}" in line and "--resume" in line and header["step"] < 80
 
-    network_options = {"channels": 8, "cascades": 1, "consistency": "hard"}
+    network_options = {"channels": 8, "cascades": 1}
     chosen = options(steps=80, network_options=network_options)
     assert train(chosen, tmp_path / "run", resume=True).steps == 80
     train(chosen, tmp_path / "whole")
@@ -283,7 +284,7 @@ def test_ctrl_c_at_the_command_line_saves_and_resumes(tmp_path):
 def test_equal_seeds_make_equal_weights(data, tmp_path):
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         torch.rand(7)  # what else the process draws does not matter
-        train(options("nifti", data, steps=2, seed=seed, noise=0.02), tmp_path / name)
+        train(options("nifti", data, steps=2, seed=seed, noise=(0.02, 0.02)), tmp_path / name)
     assert equal(tmp_path / "a", tmp_path / "b")
     assert not equal(tmp_path / "a", tmp_path / "c")
 
@@ -302,7 +303,7 @@ def test_a_run_is_not_overwritten_and_resumes_with_the_same_options_only(data, t
         "learning_rate": 5e-3,
         "seed": 5,
         "network_options": {**TINY, "channels": 12},
-        "noise": 0.1,
+        "noise": (0.1, 0.1),
     }
     for name, value in changes.items():
         with pytest.raises(InputError, match="protocol" if name in ("seed", "noise") else name):
@@ -415,7 +416,7 @@ def epochs(protocol: Protocol, count: int = 12, **source):
 
 
 def test_fixed_pairs_are_the_same_two_acquisitions_for_ever_with_roles_swapped():
-    protocol = Protocol(acceleration=(4.0, 4.0), noise=0.05, flips=False)
+    protocol = Protocol(acceleration=(4.0, 4.0), noise=(0.05, 0.05), flips=False)
     seen: dict[bytes, list] = {}
     for mask, weight, samples in epochs(protocol):
         seen.setdefault(mask.numpy().tobytes(), []).append((weight > 0, samples))
@@ -436,8 +437,8 @@ def test_default_training_mirrors_and_the_recipe_rounds():
         for _, _, samples in epochs(replace(protocol, flips=False), 40, matrix=(24, 22))
     }
     assert len(alone) == 2 and len(seen) == 4  # two acquisitions; conjugate-symmetric: y and x flips of one are equal
-    recipe = replace(protocol, recipe="noise2noise-2018", targets="clean", flips=False)
-    for chosen, rounded in ((recipe, True), (replace(recipe, recipe="default"), False)):
+    recipe = replace(protocol, method="supervised-2018", flips=False)
+    for chosen, rounded in ((recipe, True), (replace(recipe, method="supervised"), False)):
         [(pair,)] = islice(training_batches([one_slice_source()], chosen, 1), 1)
         image = 255 * (pair.target if pair.domain == "image" else ifft2c(pair.target)).real
         assert ((image - image.round()).abs().max() < 1e-2) == rounded
@@ -450,7 +451,7 @@ def test_redrawn_pairs_are_new_in_every_epoch():
 
 def test_clean_targets_see_the_same_inputs():
     chosen = Protocol(acceleration=(4.0, 4.0))
-    noisy, clean = (list(epochs(replace(chosen, targets=targets))) for targets in ("undersampled", "clean"))
+    noisy, clean = (list(epochs(replace(chosen, method=method))) for method in ("noise2noise", "supervised"))
     for (mask, _, samples), (mask_too, weight, samples_too) in zip(noisy, clean):
         assert torch.equal(mask, mask_too) and torch.equal(samples, samples_too) and bool((weight == 1).all())
 
@@ -461,7 +462,7 @@ def test_seed_and_name_and_slice_draw_masks_of_their_own():
         only = Source(name, name, 1, lambda: source.load())
         chosen = Protocol(acceleration=(4.0, 4.0), seed=seed)
         full = only.load()[index : index + 1]
-        return simulated_repetitions(full, index, name, chosen)[0].mask.numpy().tobytes()
+        return simulated_repetitions(full, index, name, chosen).first.mask.numpy().tobytes()
 
     assert mask() == mask()
     assert len({mask(), mask(seed=1), mask(name="other"), mask(index=1)}) == 4
@@ -500,7 +501,7 @@ def test_batches_start_anywhere():
     """What makes resuming exact: batch n is the same whether the batches before it were made or not."""
     sources, protocol = (
         [one_slice_source("a", slices=3), one_slice_source("b", slices=2)],
-        Protocol(acceleration=(3.0, 3.0), noise=0.1),
+        Protocol(acceleration=(3.0, 3.0), noise=(0.1, 0.1)),
     )
     whole = list(islice(training_batches(sources, protocol, 2), 7))
     for start in (1, 3, 5):
@@ -514,7 +515,7 @@ def test_batches_start_anywhere():
 
 def test_validation_masks_are_fixed_per_file():
     sources = [one_slice_source("a", slices=3), one_slice_source("b", slices=2)]
-    chosen = Protocol(acceleration=(3.0, 3.0), noise=0.02)
+    chosen = Protocol(acceleration=(3.0, 3.0), noise=(0.02, 0.02))
     once, again = (validation_set(sources, chosen) for _ in range(2))
     assert len(once) == 5
     for a, b in zip(once, again):
@@ -560,7 +561,7 @@ def test_learning_rates():
 
     assert at(0.03)[0] == pytest.approx(1e-3, rel=0.01) and at(0.999)[0] < 1e-7 and 0 < at(0)[0] < 1e-4
     # 300 epochs: ten up, thirty down, in which beta1 falls from 0.9 to 0.5
-    recipe = {"recipe": "noise2noise-2018"}
+    recipe = {"method": "noise2noise-2018"}
     assert at(0, **recipe) == (0, 0.9)
     assert at(10 / 300, **recipe) == pytest.approx((1e-3, 0.9)) and at(270 / 300, **recipe) == pytest.approx(
         (1e-3, 0.9)
@@ -593,7 +594,7 @@ def test_data_that_are_not_finite_are_named(dataset, data, tmp_path):
 
 
 def test_the_header_says_how_and_nothing_of_whom_and_where(data, tmp_path):
-    chosen = options("fastmri", data, steps=2, masks=("roulette", "random-lines"), noise=0.01, validation_subjects=None)
+    chosen = options("fastmri", data, steps=2, masks=("roulette", "random-lines"), noise=(0.01, 0.01), validation_subjects=None)
     train(chosen, tmp_path)
     path = tmp_path / "weights.safetensors"
     header = load_tensors(path)[1]
@@ -604,7 +605,7 @@ def test_the_header_says_how_and_nothing_of_whom_and_where(data, tmp_path):
     assert header["training"]["dataset"] == "fastmri" and header["training"]["batch_size"] == 4
     protocol = header["training"]["protocol"]
     assert (
-        protocol["masks"] == ["roulette", "random-lines"] and protocol["pairs"] == "fixed" and protocol["noise"] == 0.01
+        protocol["masks"] == ["roulette", "random-lines"] and protocol["pairs"] == "fixed" and protocol["noise"] == [0.01, 0.01]
     )
     assert header["parameters"] == sum(p.numel() for p in load_network(path)[0].parameters())
 
