@@ -20,7 +20,7 @@ from mri_n2n.acquisition import Acquisition, concatenate
 from mri_n2n.coils import calibration_region
 from mri_n2n.errors import OptionError
 from mri_n2n.fourier import ifft2c, mirror_axes
-from mri_n2n.masks import is_along
+from mri_n2n.masks import is_along, mirror
 from mri_n2n.operators import density_weights
 
 
@@ -248,13 +248,10 @@ def _with_probe(pair: Pair, draw: Generator) -> Pair:
 
 def _coin(probability: Tensor, mask: Tensor, draw: Generator) -> Tensor:
     """1 with `probability` (1, 1, y, x), else 0: one coin for each unit in which `mask` was drawn: a line, or k and -k."""
-    if is_along(mask, -2):
-        coin = torch.rand((*mask.shape[:2], 1, mask.shape[-1]), generator=draw).expand_as(mask)
-    else:
-        coin = torch.rand(mask.shape, generator=draw)
+    units = mask[..., :1, :] if is_along(mask, -2) else mask
+    coin = torch.rand(units.shape, generator=draw)
     if torch.equal(mirror_axes(mask, (-2, -1)), mask):
-        index = torch.arange(mask[0, 0].numel()).reshape(mask.shape[-2:])
-        coin = coin.flatten()[torch.minimum(index, mirror_axes(index, (-2, -1)))][None, None]
+        coin = mirror(coin[0, 0])[None, None]
     return (coin < probability).to(mask.dtype)
 
 

@@ -713,7 +713,7 @@ def test_bundled_weights_scale_with_the_scan():
 def test_bundled_weights_are_small_and_say_how_they_were_trained(tmp_path):
     assert BUNDLED.stat().st_size <= 8e6 and (BUNDLED.parent / "README.md").is_file()
     facts = mri_n2n.info(BUNDLED)
-    assert facts["targets"] == "undersampled" and facts["network"] == "unrolled"
+    assert facts["method"] == "noise2noise" and facts["network"] == "unrolled"
     assert b"/home" not in BUNDLED.read_bytes()[:100_000] and b"/root" not in BUNDLED.read_bytes()[:100_000]
 
 

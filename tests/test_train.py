@@ -361,7 +361,7 @@ def test_a_full_disk_ends_in_one_line(data, tmp_path):
         "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
         "from mri_n2n.cli import main; sys.exit(main(sys.argv[1:]))"
     )
-    command = ["train", "--dataset", "nifti", "--data", data / "nifti", "--steps", "1", "--channels", "8", "-o", run]
+    command = ["train", "--dataset", "nifti", "--data", data / "nifti", "--steps", "1", "--channels", "8", "--quiet", "-o", run]
     ended = subprocess.run([sys.executable, "-c", code, *map(str, command)], capture_output=True, text=True)
     assert ended.returncode == 4 and ended.stderr.count("\n") == 1 and "File too large" in ended.stderr, ended.stderr
     assert not run.exists()
