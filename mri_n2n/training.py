@@ -319,12 +319,13 @@ def catchable_signals() -> tuple[int, ...]:
 def initial_weights(options: TrainOptions, fresh: dict[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of `options.init`, over the `fresh` ones of a new network. InputError when they do not fit it.
 
-    An unrolled network with hard consistency may have more cascades than `init`: the added ones begin as the identity.
+    An unrolled network with hard consistency and no memory may have more cascades than `init`: the added ones begin as the identity.
     """
     network, header = load_network(find_weights(Path(options.init)))
     wanted = network_options(options.network, options.network_options)
     found = network_options(options.network, header["network_options"])
-    added = wanted.get("cascades", 0) > found.get("cascades", 0) and wanted["consistency"] == "hard"
+    added = wanted.get("cascades", 0) > found.get("cascades", 0)
+    added = added and wanted.get("consistency") == "hard" and not wanted["memory"]
     if header["network"] != options.network or (found | {"cascades": wanted["cascades"]} if added else found) != wanted:
         raise InputError(f"{options.init} holds {header['network']} {found}, not {options.network} {wanted}")
     return fresh | network.state_dict()

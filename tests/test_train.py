@@ -225,6 +225,9 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(dataset, stop, numbe
     assert resumed.finished and resumed.steps == 7 and resumed.seconds > stopped.seconds
     assert equal(tmp_path / "whole", tmp_path / "parts")
     assert equal(tmp_path / "whole", tmp_path / "parts", "weights.safetensors")
+    weights, checkpoint = (load_tensors(tmp_path / "parts" / f"{n}.safetensors")[0] for n in ("weights", "checkpoint"))
+    assert all(torch.equal(value, checkpoint[f"average.{name}"]) for name, value in weights.items())
+    assert not all(torch.equal(value, checkpoint[f"network.{name}"]) for name, value in weights.items())
     last = [json.loads((tmp_path / run / "log.jsonl").read_text().splitlines()[-1]) for run in ("whole", "parts")]
     assert all(last[0][key] == last[1][key] for key in last[0] if key != "seconds")
 
@@ -270,7 +273,8 @@ def test_ctrl_c_at_the_command_line_saves_and_resumes(tmp_path):
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=120)
     assert process.returncode == 130
-    (line,) = said.splitlines()
+    chosen, line = said.splitlines()
+    assert chosen == "method: noise2noise (every slice is acquired twice, by simulation)"
     tensors, header = load_tensors(tmp_path / "run" / "checkpoint.safetensors")
     assert f"saved at step {header['step']}" in line and "--resume" in line and header["step"] < 80
 
@@ -279,6 +283,44 @@ def test_ctrl_c_at_the_command_line_saves_and_resumes(tmp_path):
     assert train(chosen, tmp_path / "run", resume=True).steps == 80
     train(chosen, tmp_path / "whole")
     assert equal(tmp_path / "run", tmp_path / "whole")
+
+
+@pytest.mark.parametrize("method", ["noise2noise", "robust-ssdu", "robust-multi-operator"])
+def test_a_resumed_run_of_a_method_is_the_uninterrupted_one(method, data, tmp_path, monkeypatch):
+    """With all that a method draws besides masks: exchange, divisions, further noise, probes, other masks."""
+    chosen = options("nifti", data, method=method, steps=4, noise=(0.0, 0.05), average=0.9, validation_subjects=("none",))
+    pair = replace(chosen.protocol.pair, exchange=method == "noise2noise")
+    chosen = replace(chosen, protocol=replace(chosen.protocol, pair=pair, coils=(1, 2)))
+    train(chosen, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        interrupt(patch, after=2)
+        assert not train(chosen, tmp_path / "parts").finished
+    assert train(chosen, tmp_path / "parts", resume=True).finished
+    for name in ("checkpoint.safetensors", "weights.safetensors"):
+        assert equal(tmp_path / "whole", tmp_path / "parts", name)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.5, 0.999])
+def test_saved_weights_are_the_moving_average(decay, data, tmp_path, monkeypatch):
+    """a_n = w_n + d_n (a_{n-1} - w_n), d_n = min(decay, (1 + n) / (10 + n)) for n steps before, a_0 the first weights."""
+    step, seen = training.training_step, []
+
+    def followed(network, *arguments):
+        loss = step(network, *arguments)
+        seen.append({name: value.clone().double() for name, value in network.state_dict().items()})
+        return loss
+
+    monkeypatch.setattr(training, "training_step", followed)
+    train(options("nifti", data, steps=5, average=decay), tmp_path)
+    expected = seen[0]
+    for n, weights in enumerate(seen[1:], start=1):
+        d = min(decay, (1 + n) / (10 + n))
+        expected = {name: value + d * (expected[name] - value) for name, value in weights.items()}
+    saved = load_tensors(tmp_path / "weights.safetensors")[0]
+    for name, value in saved.items():
+        torch.testing.assert_close(value.double(), expected[name], atol=1e-7, rtol=1e-5)
+    if decay == 0:
+        assert all(torch.equal(value.double(), seen[-1][name]) for name, value in saved.items())
 
 
 def test_equal_seeds_make_equal_weights(data, tmp_path):
@@ -635,17 +677,23 @@ def test_training_starts_from_other_weights(data, tmp_path):
             train(
                 options("nifti", data, steps=1, init=str(tmp_path / f"wrong-{number}.safetensors")), tmp_path / "third"
             )
-    for other in ({"channels": 16}, {"consistency": "soft"}, {"consistency": "soft", "cascades": 2}):
+    for other in ({"channels": 16}, {"consistency": "hard"}, {"cascades": 2}, {"consistency": "hard", "cascades": 2}):
         with pytest.raises(InputError, match="unrolled"):
             other = options("nifti", data, network_options={**TINY, **other}, init=str(tmp_path / "first"))
+            train(other, tmp_path / "third")
+    for other in ("fastmri-varnet", "fastmri-unet"):
+        sizes = {"channels": 4, "levels": 2} | ({"cascades": 2} if other == "fastmri-varnet" else {})
+        with pytest.raises(InputError, match="unrolled"):
+            other = options("nifti", data, network=other, network_options=sizes, init=str(tmp_path / "first"))
             train(other, tmp_path / "third")
     assert not (tmp_path / "third").exists()
 
 
 def test_a_deeper_cascade_starts_as_the_network_it_grew_from(data, tmp_path):
     """Its added cascades are the identity at first, so the images are the same; fewer cascades are refused."""
-    train(options("nifti", data, steps=2), tmp_path / "small")
-    deeper = {**TINY, "cascades": TINY["cascades"] + 2}
+    hard = {**TINY, "consistency": "hard"}
+    train(options("nifti", data, steps=2, network_options=hard), tmp_path / "small")
+    deeper = {**hard, "cascades": TINY["cascades"] + 2}
     grown = options("nifti", data, network_options=deeper, learning_rate=1e-12, init=str(tmp_path / "small"), steps=1)
     train(grown, tmp_path / "grown")
     full = phantom_kspace((21, 24), generator=torch.Generator().manual_seed(5))
@@ -653,8 +701,10 @@ def test_a_deeper_cascade_starts_as_the_network_it_grew_from(data, tmp_path):
     images = [mri_n2n.reconstruct(kspace, weights=tmp_path / name) for name in ("small", "grown")]
     np.testing.assert_allclose(*images, atol=1e-6)
     assert np.abs(images[0] - ifft2c(torch.from_numpy(kspace)).numpy()).max() > 1e-3
-    with pytest.raises(InputError, match="unrolled"):
-        train(options("nifti", data, steps=1, init=str(tmp_path / "grown")), tmp_path / "third")
+    for wrong, start in ((hard, "grown"), ({**deeper, "memory": 2}, "small")):
+        with pytest.raises(InputError, match="unrolled"):
+            chosen = options("nifti", data, steps=1, network_options=wrong, init=str(tmp_path / start))
+            train(chosen, tmp_path / "third")
 
 
 def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(tmp_path):
