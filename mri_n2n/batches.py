@@ -173,7 +173,7 @@ def _chosen(
         some = [undersampled(a, index, name, i, protocol, anew) for a, i in zip(some, chosen)]
     other = None
     if protocol.method in OTHER_MASK_METHODS:
-        masks = data[chosen[-1]].mask
+        masks = some[-1].mask if protocol.undersample else data[chosen[-1]].mask
         other = masks[int(torch.randint(len(masks), (), generator=draw))][None]
     if protocol.method in NOISE_METHODS and some[0].noise_variance is None:
         bound = noise_variance_at_most(some[0].kspace, some[0].mask).nan_to_num(0.0)

@@ -13,12 +13,14 @@ import pytest
 import torch
 
 from mri_n2n import cli
+from mri_n2n.acquisition import Acquisition
 from mri_n2n.arguments import METHODS
 from mri_n2n.batches import _example, training_batches
 from mri_n2n.checkpoint import load_tensors
 from mri_n2n.choice import choose_method
 from mri_n2n.datasets import find_sources
 from mri_n2n.fourier import ifft2c
+from mri_n2n.masks import draw_mask
 from mri_n2n.pairs import SINGLE_SCAN_METHODS, PairOptions
 from mri_n2n.phantom import phantom_kspace
 from mri_n2n.protocol import Protocol, design, simulated_coils, simulated_repetitions
@@ -267,3 +269,21 @@ def test_multi_operator_is_given_another_mask_of_the_design_and_equivariant_its_
             assert pair.again.mask.mean().item() == pytest.approx(0.25, abs=0.06)
         if method == "multi-operator":
             assert len({mask.numpy().tobytes() for mask in masks}) == 6
+
+
+def test_multi_operator_on_repetitions_is_given_the_mask_of_another_one():
+    """Of fully sampled ones, which training undersamples, an undersampled one: no scan of that design is full."""
+    full = phantom(slices=2)
+    ones = torch.ones(1, 1, *full.shape[-2:])
+    repetitions = tuple(Acquisition(full, ones, ones, None, 0.0) for _ in range(2))
+    protocol = Protocol("multi-operator", undersample=True, acceleration=(4.0, 4.0))
+    for pairs in ("fixed", "redrawn"):
+        pair = _example(repetitions, 1, "a", replace(protocol, pairs=pairs), seeded(0, "draw"), {})
+        assert pair.again.mask.mean().item() == pytest.approx(0.25, abs=0.06)
+        assert not torch.equal(pair.again.mask, pair.input.mask)
+    masks = [draw_mask("roulette", tuple(full.shape[-2:]), 4.0, seeded(i)).mask[None, None] for i in range(2)]
+    as_measured = tuple(Acquisition(full * mask, mask, ones, None, 0.0) for mask in masks)
+    protocol = replace(protocol, undersample=False, flips=False)
+    pair = _example(as_measured, 1, "a", protocol, seeded(0, "draw"), {})
+    either = [torch.equal(pair.input.mask, mask) for mask in masks], [torch.equal(pair.again.mask, m) for m in masks]
+    assert sum(either[0]) == sum(either[1]) == 1 and either[0] != either[1]
