@@ -113,8 +113,9 @@ def exchange(first: Acquisition, second: Acquisition, draw: Generator) -> tuple[
     """Two acquisitions of one design after a fair coin for each location (line, of line masks) said whether they
     exchange what they have there, sampled or not; except where every scan samples, which maps are found from.
 
-    Both samples of a location have the same distribution, so the result is another pair of that design: fresh masks at
-    every step from two fixed acquisitions. ValueError when their probabilities differ.
+    Both samples of a location have the same distribution, so masks of independent points give another pair of that design:
+    fresh masks at every step from two fixed acquisitions. Lines keep their probabilities but not their number, and
+    equispaced ones not their spacing: there the masks depend on one another. OptionError when probabilities differ.
     """
     known = first.probability is not None and second.probability is not None
     if not known or not torch.equal(first.probability, second.probability):

@@ -179,7 +179,9 @@ def test_simulated_coils_are_those_of_the_volume():
             torch.testing.assert_close(found[:, both], maps[0][0][:, both], rtol=1e-3, atol=1e-3)
         seen[name] = maps[0][0]
     several = [value for value in seen.values() if len(value) > 1]
-    assert len(several) > 1 and not any(a.shape == b.shape and torch.allclose(a, b) for a, b in zip(several, several[1:]))
+    assert len(several) > 1 and not any(
+        a.shape == b.shape and torch.allclose(a, b) for a, b in zip(several, several[1:])
+    )
     measured_coils = simulated_repetitions(phantom(coils=2)[:1], 0, "volume 0", protocol)
     assert measured_coils.first.kspace.shape[1] == 2  # coils of its own stay
 
@@ -212,7 +214,9 @@ def test_one_mask_is_that_of_every_slice_and_scan():
     first = all_of_them[0]
     assert not torch.equal(first.first.mask, first.second.mask)
     for measured in all_of_them[1:]:
-        assert torch.equal(measured.first.mask, first.first.mask) and torch.equal(measured.second.mask, first.second.mask)
+        assert torch.equal(measured.first.mask, first.first.mask) and torch.equal(
+            measured.second.mask, first.second.mask
+        )
         assert not torch.equal(measured.first.kspace, first.first.kspace)  # noise of its own
     other = simulated_repetitions(full, 0, "a", replace(protocol, one_mask=False))
     assert not torch.equal(other.first.mask, first.first.mask)

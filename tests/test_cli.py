@@ -660,7 +660,11 @@ def test_info_tells_a_checkpoint_from_weights(tmp_path, capsys):
         for name in ("weights", "checkpoint")
     }
     assert told["weights"]["commands"] == "reconstruct --weights" and told["checkpoint"]["commands"] == "train --resume"
-    assert told["weights"]["method"] == "noise2noise" and told["weights"]["acquisitions"] == "simulated" and told["weights"]["acceleration"] == [3, 3]
+    assert (
+        told["weights"]["method"] == "noise2noise"
+        and told["weights"]["acquisitions"] == "simulated"
+        and told["weights"]["acceleration"] == [3, 3]
+    )
 
 
 def options_of(*arguments: str):
@@ -680,7 +684,9 @@ def test_defaults_of_training_and_of_the_recipe():
     edge = draw_mask("roulette", (255, 255), recipe.protocol.acceleration[0], generator).probability[0, 127].item()
     assert abs(edge - 0.025) < 1e-4  # the paper's p_edge
     assert (default.protocol.method, default.average, recipe.average) == ("auto", 0.999, 0.0)
-    assert default.network_options == options_of("--noise", "0.05").network_options == {}  # soft, which without noise is hard
+    assert (
+        default.network_options == options_of("--noise", "0.05").network_options == {}
+    )  # soft, which without noise is hard
     assert options_of("--consistency", "hard").network_options == {"consistency": "hard"}
     assert default.protocol.noise == (0, 0) and options_of("--noise", "0.05").protocol.noise == (0.05, 0.05)
     assert options_of("--noise", "0:0.05").protocol.noise == (0, 0.05)

@@ -49,7 +49,9 @@ def unit_maps(coils: int, shape=SHAPE, seed: int = 5) -> torch.Tensor:
     return maps / maps.abs().square().sum(dim=1, keepdim=True).sqrt()
 
 
-def sample(kind: str, draw: torch.Generator, hermitian=False, *, coils=1, shape=SHAPE, full=None, noise=0.0, acceleration=2.5):
+def sample(
+    kind: str, draw: torch.Generator, hermitian=False, *, coils=1, shape=SHAPE, full=None, noise=0.0, acceleration=2.5
+):
     """An acquisition of `full` k-space (1, coils, y, x), of nothing where none is given, with its own mask and noise."""
     sampling = draw_mask(kind, shape, acceleration, draw, hermitian=hermitian)
     full = torch.zeros((1, coils, *shape), dtype=torch.complex64) if full is None else full
@@ -195,7 +197,9 @@ def test_division_keeps_the_samples_of_all_coils():
 def test_division_where_all_scans_have_one_mask(lines):
     """P is 0 or 1: outside of the sampled rectangle about the centre a share stays, and all of the rest is a target."""
     shape, share, count = (15, 16), 0.6, 800
-    mask = (torch.rand((1, 1, 1 if lines else 15, 16), generator=generator(3)) < 0.4).float().expand(1, 1, *shape).clone()
+    mask = (
+        (torch.rand((1, 1, 1 if lines else 15, 16), generator=generator(3)) < 0.4).float().expand(1, 1, *shape).clone()
+    )
     mask[..., :, 5:11] = 1 if lines else mask[..., :, 5:11]
     mask[..., 4:11, 5:11] = 1
     mask[..., :, [4, 11]] = 0  # so that the rectangle is known
@@ -324,8 +328,12 @@ def test_rotation_is_scipys(shape):
     for image, angle, turned in zip(images, angles, rotate(images, angles)):
         np.testing.assert_allclose(turned[0].numpy(), scipy_turn(image[0].numpy(), angle.item()), atol=1e-4)
     if shape[0] % 2 and shape[1] % 2:  # where scipy's own centre, (n - 1) / 2, is the same pixel
-        own = ndimage.rotate(images[1, 0].real.numpy(), math.degrees(-0.4), reshape=False, order=1, mode="grid-constant")
-        other = ndimage.rotate(images[1, 0].real.numpy(), math.degrees(0.4), reshape=False, order=1, mode="grid-constant")
+        own = ndimage.rotate(
+            images[1, 0].real.numpy(), math.degrees(-0.4), reshape=False, order=1, mode="grid-constant"
+        )
+        other = ndimage.rotate(
+            images[1, 0].real.numpy(), math.degrees(0.4), reshape=False, order=1, mode="grid-constant"
+        )
         found = rotate(images[1:2], angles[1:2])[0, 0].real.numpy()
         assert min(np.abs(found - own).max(), np.abs(found - other).max()) < 1e-4
 
@@ -378,7 +386,10 @@ def test_equivariance_loss_of_the_zero_filled_image(method, coils):
         scans.append(Acquisition(scan.kspace, scan.mask, scan.probability, maps, 0.1))
     others = [sample("random-lines", draw).mask for _ in scans]
     pair = joined([PAIR_MAKERS[method](Measured(s, other_mask=o), PairOptions(), draw) for s, o in zip(scans, others)])
-    expected, fourier = 0.0, lambda image: np.fft.fftshift(np.fft.fft2(np.fft.ifftshift(image, (-2, -1)), norm="ortho"), (-2, -1))
+    expected, fourier = (
+        0.0,
+        lambda image: np.fft.fftshift(np.fft.fft2(np.fft.ifftshift(image, (-2, -1)), norm="ortho"), (-2, -1)),
+    )
     inverse = lambda k: np.fft.fftshift(np.fft.ifft2(np.fft.ifftshift(k, (-2, -1)), norm="ortho"), (-2, -1))  # noqa: E731
     for i, (scan, other) in enumerate(zip(scans, others)):
         s = np.ones((1, *shape)) if maps is None else maps[0].numpy()

@@ -9,10 +9,10 @@ import torch
 from torch.nn import functional as F
 
 from mri_n2n.acquisition import Acquisition
+from mri_n2n.errors import OptionError
 from mri_n2n.fourier import fft2c, ifft2c
 from mri_n2n.losses import weighted_squared_error
 from mri_n2n.masks import draw_mask
-from mri_n2n.errors import OptionError
 from mri_n2n.networks import MOST_NOISE, NETWORKS, FastMRIUNet, FastMRIVarNet, UNet, UNet2018, Unrolled
 from mri_n2n.noise import noise_variance_at_most
 from mri_n2n.operators import adjoint
@@ -85,7 +85,12 @@ def relative(result: torch.Tensor, expected: torch.Tensor) -> float:
 @pytest.mark.parametrize("shape", SIZES)
 @pytest.mark.parametrize(
     "make",
-    [small_unrolled, small_2018, lambda: small_2018(complex_images=True), lambda: small_unrolled(consistency="hard", memory=3)],
+    [
+        small_unrolled,
+        small_2018,
+        lambda: small_2018(complex_images=True),
+        lambda: small_unrolled(consistency="hard", memory=3),
+    ],
 )
 @torch.no_grad()
 def test_any_size_gives_an_image_of_that_size(make, shape):

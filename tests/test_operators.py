@@ -314,6 +314,6 @@ def test_gradient_reaches_image_and_noise_to_error(kind):
         image = complex_normal(1, 1, *shape, seed=2).requires_grad_()
         kspace = mask * complex_normal(1, 1 if coil_maps is None else 2, *shape, seed=3)
         assert torch.autograd.gradcheck(
-            lambda image, noise: data_consistency(image, kspace, mask, coil_maps, noise_to_error=noise, iterations=2),
+            lambda image, noise: data_consistency(image, kspace, mask, coil_maps, noise_to_error=noise, iterations=2),  # noqa: B023
             (image, noise),
         )

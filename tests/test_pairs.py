@@ -402,7 +402,8 @@ def test_batches_resume_where_they_stopped_and_touch_no_global_randomness(method
                 )
                 if a.again is not None:
                     assert all(
-                        x is y is None or torch.equal(x, y) for x, y in zip(vars(a.again).values(), vars(b.again).values())
+                        x is y is None or torch.equal(x, y)
+                        for x, y in zip(vars(a.again).values(), vars(b.again).values())
                     )
     assert [sum(pair.input.kspace.shape[0] for pair in batch) for batch in whole[:3]] == [4, 4, 2]
     assert torch.equal(torch.get_rng_state(), state)

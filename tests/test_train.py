@@ -78,9 +78,7 @@ def data(tmp_path_factory) -> Path:
 
 
 def options(dataset: str = "phantom", data: Path | None = None, **changes) -> TrainOptions:
-    protocol = {
-        name: changes.pop(name) for name in ("method", "pairs", "masks", "noise", "seed") if name in changes
-    }
+    protocol = {name: changes.pop(name) for name in ("method", "pairs", "masks", "noise", "seed") if name in changes}
     chosen = {
         "dataset": dataset, "data": None if data is None or dataset == "phantom" else str(data / dataset),
         "matrix_size": 24 if dataset == "phantom" else None, "protocol": Protocol(acceleration=(3.0, 3.0), **protocol),
@@ -288,7 +286,9 @@ def test_ctrl_c_at_the_command_line_saves_and_resumes(tmp_path):
 @pytest.mark.parametrize("method", ["noise2noise", "robust-ssdu", "robust-multi-operator"])
 def test_a_resumed_run_of_a_method_is_the_uninterrupted_one(method, data, tmp_path, monkeypatch):
     """With all that a method draws besides masks: exchange, divisions, further noise, probes, other masks."""
-    chosen = options("nifti", data, method=method, steps=4, noise=(0.0, 0.05), average=0.9, validation_subjects=("none",))
+    chosen = options(
+        "nifti", data, method=method, steps=4, noise=(0.0, 0.05), average=0.9, validation_subjects=("none",)
+    )
     pair = replace(chosen.protocol.pair, exchange=method == "noise2noise")
     chosen = replace(chosen, protocol=replace(chosen.protocol, pair=pair, coils=(1, 2)))
     train(chosen, tmp_path / "whole")
@@ -403,7 +403,20 @@ def test_a_full_disk_ends_in_one_line(data, tmp_path):
         "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
         "from mri_n2n.cli import main; sys.exit(main(sys.argv[1:]))"
     )
-    command = ["train", "--dataset", "nifti", "--data", data / "nifti", "--steps", "1", "--channels", "8", "--quiet", "-o", run]
+    command = [
+        "train",
+        "--dataset",
+        "nifti",
+        "--data",
+        data / "nifti",
+        "--steps",
+        "1",
+        "--channels",
+        "8",
+        "--quiet",
+        "-o",
+        run,
+    ]
     ended = subprocess.run([sys.executable, "-c", code, *map(str, command)], capture_output=True, text=True)
     assert ended.returncode == 4 and ended.stderr.count("\n") == 1 and "File too large" in ended.stderr, ended.stderr
     assert not run.exists()
@@ -636,7 +649,9 @@ def test_data_that_are_not_finite_are_named(dataset, data, tmp_path):
 
 
 def test_the_header_says_how_and_nothing_of_whom_and_where(data, tmp_path):
-    chosen = options("fastmri", data, steps=2, masks=("roulette", "random-lines"), noise=(0.01, 0.01), validation_subjects=None)
+    chosen = options(
+        "fastmri", data, steps=2, masks=("roulette", "random-lines"), noise=(0.01, 0.01), validation_subjects=None
+    )
     train(chosen, tmp_path)
     path = tmp_path / "weights.safetensors"
     header = load_tensors(path)[1]
@@ -647,7 +662,9 @@ def test_the_header_says_how_and_nothing_of_whom_and_where(data, tmp_path):
     assert header["training"]["dataset"] == "fastmri" and header["training"]["batch_size"] == 4
     protocol = header["training"]["protocol"]
     assert (
-        protocol["masks"] == ["roulette", "random-lines"] and protocol["pairs"] == "fixed" and protocol["noise"] == [0.01, 0.01]
+        protocol["masks"] == ["roulette", "random-lines"]
+        and protocol["pairs"] == "fixed"
+        and protocol["noise"] == [0.01, 0.01]
     )
     assert header["parameters"] == sum(p.numel() for p in load_network(path)[0].parameters())
 
