@@ -179,7 +179,7 @@ def robust_equivariant(measured: Measured, options: PairOptions, draw: Generator
 def multi_operator(measured: Measured, options: PairOptions, draw: Generator) -> Pair:
     """Multi-operator imaging (Tachella, Chen, Davies, NeurIPS 2022): another scan's mask in place of the rotation."""
     if measured.other_mask is None:
-        raise ValueError("multi-operator imaging needs scans with different masks")
+        raise OptionError("multi-operator imaging needs scans with different masks; use equivariant for one mask")
     pair = _measured_again(measured.first, measured.other_mask, draw)
     return replace(pair, again=replace(pair.again, angle=torch.zeros(1)))
 

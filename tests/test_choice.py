@@ -182,6 +182,8 @@ def test_simulated_coils_are_those_of_the_volume():
     assert len(several) > 1 and not any(
         a.shape == b.shape and torch.allclose(a, b) for a, b in zip(several, several[1:])
     )
+    four = [ifft2c(simulated_repetitions(full[:1], 0, name, replace(protocol, coils=(4,))).full) for name in ("a", "b")]
+    assert (four[0] - four[1]).abs().max() > 0.1 * four[0].abs().max()
     measured_coils = simulated_repetitions(phantom(coils=2)[:1], 0, "volume 0", protocol)
     assert measured_coils.first.kspace.shape[1] == 2  # coils of its own stay
 
@@ -291,3 +293,21 @@ def test_multi_operator_on_repetitions_is_given_the_mask_of_another_one():
     pair = _example(as_measured, 1, "a", protocol, seeded(0, "draw"), {})
     either = [torch.equal(pair.input.mask, mask) for mask in masks], [torch.equal(pair.again.mask, m) for m in masks]
     assert sum(either[0]) == sum(either[1]) == 1 and either[0] != either[1]
+
+
+def test_multi_operator_on_single_scans_is_given_the_mask_of_another_scan(studies, tmp_path, capsys):
+    """Of each other one sooner or later, the same again in a resumed run; where all have one mask, that is said."""
+    protocol = Protocol("multi-operator", flips=False)
+    sources = find_sources("scans", studies / "masks", validation_subjects=("none",)).train
+    of_scan = {s.load()[0].mask.numpy().tobytes(): s.name for s in sources}
+    met = set()
+    batches = list(islice(training_batches(sources, protocol, 2), 9))
+    for (pair,) in batches:
+        for own, other in zip(pair.input.mask, pair.again.mask):
+            met.add((of_scan[own[None].numpy().tobytes()], of_scan[other[None].numpy().tobytes()]))
+    assert len(of_scan) == 3 and met == {(a, b) for a in of_scan.values() for b in of_scan.values() if a != b}
+    for (left,), (right,) in zip(batches[4:], training_batches(sources, protocol, 2, 4)):
+        assert torch.equal(left.again.mask, right.again.mask) and torch.equal(left.input.kspace, right.input.kspace)
+    given = ["--dataset", "scans", "--data", str(studies / "one mask"), "--method", "multi-operator", "--quiet"]
+    assert cli.main(["train", *TRAIN, *given, "-o", str(tmp_path / "run")]) == 2
+    assert "different masks" in capsys.readouterr().err and not (tmp_path / "run").exists()
