@@ -155,7 +155,7 @@ class Unrolled(nn.Module):
             support=1.0 if maps is None else (maps != 0).any(dim=1, keepdim=True),
             noise_variance=None
             if self.error is None
-            else (_noise_variance(acquisition) / scale.abs().square()).detach(),
+            else (_noise_variance(acquisition) / scale.abs().double().square()).float().detach(),
         )
         real = image.imag.abs().amax(dim=(1, 2, 3), keepdim=True) <= 1e-5
         memory = None
@@ -291,11 +291,11 @@ def _where_signal(network: nn.Module, run: Callable[[Acquisition], Tensor], acqu
 
 
 def _noise_variance(acquisition: Acquisition) -> Tensor:
-    """v of one sample, (batch or 1, 1, 1, 1) float32: the scan's, or what its outermost samples say; 0 where they do not."""
+    """v of one sample, (batch or 1, 1, 1, 1) float64, whatever the unit: the scan's, or what its outermost samples say; 0 where they do not."""
     variance = acquisition.noise_variance
     if variance is None:
         return noise_variance_at_most(acquisition.kspace, acquisition.mask).nan_to_num(0.0)
-    return torch.as_tensor(variance, dtype=torch.float32, device=acquisition.kspace.device).reshape(-1, 1, 1, 1)
+    return torch.as_tensor(variance, dtype=torch.float64, device=acquisition.kspace.device).reshape(-1, 1, 1, 1)
 
 
 def _scale(image: Tensor) -> Tensor:

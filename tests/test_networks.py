@@ -176,6 +176,19 @@ def test_soft_consistency_moves_the_samples_by_the_stated_share(shape):
             assert relative(acquisition.mask * result, acquisition.kspace) < 1e-5
 
 
+@pytest.mark.parametrize("unit", [1e-30, 1e-20, 1e20, 1e30])
+@pytest.mark.parametrize("coils", [1, 3])
+@torch.no_grad()
+def test_any_unit_of_the_samples_will_do(unit, coils):
+    """The squares of some leave float32: of noise that is zero, known, or told by the samples."""
+    maps = None if coils == 1 else unit_maps(coils, (24, 27), batch=2)
+    network, acquisition = small_unrolled(), replace(scan((24, 27), coils=coils), sensitivity_maps=maps)
+    for variance in (0.0, 0.05, None):
+        known = replace(acquisition, noise_variance=variance)
+        scaled = replace(known, kspace=known.kspace * unit, noise_variance=variance and variance * unit**2)
+        assert relative(network(scaled) / unit, network(known)) < 1e-4
+
+
 @torch.no_grad()
 def test_noise_that_is_not_known_is_taken_from_the_outermost_samples():
     network, acquisition = small_unrolled(), scan((40, 41))
