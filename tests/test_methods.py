@@ -85,7 +85,7 @@ def symmetric(mask: torch.Tensor) -> bool:
 @pytest.mark.parametrize(("kind", "hermitian"), POINTS + LINES)
 def test_exchanged_masks_keep_their_design(kind, hermitian):
     """Each has probability p, for fixed as for redrawn acquisitions; lines stay whole and symmetric masks symmetric."""
-    count, draw, p = 1500, generator(1), design(kind, hermitian)
+    count, draw, p = 700 if kind.endswith("lines") else 1500, generator(1), design(kind, hermitian)
     masks = torch.empty(2, count, *SHAPE, dtype=torch.float64)
     for i in range(count):
         both = exchange(sample(kind, draw, hermitian), sample(kind, draw, hermitian), draw)
@@ -151,11 +151,11 @@ def held_out_share(p: torch.Tensor, share: float) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("kind", "hermitian"), POINTS + LINES)
-@pytest.mark.parametrize(("share", "twice"), [(0.5, True), (0.3, True), (0.8, False)])
+@pytest.mark.parametrize(("share", "twice"), [(0.5, True), (0.3, False)])
 def test_division_has_the_probabilities_it_says(kind, hermitian, share, twice):
     """P Pt in the input, P (1 - Pt) held out, and 1 - K = P (1 - Pt) / (1 - P Pt) held out of what is not in the input;
     of two acquisitions taken as one, half of the share leaves an input of their own probability p."""
-    count, draw, p = 1200, generator(4), design(kind, hermitian)
+    count, draw, p = 500, generator(4), design(kind, hermitian)
     kept, held = torch.zeros(2, *SHAPE, dtype=torch.float64)
     total = 1 - (1 - p) ** 2 if twice else p
     one = p if twice else 1 - (1 - p).sqrt()
@@ -257,7 +257,7 @@ def test_weights_of_the_division_and_their_cap():
 
 
 def test_two_acquisitions_as_one_scan():
-    count, draw, p = 1500, generator(6), design("roulette", False)
+    count, draw, p = 700, generator(6), design("roulette", False)
     total = torch.zeros(SHAPE, dtype=torch.float64)
     full = complex_normal(1, 2, *SHAPE, seed=0)
     for _ in range(count):
