@@ -56,8 +56,9 @@ def training_batches(
     epoch, skip = divmod(first_step, steps_per_epoch(sources, batch_size))
     loaded: dict[int, Volume] = {}
     maps: dict[tuple, Tensor] = {}
+    masks: dict[int, Tensor] = {}
     while True:
-        yield from _epoch(sources, protocol, batch_size, epoch, skip, loaded, maps)
+        yield from _epoch(sources, protocol, batch_size, epoch, skip, loaded, maps, masks)
         epoch, skip = epoch + 1, 0
 
 
@@ -69,6 +70,7 @@ def _epoch(
     skip: int,
     loaded: dict[int, Volume],
     maps: dict[tuple, Tensor],
+    masks: dict[int, Tensor],
 ) -> Iterator[list[Pair]]:
     generator = seeded(protocol.seed, "order", epoch)
     files = torch.randperm(len(sources), generator=generator).tolist()
@@ -85,11 +87,43 @@ def _epoch(
             if file not in loaded:
                 loaded[file] = sources[file].load()
             draw = seeded(protocol.seed, "epoch", epoch, sources[file].name, index)
-            examples.append(_example(loaded[file], index, sources[file].name, protocol, draw, maps))
+            other = None
+            if protocol.method in OTHER_MASK_METHODS and _is_single_scan(loaded[file]):
+                about = seeded(protocol.seed, "other mask", epoch, sources[file].name, index)
+                other = _other_mask(sources, file, index, loaded, masks, about)
+            examples.append(_example(loaded[file], index, sources[file].name, protocol, draw, maps, other))
         yield _collate(examples)
         done = [file for file in loaded if last[file] < start + batch_size]
         while done and sum(map(_bytes, loaded.values())) > MEMORY_FOR_VOLUMES:
             del loaded[done.pop(0)]
+
+
+def _is_single_scan(data: Volume) -> bool:
+    return not isinstance(data, Tensor) and len(data) == 1
+
+
+def _other_mask(
+    sources: Sequence[Source],
+    file: int,
+    index: int,
+    loaded: dict[int, Volume],
+    masks: dict[int, Tensor],
+    draw: Generator,
+) -> Tensor | None:
+    """A mask (1, 1, y, x) of the data set that is not that of this slice, of its matrix; None where all are the same.
+
+    masks: those of the scans that were looked at, filled here.
+    """
+    own = one_slice(loaded[file][0], index, None).mask
+    for candidate in torch.randperm(len(sources), generator=draw).tolist():
+        if candidate not in masks:
+            data = loaded[candidate] if candidate in loaded else sources[candidate].load()
+            masks[candidate] = data[0].mask.bool()
+        if masks[candidate].shape[-2:] == own.shape[-2:]:
+            others = [mask for mask in masks[candidate].to(own.dtype) if not torch.equal(mask, own[0])]
+            if others:
+                return others[int(torch.randint(len(others), (), generator=draw))][None]
+    return None
 
 
 def _bytes(data: Volume) -> int:
@@ -101,17 +135,25 @@ def _bytes(data: Volume) -> int:
 
 
 def _example(
-    data: Volume, index: int, name: str, protocol: Protocol, draw: Generator, maps: dict[tuple, Tensor]
+    data: Volume,
+    index: int,
+    name: str,
+    protocol: Protocol,
+    draw: Generator,
+    maps: dict[tuple, Tensor],
+    other: Tensor | None = None,
 ) -> Pair:
     """The training pair of one slice. What belongs to the scan is drawn by its name, what to training by `draw`.
 
-    maps: sensitivity maps of inputs that come again, by what they are of; filled here.
+    maps: sensitivity maps of inputs that come again, by what they are of; filled here. other: of a scan without
+    repetitions the mask of another one, where the method needs one.
     """
     if isinstance(data, Tensor):
         measured, which = _simulated(data, index, name, protocol, draw)
         comes_again = protocol.pairs == "fixed"
     else:
         measured, which = _chosen(data, index, name, protocol, draw)
+        measured = measured if other is None else replace(measured, other_mask=other)
         comes_again = not protocol.undersample or protocol.pairs == "fixed"
     key = (name, index, which) if comes_again else None
     if measured.first.kspace.shape[1] > 1:
@@ -119,9 +161,13 @@ def _example(
     *_, y, x = measured.first.kspace.shape
     shift = tuple(round((2 * torch.rand((), generator=draw).item() - 1) * protocol.translation * n) for n in (y, x))
     axes = tuple(axis for axis in (-2, -1) if protocol.flips and torch.rand((), generator=draw) < 0.5)
-    pair = PAIR_MAKERS[protocol.method](moved(measured, shift, axes), protocol.pair, draw)
+    options = protocol.pair
+    if options.exchange and isinstance(data, Tensor):  # the lines of a comb are not drawn one by one
+        kind, *_ = design(protocol, seeded(protocol.seed, "slice", name, index))
+        options = replace(options, exchange=kind != "equispaced-lines")
+    pair = PAIR_MAKERS[protocol.method](moved(measured, shift, axes), options, draw)
     if pair.input.kspace.shape[1] > 1 and pair.input.sensitivity_maps is None:
-        pair = replace(pair, input=_with_maps(pair.input, None, protocol, maps))
+        pair = replace(pair, input=_calibrated(pair.input, pair.input))
     return pair
 
 
@@ -172,8 +218,8 @@ def _chosen(
         anew = draw if protocol.pairs == "redrawn" else None
         some = [undersampled(a, index, name, i, protocol, anew) for a, i in zip(some, chosen)]
     other = None
-    if protocol.method in OTHER_MASK_METHODS:
-        masks = data[chosen[-1]].mask
+    if protocol.method in OTHER_MASK_METHODS and len(some) > 1:
+        masks = some[-1].mask if protocol.undersample else data[chosen[-1]].mask
         other = masks[int(torch.randint(len(masks), (), generator=draw))][None]
     if protocol.method in NOISE_METHODS and some[0].noise_variance is None:
         bound = noise_variance_at_most(some[0].kspace, some[0].mask).nan_to_num(0.0)
@@ -190,19 +236,25 @@ def _with_maps(
         return replace(acquisition, sensitivity_maps=maps[key])
     calibration = acquisition
     divided = protocol.method in SPLITTING_METHODS
-    if key is not None and (divided or protocol.pair.exchange):
+    if divided or protocol.pair.exchange:
         stays = keep_probability(acquisition, protocol.pair.input_share) if divided else acquisition.probability
         certain = acquisition.mask * (stays >= 1)
         if min(calibration_region(certain[0, 0])) < SMALLEST:
             return acquisition
         calibration = replace(acquisition, kspace=acquisition.kspace * certain, mask=certain)
+    found = _calibrated(acquisition, calibration)
+    size = found.sensitivity_maps.numel() * found.sensitivity_maps.element_size()
+    if key is not None and (len(maps) + 1) * size <= MEMORY_FOR_MAPS:
+        maps[key] = found.sensitivity_maps
+    return found
+
+
+def _calibrated(acquisition: Acquisition, calibration: Acquisition) -> Acquisition:
+    """With the sensitivity maps that the samples of `calibration` tell."""
     calibrated, caution = with_sensitivity_maps(calibration)
     if caution:
         warnings.warn(caution, stacklevel=2)
-    found = calibrated.sensitivity_maps
-    if key is not None and (len(maps) + 1) * found.numel() * found.element_size() <= MEMORY_FOR_MAPS:
-        maps[key] = found
-    return replace(acquisition, sensitivity_maps=found)
+    return replace(acquisition, sensitivity_maps=calibrated.sensitivity_maps)
 
 
 def _collate(pairs: list[Pair]) -> list[Pair]:

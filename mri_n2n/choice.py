@@ -10,6 +10,7 @@ from mri_n2n.datasets import MEASURED
 from mri_n2n.fourier import ifft2c
 from mri_n2n.noise import noise_variance_at_most
 from mri_n2n.operators import root_sum_of_squares
+from mri_n2n.protocol import Protocol
 from mri_n2n.sources import Source
 
 # Scans that are looked at.
@@ -19,24 +20,28 @@ LOOKED_AT = 12
 NOISY = 0.02
 
 
-def choose_method(dataset: str, sources: list[Source]) -> tuple[str, str]:
+def choose_method(dataset: str, sources: list[Source], protocol: Protocol) -> tuple[str, str]:
     """(method, why) for a data set: Noise2Noise wherever slices were or can be acquired twice; of single scans splitting,
     or equivariant imaging where all of them have one mask; with noise their robust forms."""
     if dataset not in MEASURED:
-        return "noise2noise", "every slice is acquired twice, by simulation"
+        if protocol.acquisitions == 2:
+            return "noise2noise", "every slice is acquired twice, by simulation"
+        return _of_single_scans("simulated", 1 if protocol.one_mask else 2, protocol.noise[1])
     scans = [source.load() for source in sources[:LOOKED_AT]]
     coils = max(scan[0].kspace.shape[1] for scan in scans)
     of = f"{coils} coils" if coils > 1 else "one coil"
     if all(len(scan) > 1 for scan in scans):
         return "noise2noise", f"the scans have repetitions ({of}), whose noise is independent too"
     masks = {scan[0].mask[i, 0].numpy().tobytes() for scan in scans for i in range(len(scan[0].mask))}
-    share = max(_noise_share(scan[0]) for scan in scans)
+    return _of_single_scans(of, len(masks), max(_noise_share(scan[0]) for scan in scans))
+
+
+def _of_single_scans(of: str, masks: int, share: float) -> tuple[str, str]:
     noisy = share > NOISY
     level = f"noise of {share:.1%} of the maximum" if noisy else "little noise"
-    many = f"{len(masks)} different masks" if len(masks) > 1 else "one mask for all"
-    method = ("robust-ssdu" if noisy else "k-weighted-ssdu") if len(masks) > 1 else "equivariant"
-    method = f"robust-{method}" if method == "equivariant" and noisy else method
-    return method, f"single scans ({of}), {many}, {level}"
+    many = "different masks" if masks > 1 else "one mask for all"
+    methods = ("k-weighted-ssdu", "robust-ssdu") if masks > 1 else ("equivariant", "robust-equivariant")
+    return methods[noisy], f"single scans ({of}), {many}, {level}"
 
 
 def _noise_share(scan) -> float:

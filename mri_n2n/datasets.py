@@ -81,6 +81,10 @@ def find_sources(
         if validation_subjects or excluded_subjects or data is not None:
             raise UserError("phantoms come from the package with a split of their own; leave out --data and subjects")
         return phantom_sources(matrix_size or PHANTOM_MATRIX, coils=coils)
+    if coils is not None:
+        raise UserError(
+            "a number of coils is of --dataset phantom; those of other volumes are a matter of the protocol"
+        )
     if axis != 2 and dataset in ("fastmri", *MEASURED):
         raise UserError(f"--axis is the slice axis of NIfTI volumes; --dataset {dataset} holds slices already")
     folder = default_folder(dataset) if data is None else Path(data)

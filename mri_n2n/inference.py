@@ -66,6 +66,7 @@ def reconstruct_acquisition(
     mask = repeated(acquisition.mask)
     probability = None if acquisition.probability is None else repeated(acquisition.probability)
     noise = acquisition.noise_variance  # of all slices, or one each
+    noise = noise if noise is None else noise / scale**2
     noise = noise.repeat_interleave(coils // together, dim=0) if isinstance(noise, Tensor) and len(noise) > 1 else noise
     step = max(1, PIXELS_AT_ONCE // (together * y * x))
     views = ((), (-2,), (-1,), (-2, -1)) if flips else ((),)
@@ -88,12 +89,14 @@ def reconstruct_array(
     regularisation: float | None = None,
     device: str = "auto",
     flips: bool | None = None,
+    noise_variance: float | None = None,
 ) -> np.ndarray:
     """Complex image of undersampled Cartesian k-space, on the input's scale.
 
     kspace: complex (y, x), (slices, y, x) or (slices, coils, y, x), centred. mask: (x,), (y, x), (slices, y, x) or
     as `simulate` gives it, (slices or 1, 1, y, x); when None found from the samples that are exactly zero in all coils (see `masks.mask_from_samples`).
     flips: average over mirror images, four passes of the network; None: if the weights were trained on mirror images.
+    noise_variance: E|n|^2 of one complex sample, on the input's scale, 0 without noise; None: what the outermost samples say.
     baseline, regularisation: a classical reconstruction in place of the network, see `reconstruction.reconstruct_files`.
     Returns complex64 (y, x) or (slices, y, x); several coils are combined by sensitivity maps from the scan's own centre.
     Errors: InputError for shapes that do not fit, and for non-finite or all-zero data.
@@ -135,7 +138,9 @@ def reconstruct_array(
         sampled = sampled.reshape(-1, 1, *shape[-2:])
     if not (full * sampled).any():
         raise InputError("k-space is zero at every location that the mask calls sampled")
-    acquisition = Acquisition(full * sampled, sampled.contiguous())
+    if noise_variance is not None and not 0 <= noise_variance < math.inf:
+        raise OptionError(f"the noise variance must be zero or positive and finite; got {noise_variance}")
+    acquisition = Acquisition(full * sampled, sampled.contiguous(), noise_variance=noise_variance)
     if baseline is None:
         images, said = _by_network(acquisition, Path(weights) if weights else None, device, flips)
     else:

@@ -6,6 +6,7 @@ acquisition's scale, and one line in `NETWORKS`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -165,6 +166,8 @@ class Unrolled(nn.Module):
             raise OptionError(f"consistency must be hard or soft; got {consistency!r}")
         if not 1 <= cascades <= 100:
             raise OptionError(f"an unrolled network has 1 to 100 cascades; got {cascades}")
+        if not 0 <= memory <= 4096:
+            raise OptionError(f"a cascade hands on 0 to 4096 channels; got {memory}")
         soft = consistency == "soft"
         self.memory = memory
         if unet not in ("doubling", "flat"):
@@ -193,7 +196,9 @@ class Unrolled(nn.Module):
             zero_filled=zero_filled,
             # Outside the support of the maps nothing is measured and nothing is said.
             support=1.0 if maps is None else (maps != 0).any(dim=1, keepdim=True),
-            noise_variance=None if self.error is None else noise_variance(acquisition).detach() / scale.abs().square(),
+            noise_variance=None
+            if self.error is None
+            else (noise_variance(acquisition) / scale.abs().double().square()).float().detach(),
         )
         real = image.imag.abs().amax(dim=(1, 2, 3), keepdim=True) <= 1e-5
         memory = None
@@ -224,6 +229,8 @@ class Unrolled(nn.Module):
             zero_filled=measured.zero_filled,
             noise_to_error=ratio,
         )
+        if measured.maps is not None:  # noise by frequency is no matter of single pixels: it reaches outside
+            image = measured.support * image
         return image, out[:, 2:] if self.memory else None
 
     def noise_to_error(self, number: int, measured: Measurement) -> Tensor | float:
@@ -256,9 +263,13 @@ class FastMRIVarNet(nn.Module):
         from fastmri.models.varnet import NormUnet, VarNetBlock  # here: it takes a second to import
 
         _check_sizes(cascades, channels, levels)
+        self.levels = levels
         self.cascades = nn.ModuleList(VarNetBlock(NormUnet(channels, levels)) for _ in range(cascades))
 
     def forward(self, acquisition: Acquisition) -> Tensor:
+        return _where_signal(self, self.of_signal, acquisition)
+
+    def of_signal(self, acquisition: Acquisition) -> Tensor:
         kspace, mask, maps = acquisition.kspace, acquisition.mask, acquisition.sensitivity_maps
         maps = torch.ones_like(kspace) if maps is None else maps
         scale = _scale(adjoint(kspace, mask, maps))
@@ -278,9 +289,13 @@ class FastMRIUNet(nn.Module):
         from fastmri.models.varnet import NormUnet
 
         _check_sizes(1, channels, levels)
+        self.levels = levels
         self.unet = NormUnet(channels, levels)
 
     def forward(self, acquisition: Acquisition) -> Tensor:
+        return _where_signal(self, self.of_signal, acquisition)
+
+    def of_signal(self, acquisition: Acquisition) -> Tensor:
         image = adjoint(acquisition.kspace, acquisition.mask, acquisition.sensitivity_maps)
         scale = _scale(image)
         return torch.view_as_complex(self.unet(torch.view_as_real(image / scale)).float().contiguous()) * scale
@@ -299,6 +314,23 @@ def _check_sizes(cascades: int, channels: int, levels: int) -> None:
         raise OptionError(
             f"a network has 1 to 100 cascades, 1 to 4096 channels, 1 to 10 levels; got {cascades}, {channels}, {levels}"
         )
+
+
+def _where_signal(network: nn.Module, run: Callable[[Acquisition], Tensor], acquisition: Acquisition) -> Tensor:
+    """fastMRI's normalisation divides by the standard deviation of an image: of empty slices the result is zero, without it.
+    OptionError for images too small for it, one pixel at the deepest level."""
+    batch, _, y, x = acquisition.kspace.shape
+    deepest = [(-(-n // 16) * 16) >> network.levels for n in (y, x)]  # it pads to multiples of 16
+    if min(deepest) < 1 or max(deepest) == 1:
+        raise OptionError(f"images of {y}x{x} are too small for a fastMRI network of {network.levels} levels")
+    filled = acquisition.kspace.flatten(1).any(dim=1)
+    if filled.all():
+        return run(acquisition)
+    none = sum(0.0 * parameter.sum() for parameter in network.parameters())  # a gradient of zero has to be one
+    images = none + acquisition.kspace.new_zeros((batch, 1, y, x))
+    if filled.any():
+        images[filled] = run(acquisition.slices(filled.nonzero()[:, 0]))
+    return images
 
 
 def _scale(image: Tensor) -> Tensor:

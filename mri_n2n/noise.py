@@ -17,8 +17,8 @@ FEWEST = 16
 
 
 def noise_variance_at_most(kspace: Tensor, mask: Tensor) -> Tensor:
-    """E|n|^2 of one complex sample of k-space (batch, coils, y, x), as the outermost samples say, (batch, 1, 1, 1); nan
-    where they are too few.
+    """E|n|^2 of one complex sample of k-space (batch, coils, y, x), as the outermost samples say, (batch, 1, 1, 1) float64;
+    nan where they are too few.
 
     |n|^2 of white noise is exponential: its median is E|n|^2 log 2. What signal there is so far out adds to it, so it is
     an upper bound; without noise it is that signal.
@@ -29,12 +29,13 @@ def noise_variance_at_most(kspace: Tensor, mask: Tensor) -> Tensor:
     told = told[..., far].expand_as(squared) & (squared > 0)  # exact zeros were never acquired
     median = torch.where(told, squared, math.nan).nanmedian(dim=-1).values.mean(dim=1)
     enough = told.sum(dim=-1).amin(dim=1) >= FEWEST
-    return torch.where(enough, median / math.log(2), math.nan).float()[:, None, None, None]
+    return torch.where(enough, median / math.log(2), math.nan)[:, None, None, None]
 
 
 def noise_variance(acquisition: Acquisition) -> Tensor:
-    """v of one sample, (batch or 1, 1, 1, 1) float32: the scan's, or what its outermost samples say; 0 where they do not."""
+    """v of one sample, (batch or 1, 1, 1, 1) float64, whatever the unit: the scan's, or what its outermost samples say; 0
+    where they do not."""
     variance = acquisition.noise_variance
     if variance is None:
         return noise_variance_at_most(acquisition.kspace, acquisition.mask).nan_to_num(0.0)
-    return torch.as_tensor(variance, dtype=torch.float32, device=acquisition.kspace.device).reshape(-1, 1, 1, 1)
+    return torch.as_tensor(variance, dtype=torch.float64, device=acquisition.kspace.device).reshape(-1, 1, 1, 1)

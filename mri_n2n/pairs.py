@@ -18,8 +18,9 @@ from torch import Generator, Tensor
 
 from mri_n2n.acquisition import Acquisition, concatenate
 from mri_n2n.coils import calibration_region
+from mri_n2n.errors import OptionError
 from mri_n2n.fourier import ifft2c, mirror_axes
-from mri_n2n.masks import is_along
+from mri_n2n.masks import is_along, mirror
 from mri_n2n.operators import density_weights
 
 
@@ -114,11 +115,13 @@ def exchange(first: Acquisition, second: Acquisition, draw: Generator) -> tuple[
     """Two acquisitions of one design after a fair coin for each location (line, of line masks) said whether they
     exchange what they have there, sampled or not; except where every scan samples, which maps are found from.
 
-    Both samples of a location have the same distribution, so the result is another pair of that design: fresh masks at
-    every step from two fixed acquisitions. ValueError when their probabilities differ.
+    Both samples of a location have the same distribution, so masks of independent points give another pair of that design:
+    fresh masks at every step from two fixed acquisitions. Lines keep their probabilities but not their number, and
+    equispaced ones not their spacing: there the masks depend on one another. OptionError when probabilities differ.
     """
-    if first.probability is None or not torch.equal(first.probability, second.probability):
-        raise ValueError("only acquisitions of one design exchange samples")
+    known = first.probability is not None and second.probability is not None
+    if not known or not torch.equal(first.probability, second.probability):
+        raise OptionError("only acquisitions of one design, of equal sampling probability, exchange samples")
     units = first.mask + 2 * second.mask  # of lines, and symmetric, where both masks are
     swapped = _coin(torch.full_like(first.probability, 0.5), units, draw) * (first.probability < 1)
     taken = lambda a, b: torch.where(swapped > 0, b, a)  # noqa: E731
@@ -178,7 +181,7 @@ def robust_equivariant(measured: Measured, options: PairOptions, draw: Generator
 def multi_operator(measured: Measured, options: PairOptions, draw: Generator) -> Pair:
     """Multi-operator imaging (Tachella, Chen, Davies, NeurIPS 2022): another scan's mask in place of the rotation."""
     if measured.other_mask is None:
-        raise ValueError("multi-operator imaging needs scans with different masks")
+        raise OptionError("multi-operator imaging needs scans with different masks; use equivariant for one mask")
     pair = _measured_again(measured.first, measured.other_mask, draw)
     return replace(pair, again=replace(pair.again, angle=torch.zeros(1)))
 
@@ -248,13 +251,10 @@ def _with_probe(pair: Pair, draw: Generator) -> Pair:
 
 def _coin(probability: Tensor, mask: Tensor, draw: Generator) -> Tensor:
     """1 with `probability` (1, 1, y, x), else 0: one coin for each unit in which `mask` was drawn: a line, or k and -k."""
-    if is_along(mask, -2):
-        coin = torch.rand((*mask.shape[:2], 1, mask.shape[-1]), generator=draw).expand_as(mask)
-    else:
-        coin = torch.rand(mask.shape, generator=draw)
+    units = mask[..., :1, :] if is_along(mask, -2) else mask
+    coin = torch.rand(units.shape, generator=draw)
     if torch.equal(mirror_axes(mask, (-2, -1)), mask):
-        index = torch.arange(mask[0, 0].numel()).reshape(mask.shape[-2:])
-        coin = coin.flatten()[torch.minimum(index, mirror_axes(index, (-2, -1)))][None, None]
+        coin = mirror(coin[0, 0])[None, None]
     return (coin < probability).to(mask.dtype)
 
 
@@ -311,9 +311,10 @@ PAIR_MAKERS: dict[str, Callable[[Measured, PairOptions, Generator], Pair]] = {
     "robust-multi-operator": robust_multi_operator,
 }
 
-# Those that know one acquisition of a slice; of these, those that divide its samples, those that need another's mask, and
-# those that need the variance of the noise.
+# Those that know one acquisition of a slice; of these, those that divide its samples, those that need another's mask,
+# those that need the variance of the noise, and those that measure their prediction again.
 SPLITTING_METHODS = ("ssdu", "k-weighted-ssdu", "robust-ssdu")
 OTHER_MASK_METHODS = ("multi-operator", "robust-multi-operator")
 NOISE_METHODS = ("robust-ssdu", "robust-equivariant", "robust-multi-operator")
-SINGLE_SCAN_METHODS = (*SPLITTING_METHODS, *OTHER_MASK_METHODS, "equivariant", "robust-equivariant")
+REMEASURING_METHODS = (*OTHER_MASK_METHODS, "equivariant", "robust-equivariant")
+SINGLE_SCAN_METHODS = (*SPLITTING_METHODS, *REMEASURING_METHODS)

@@ -28,7 +28,7 @@ from mri_n2n.device import autocast, choose_device, choose_precision
 from mri_n2n.errors import InputError, UserError
 from mri_n2n.files import sha256_of
 from mri_n2n.losses import loss_of
-from mri_n2n.pairs import PAIR_MAKERS, SINGLE_SCAN_METHODS, Pair
+from mri_n2n.pairs import OTHER_MASK_METHODS, PAIR_MAKERS, REMEASURING_METHODS, SINGLE_SCAN_METHODS, Pair
 from mri_n2n.process import progress_shown
 from mri_n2n.protocol import Protocol
 from mri_n2n.runs import check_unused, discard_run, read_checkpoint, read_log, save_run, start_run, write_log
@@ -136,10 +136,11 @@ def train(options: TrainOptions, run: Path | str, *, resume: bool = False) -> Tr
         coils=options.coils,
     )
     if options.protocol.method == "auto":
-        method, why = choose_method(options.dataset, sources.train)
+        method, why = choose_method(options.dataset, sources.train, options.protocol)
         if not options.quiet:
             tqdm.write(f"method: {method} ({why})", file=sys.stderr)
         options = replace(options, protocol=replace(options.protocol, method=method))
+        check_options(options)
     if options.network == "unet" and not options.network_options.get("complex_images"):
         if any(source.has_phase for source in sources.train):
             raise UserError(
@@ -279,6 +280,18 @@ def check_options(options: TrainOptions) -> None:
             or protocol.method.startswith("supervised")
             or (protocol.acquisitions == 2 and options.dataset != "scans")
         ),
+        f"--exchange is of --method noise2noise, not {protocol.method}": (
+            not pair.exchange or protocol.method in ("auto", "noise2noise")
+        ),
+        f"--method {protocol.method} needs different masks; leave out --one-mask": (
+            not protocol.one_mask or protocol.method not in OTHER_MASK_METHODS
+        ),
+        f"--method {protocol.method} measures images again, with a sampling probability that --network unet cannot know": (
+            options.network != "unet" or protocol.method not in REMEASURING_METHODS
+        ),
+        "--network unet sees every coil alone; --coils simulates coils that are combined": (
+            options.network != "unet" or not protocol.coils
+        ),
         f"the 2018 recipe (--method {protocol.method}) is defined with --network unet": (
             not protocol.recipe_2018 or options.network == "unet"
         ),
@@ -308,12 +321,13 @@ def catchable_signals() -> tuple[int, ...]:
 def initial_weights(options: TrainOptions, fresh: dict[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of `options.init`, over the `fresh` ones of a new network. InputError when they do not fit it.
 
-    An unrolled network with hard consistency may have more cascades than `init`: the added ones begin as the identity.
+    An unrolled network with hard consistency and no memory may have more cascades than `init`: the added ones begin as the identity.
     """
     network, header = load_network(find_weights(Path(options.init)))
     wanted = network_options(options.network, options.network_options)
     found = network_options(options.network, header["network_options"])
-    added = wanted.get("cascades", 0) > found.get("cascades", 0) and wanted["consistency"] == "hard"
+    added = wanted.get("cascades", 0) > found.get("cascades", 0)
+    added = added and wanted.get("consistency") == "hard" and not wanted["memory"]
     if header["network"] != options.network or (found | {"cascades": wanted["cascades"]} if added else found) != wanted:
         raise InputError(f"{options.init} holds {header['network']} {found}, not {options.network} {wanted}")
     return fresh | network.state_dict()

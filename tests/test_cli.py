@@ -153,7 +153,7 @@ def test_masks_and_datasets_are_those_of_the_modules():
     (commands,) = (action for action in parser()._actions if action.choices)
     choices = {action.dest: action.choices for action in commands.choices["train"]._actions}
     assert set(choices["dataset"]) == set(DATASETS) and set(choices["network"]) == set(NETWORKS)
-    assert {(r, t) for r in choices["recipe"] for t in choices["targets"]} == set(PAIR_MAKERS)
+    assert set(choices["method"]) == {"auto", *PAIR_MAKERS}
 
 
 # ----------------------------------------------------------------------------------------- wrong usage, wrong options
@@ -186,9 +186,17 @@ TRAIN = ["train", "--dataset", "phantom", "--matrix-size", "24", "--channels", "
         ["--acceleration", "4:inf"], ["--acceleration", "1000"],
         ["--mask", "dots"], ["--mask", "roulette,"], ["--noise", "-1"], ["--noise", "nan"], ["--phase", "2"],
         ["--cascades", "0"], ["--channels", "0"], ["--channels", "-8"], ["--matrix-size", "2"],
-        ["--network", "unet", "--cascades", "3"], ["--recipe", "noise2noise-2018", "--network", "unrolled"],
+        ["--network", "unet", "--cascades", "3"], ["--method", "noise2noise-2018", "--network", "unrolled"],
         ["--acceleration", "4:"], ["--mask", ""], ["--matrix-size", "100000"],
         ["--device", "toaster"], ["--validation-subjects", "ann"],
+        ["--noise", "0.05:0"], ["--noise", "0:loud"], ["--noise", "0:inf"], ["--average", "1"], ["--average", "-0.1"],
+        ["--average", "nan"], ["--weight-cap", "0"], ["--weight-cap", "nan"], ["--input-share", "0"], ["--input-share", "1"],
+        ["--extra-noise", "0"], ["--extra-noise", "inf"], ["--coils", "0"], ["--coils", "1,4"], ["--coils", "many"],
+        ["--acquisitions", "1", "--method", "noise2noise"], ["--acquisitions", "1", "--exchange"],
+        ["--exchange", "--method", "ssdu"], ["--exchange", "--method", "supervised"],
+        ["--one-mask", "--method", "multi-operator"], ["--one-mask", "--method", "robust-multi-operator"],
+        ["--network", "unet", "--method", "equivariant"], ["--network", "unet", "--method", "robust-multi-operator"],
+        ["--network", "fastmri-unet", "--cascades", "2"], ["--network", "fastmri-varnet", "--consistency", "soft"],
     ],
     ids=" ".join,
 )  # fmt: skip
@@ -324,6 +332,8 @@ def test_bad_scans(kind, weights, tmp_path, capsys):
         "train",
         "--dataset",
         "fastmri",
+        "--method",
+        "noise2noise",
         "--data",
         bad.parent,
         "--steps",
@@ -404,6 +414,8 @@ def test_bad_volumes(kind, tmp_path, capsys):
         "train",
         "--dataset",
         "nifti",
+        "--method",
+        "noise2noise",
         "--data",
         bad.parent,
         "--steps",
@@ -637,6 +649,7 @@ def test_info_tells_a_checkpoint_from_weights(tmp_path, capsys):
             "1",
             "--channels",
             "8",
+            "--quiet",
             "-o",
             tmp_path / "run",
         ],
@@ -647,7 +660,11 @@ def test_info_tells_a_checkpoint_from_weights(tmp_path, capsys):
         for name in ("weights", "checkpoint")
     }
     assert told["weights"]["commands"] == "reconstruct --weights" and told["checkpoint"]["commands"] == "train --resume"
-    assert told["weights"]["acquisitions"] == "simulated" and told["weights"]["acceleration"] == [3, 3]
+    assert (
+        told["weights"]["method"] == "noise2noise"
+        and told["weights"]["acquisitions"] == "simulated"
+        and told["weights"]["acceleration"] == [3, 3]
+    )
 
 
 def options_of(*arguments: str):
@@ -655,7 +672,7 @@ def options_of(*arguments: str):
 
 
 def test_defaults_of_training_and_of_the_recipe():
-    default, recipe = options_of(), options_of("--recipe", "noise2noise-2018")
+    default, recipe = options_of(), options_of("--method", "noise2noise-2018")
     assert (default.network, default.protocol.pairs, default.batch_size, default.epochs) == ("unrolled", "fixed", 8, 50)
     assert (recipe.network, recipe.protocol.pairs, recipe.batch_size, recipe.epochs) == ("unet", "redrawn", 16, 300)
     assert (
@@ -666,9 +683,13 @@ def test_defaults_of_training_and_of_the_recipe():
     generator = torch.Generator().manual_seed(0)
     edge = draw_mask("roulette", (255, 255), recipe.protocol.acceleration[0], generator).probability[0, 127].item()
     assert abs(edge - 0.025) < 1e-4  # the paper's p_edge
-    assert default.network_options == {"consistency": "hard"} and options_of("--noise", "0.05").network_options == {
-        "consistency": "soft"
-    }
+    assert (default.protocol.method, default.average, recipe.average) == ("auto", 0.999, 0.0)
+    assert (
+        default.network_options == options_of("--noise", "0.05").network_options == {}
+    )  # soft, which without noise is hard
+    assert options_of("--consistency", "hard").network_options == {"consistency": "hard"}
+    assert default.protocol.noise == (0, 0) and options_of("--noise", "0.05").protocol.noise == (0.05, 0.05)
+    assert options_of("--noise", "0:0.05").protocol.noise == (0, 0.05)
     assert options_of("--mask", "all").protocol.masks == MASKS and options_of(
         "--acceleration", "4:12"
     ).protocol.acceleration == (4.0, 12.0)
@@ -676,14 +697,21 @@ def test_defaults_of_training_and_of_the_recipe():
     assert options_of("--exclude-subjects", "a,b").excluded_subjects == ("a", "b")
 
 
-def test_measured_pairs_take_no_simulation_options():
-    for option, value in (
-        ("--noise", "0"),
-        ("--phase", "0.5"),
-        ("--pairs", "fixed"),
-    ):
-        with pytest.raises(UserError, match=option):
-            cli.train_options_from(parser().parse_args(["train", "--dataset", "pairs", "-o", "run", option, value]))
+@pytest.mark.parametrize("dataset", ["pairs", "scans", "m4raw"])
+def test_measured_scans_take_no_simulation_options(dataset):
+    wrong = [["--noise", "0"], ["--phase", "0.5"], ["--acquisitions", "1"], ["--coils", "4"], ["--one-mask"]]
+    wrong += [["--pairs", "fixed"]] if dataset != "m4raw" else []  # whose full scans are undersampled
+    wrong += [["--mask", "roulette"], ["--acceleration", "4"]] if dataset == "scans" else []
+    for given in wrong:
+        with pytest.raises(UserError, match=given[0]):
+            cli.train_options_from(parser().parse_args(["train", "--dataset", dataset, "-o", "run", *given]))
+
+
+def test_measured_scans_have_no_clean_targets_and_single_ones_no_pairs(tmp_path, capsys):
+    good_scan(tmp_path / "data" / "ann.h5")
+    for method in ("supervised", "noise2noise"):
+        train = ["train", "--dataset", "scans", "--data", tmp_path / "data", "--method", method, "--steps", "1"]
+        refused([*train, "-o", tmp_path / "run"], 2, tmp_path, capsys, method)
 
 
 def test_the_demo_does_the_whole_job(tmp_path, capsys):

@@ -1,17 +1,22 @@
 """What the networks promise: sizes, equivariance, data consistency, and the 2018 U-Net layer by layer."""
 
 import math
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
 from mri_n2n.acquisition import Acquisition
+from mri_n2n.errors import OptionError
 from mri_n2n.fourier import fft2c, ifft2c
 from mri_n2n.losses import weighted_squared_error
 from mri_n2n.masks import draw_mask
-from mri_n2n.networks import NETWORKS, UNet, UNet2018, Unrolled
-from mri_n2n.pairs import noise2noise
+from mri_n2n.networks import MOST_NOISE, NETWORKS, FastMRIUNet, FastMRIVarNet, UNet, UNet2018, Unrolled
+from mri_n2n.noise import noise_variance_at_most
+from mri_n2n.operators import adjoint
+from mri_n2n.pairs import target_pair
 
 SIZES = [(32, 32), (17, 23), (33, 40), (5, 7), (3, 9), (40, 31)]
 
@@ -29,8 +34,9 @@ def scan(
     mask_seed: int = 0,
     real: bool = False,
     dc: bool = True,
+    noise_variance: float | torch.Tensor | None = None,
 ) -> Acquisition:
-    """An acquisition of random images; without `dc` the centre is not measured."""
+    """An acquisition of random images; without `dc` the centre is not measured. noise_variance: what it says of itself."""
     images = torch.randn((batch, coils, *shape), dtype=torch.complex64, generator=generator(seed))
     full = fft2c(images.real.to(torch.complex64) if real else images)
     sampling = [
@@ -40,7 +46,14 @@ def scan(
     mask = torch.stack([s.mask for s in sampling])[:, None]
     if not dc:
         mask[..., shape[0] // 2, shape[1] // 2] = 0
-    return Acquisition(full * mask, mask, sampling[0].probability.expand(batch, 1, *shape).contiguous())
+    probability = sampling[0].probability.expand(batch, 1, *shape).contiguous()
+    return Acquisition(full * mask, mask, probability, None, noise_variance)
+
+
+def unit_maps(coils: int, shape: tuple[int, int], batch: int = 1, seed: int = 1) -> torch.Tensor:
+    """Random maps, sum |S|^2 = 1."""
+    maps = torch.randn((batch, coils, *shape), dtype=torch.complex64, generator=generator(seed))
+    return maps / maps.abs().square().sum(dim=1, keepdim=True).sqrt()
 
 
 def awaken(network: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
@@ -72,7 +85,12 @@ def relative(result: torch.Tensor, expected: torch.Tensor) -> float:
 @pytest.mark.parametrize("shape", SIZES)
 @pytest.mark.parametrize(
     "make",
-    [small_unrolled, small_2018, lambda: small_2018(complex_images=True), lambda: small_unrolled(consistency="soft")],
+    [
+        small_unrolled,
+        small_2018,
+        lambda: small_2018(complex_images=True),
+        lambda: small_unrolled(consistency="hard", memory=3),
+    ],
 )
 @torch.no_grad()
 def test_any_size_gives_an_image_of_that_size(make, shape):
@@ -88,42 +106,198 @@ def test_any_size_gives_an_image_of_that_size(make, shape):
 @torch.no_grad()
 def test_unrolled_scales_with_its_input(factor, real, consistency):
     network, acquisition = small_unrolled(consistency=consistency), scan(real=real)
-    scaled = Acquisition(acquisition.kspace * factor, acquisition.mask)
-    assert relative(network(scaled), network(acquisition) * factor) < 1e-4
+    for variance in (None, 0.0, 0.02, torch.tensor([0.1, 0.0]).reshape(2, 1, 1, 1)):  # in squared units of the samples
+        scaled_variance = variance if variance is None else variance * abs(factor) ** 2
+        scaled = Acquisition(acquisition.kspace * factor, acquisition.mask, noise_variance=scaled_variance)
+        expected = network(replace(acquisition, noise_variance=variance)) * factor
+        assert relative(network(scaled), expected) < 1e-4
 
 
 @torch.no_grad()
 def test_items_of_a_batch_do_not_see_each_other():
-    network, acquisition = small_unrolled(), scan(batch=3)
-    kspace = acquisition.kspace * torch.tensor([1.0, 100.0, 0.01]).reshape(3, 1, 1, 1)
-    together = network(Acquisition(kspace, acquisition.mask))
-    for i in range(3):
-        alone = network(Acquisition(kspace[i : i + 1], acquisition.mask[i : i + 1]))
-        assert relative(together[i : i + 1], alone) < 1e-4
+    """Of different scale and noise, known, zero or not known, of one coil and several, with memory."""
+    network, known = small_unrolled(memory=2), torch.tensor([0.0, 300.0, 1e-6]).reshape(3, 1, 1, 1)
+    for coils in (1, 3):
+        acquisition = scan(batch=3, coils=coils)
+        kspace = acquisition.kspace * torch.tensor([1.0, 100.0, 0.01]).reshape(3, 1, 1, 1)
+        maps = None if coils == 1 else unit_maps(coils, (24, 27), batch=3)
+        for variance in (known, None):
+            together = network(Acquisition(kspace, acquisition.mask, None, maps, variance))
+            for i in range(3):
+                one = [value if value is None else value[i : i + 1] for value in (maps, variance)]
+                alone = network(Acquisition(kspace[i : i + 1], acquisition.mask[i : i + 1], None, *one))
+                assert relative(together[i : i + 1], alone) < 1e-4
 
 
 @pytest.mark.parametrize("shape", [(24, 27), (32, 32), (17, 23)])
-@pytest.mark.parametrize("make", [small_unrolled, small_2018, lambda: small_2018(complex_images=True)])
+@pytest.mark.parametrize(
+    "make",
+    [small_unrolled, lambda: small_unrolled(consistency="hard"), small_2018, lambda: small_2018(complex_images=True)],
+)
 @torch.no_grad()
 def test_hard_consistency_returns_the_measured_samples(make, shape):
     """As measured: not divided by the probability, and to rounding; what was not measured is the network's."""
-    acquisition = scan(shape)
+    acquisition = scan(shape, noise_variance=0.0)
     result = fft2c(make()(acquisition))
     assert relative(acquisition.mask * result, acquisition.kspace) < 1e-5
     assert ((1 - acquisition.mask) * result).abs().max() > 1e-3
 
 
+def cascade_alone(network: Unrolled, acquisition: Acquisition) -> torch.Tensor:
+    """k-space of what the network's one U-Net makes of the zero-filled image, before data consistency, which samples of
+    huge noise variance v_f / (v_f + v) of nothing are: from the U-Net itself, by the network's own normalisation."""
+    seen = []
+    hook = network.unets[0].register_forward_hook(lambda _, inputs, output: seen.append((inputs[0], output)))
+    network(acquisition)
+    hook.remove()
+    ((before, out),) = seen
+    zero_filled = ifft2c(acquisition.kspace)
+    scale = (zero_filled / torch.complex(before[:, :1], before[:, 1:2])).mean(dim=(1, 2, 3), keepdim=True)
+    return fft2c(zero_filled + scale * torch.complex(out[:, :1], out[:, 1:2])), scale
+
+
 @torch.no_grad()
-def test_soft_consistency_moves_the_samples_by_the_learned_share():
-    """One cascade from the zero-filled image: z at the measured samples is s plus the network's change, of which 1 - t stays."""
-    acquisition = scan()
-    kept = []
-    for logit in (-2.0, 0.0, 3.0):
-        network = small_unrolled(cascades=1, consistency="soft")
-        network.trust.fill_(logit)
-        change = acquisition.mask * fft2c(network(acquisition)) - acquisition.kspace
-        kept.append((change / (1 - torch.sigmoid(torch.tensor(logit)))).abs())
-    assert relative(kept[0], kept[1]) < 1e-4 and relative(kept[2], kept[1]) < 1e-3
+@pytest.mark.parametrize("shape", [(24, 27), (16, 17)])
+def test_soft_consistency_moves_the_samples_by_the_stated_share(shape):
+    """One cascade, one coil: z + M (s - z) v_f / (v_f + v), v_f = exp(a + b r) on the scale of the network, v / v_f at
+    most 9; v = 0 returns the samples themselves."""
+    network = small_unrolled(cascades=1)
+    network.error.copy_(torch.tensor([[-3.0, -2.0]]))
+    ky, kx = np.meshgrid(*(np.abs(np.arange(n) - n // 2) / (n // 2) for n in shape), indexing="ij")
+    for variance in (0.0, 1e-3, 0.05, torch.tensor([0.3, 0.0]).reshape(2, 1, 1, 1)):
+        acquisition = scan(shape, noise_variance=variance)
+        z, scale = cascade_alone(network, acquisition)
+        relative_variance = torch.as_tensor(variance) / scale.abs().square()
+        ratio = relative_variance / torch.from_numpy(np.exp(-3.0 - 2.0 * np.hypot(ky, kx)))
+        expected = z + acquisition.mask * (acquisition.kspace - z) / (1 + ratio.clamp_max(MOST_NOISE))
+        result = fft2c(network(acquisition))
+        torch.testing.assert_close(result, expected.to(torch.complex64), rtol=1e-3, atol=1e-3)
+        if not torch.as_tensor(variance).any():
+            assert relative(acquisition.mask * result, acquisition.kspace) < 1e-5
+
+
+@pytest.mark.parametrize("unit", [1e-30, 1e-20, 1e20, 1e30])
+@pytest.mark.parametrize("coils", [1, 3])
+@torch.no_grad()
+def test_any_unit_of_the_samples_will_do(unit, coils):
+    """The squares of some leave float32: of noise that is zero, known, or told by the samples."""
+    maps = None if coils == 1 else unit_maps(coils, (24, 27), batch=2)
+    network, acquisition = small_unrolled(), replace(scan((24, 27), coils=coils), sensitivity_maps=maps)
+    for variance in (0.0, 0.05, None):
+        known = replace(acquisition, noise_variance=variance)
+        scaled = replace(known, kspace=known.kspace * unit, noise_variance=variance and variance * unit**2)
+        assert relative(network(scaled) / unit, network(known)) < 1e-4
+
+
+@torch.no_grad()
+def test_noise_that_is_not_known_is_taken_from_the_outermost_samples():
+    network, acquisition = small_unrolled(), scan((40, 41))
+    estimated = noise_variance_at_most(acquisition.kspace, acquisition.mask)
+    assert estimated.isfinite().all() and estimated.min() > 0
+    result = network(acquisition)
+    assert torch.equal(result, network(replace(acquisition, noise_variance=estimated)))
+    assert relative(result, network(replace(acquisition, noise_variance=0.0))) > 1e-3
+    few = acquisition.mask.clone()
+    few[..., :8, :] = few[..., -8:, :] = few[..., :8] = few[..., -8:] = 0  # no samples far out: taken for noise-free
+    inner = Acquisition(acquisition.kspace * few, few)
+    assert torch.equal(network(inner), network(replace(inner, noise_variance=0.0)))
+
+
+@pytest.mark.parametrize("coils", [1, 3])
+def test_checkpointing_changes_no_gradient(coils):
+    """Loss and every gradient are equal with activations computed again; with memory, noise and several coils."""
+    acquisition = scan((20, 23), coils=coils, noise_variance=0.05)
+    maps = None if coils == 1 else unit_maps(coils, (20, 23), batch=2)
+    pair = target_pair(replace(acquisition, sensitivity_maps=maps), scan((20, 23), coils=coils, mask_seed=3))
+    found = []
+    for checkpointing in (False, True):
+        network = small_unrolled(cascades=3, memory=2).train()
+        network.checkpointing = checkpointing
+        calls = []
+        network.unets[1].register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        loss = weighted_squared_error(network(pair.input), pair)
+        loss.backward()
+        found.append((loss.detach(), [p.grad for p in network.parameters()]))
+        assert len(calls) == 1 + checkpointing  # once more for the gradient
+    torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-8)
+    assert all(gradient is not None for gradient in found[0][1])
+
+
+@torch.no_grad()
+def test_memory_is_handed_on_and_used():
+    """What a cascade says beside its image changes the next one's; the last hands on nothing."""
+    acquisition, network = scan(noise_variance=0.0), small_unrolled(memory=3)
+    assert [u.first.in_channels for u in network.unets] == [3, 6]
+    assert [u.last[-1].out_channels for u in network.unets] == [5, 2]
+    before = network(acquisition)
+    network.unets[0].last[-1].bias[2:] += 1
+    assert relative(network(acquisition), before) > 1e-4
+    for wrong in (-1, 5000):
+        with pytest.raises(OptionError, match="channels"):
+            Unrolled(2, 8, 2, memory=wrong)
+
+
+def fastmri_networks():
+    with torch.random.fork_rng():
+        torch.random.manual_seed(0)
+        return FastMRIVarNet(2, 4, 2).eval(), FastMRIUNet(4, 2).eval()
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (17, 23), (33, 40), (5, 37), (40, 31)])
+@pytest.mark.parametrize("coils", [1, 3])
+@torch.no_grad()
+def test_fastmri_networks_take_any_size_and_scale_with_their_input(shape, coils):
+    maps = None if coils == 1 else unit_maps(coils, shape, batch=2)
+    acquisition = replace(scan(shape, coils=coils), sensitivity_maps=maps)
+    for network in fastmri_networks():
+        image = network(acquisition)
+        assert image.shape == (2, 1, *shape) and image.dtype == torch.complex64 and image.isfinite().all()
+        assert relative(image, adjoint(acquisition.kspace, acquisition.mask, maps)) > 1e-3
+        for factor in (1e-6, 2 - 1j):
+            scaled = replace(acquisition, kspace=acquisition.kspace * factor)
+            assert relative(network(scaled), factor * image) < 1e-3
+
+
+@pytest.mark.parametrize("coils", [1, 4])
+@torch.no_grad()
+def test_fastmri_varnet_is_fastmris_own_cascades(coils):
+    """fastMRI's VarNet with these cascades, and our maps in place of its network for them, on the scale that ours brings
+    its input to (largest magnitude 1, mean phase 0): of one coil its magnitude image is ours; of several its last k-space,
+    combined by the maps."""
+    from fastmri.models.varnet import VarNet
+
+    shape = (30, 36)
+    maps = torch.ones(1, 1, *shape, dtype=torch.complex64) if coils == 1 else unit_maps(coils, shape)
+    acquisition = replace(scan(shape, batch=1, coils=coils), sensitivity_maps=maps)
+    ours, _ = fastmri_networks()
+    theirs = VarNet(num_cascades=2, sens_chans=2, sens_pools=2, chans=4, pools=2).eval()
+    theirs.cascades.load_state_dict(ours.cascades.state_dict())
+    theirs.sens_net.forward = lambda *_: torch.view_as_real(maps)
+    image = adjoint(acquisition.kspace, acquisition.mask, maps)
+    scale = image.abs().max() * torch.sgn((image * image.abs()).sum())
+    last = []
+    theirs.cascades[-1].register_forward_hook(lambda *arguments: last.append(torch.view_as_complex(arguments[-1])))
+    magnitude = theirs(torch.view_as_real(acquisition.kspace / scale), acquisition.mask[..., None] > 0)
+    found = ours(acquisition) / scale
+    torch.testing.assert_close(found[:, 0], (maps.conj() * ifft2c(last[0])).sum(dim=1), rtol=1e-3, atol=1e-4)
+    if coils == 1:
+        torch.testing.assert_close(found[:, 0].abs(), magnitude, rtol=1e-3, atol=1e-4)
+
+
+def test_fastmri_networks_pass_empty_slices_and_refuse_images_too_small_for_them():
+    acquisition = scan((20, 24))
+    empty = replace(acquisition, kspace=acquisition.kspace * torch.tensor([1.0, 0.0]).reshape(2, 1, 1, 1))
+    for network in fastmri_networks():
+        image = network(empty)
+        assert not image[1].any()
+        torch.testing.assert_close(image[:1], network(acquisition.slices(torch.tensor([0]))))
+        for some in (empty, replace(acquisition, kspace=0 * acquisition.kspace)):
+            network.zero_grad()
+            network(some).abs().sum().backward()
+            assert all(parameter.grad.isfinite().all() for parameter in network.parameters())
+    for network in (FastMRIVarNet(1, 4, 4), FastMRIUNet(4, 4)):
+        with pytest.raises(OptionError, match="too small"):
+            network(scan((16, 12)))
 
 
 @pytest.mark.parametrize("consistency", ["hard", "soft"])
@@ -138,9 +312,11 @@ def test_unrolled_never_sees_the_probability(consistency):
 
 @torch.no_grad()
 def test_a_new_cascade_is_the_identity():
-    """An untrained network returns the zero-filled image."""
-    acquisition = scan()
-    assert relative(Unrolled(2, 8, 2)(acquisition), ifft2c(acquisition.kspace)) < 1e-5
+    """An untrained network returns the zero-filled image, whatever the noise: data consistency has nothing to change."""
+    for variance in (0.0, 0.1, None):
+        acquisition = scan(noise_variance=variance)
+        for network in (Unrolled(2, 8, 2), Unrolled(3, 8, 2, memory=4), Unrolled(2, 8, 2, consistency="hard")):
+            assert relative(network(acquisition), ifft2c(acquisition.kspace)) < 1e-5
 
 
 @torch.no_grad()
@@ -158,7 +334,7 @@ def test_unrolled_with_sensitivity_maps_fits_all_coils():
     maps = torch.randn((1, coils, *shape), dtype=torch.complex64, generator=generator(1))
     maps = maps / maps.abs().square().sum(dim=1, keepdim=True).sqrt()
     image = torch.randn((1, 1, *shape), dtype=torch.complex64, generator=generator(2))
-    acquisition = Acquisition(fft2c(maps * image), torch.ones(1, 1, *shape), None, maps)
+    acquisition = Acquisition(fft2c(maps * image), torch.ones(1, 1, *shape), None, maps, 0.0)
     network = small_unrolled()
     result = network(acquisition)
     assert result.shape == (1, 1, *shape)
@@ -170,7 +346,10 @@ def test_unrolled_with_sensitivity_maps_fits_all_coils():
     "make",
     [
         lambda: Unrolled(2, 8, 2),
-        lambda: Unrolled(2, 8, 2, consistency="soft"),
+        lambda: Unrolled(2, 8, 2, consistency="hard"),
+        lambda: Unrolled(3, 8, 2, memory=2),
+        lambda: FastMRIVarNet(2, 4, 2),
+        lambda: FastMRIUNet(4, 2),
         lambda: UNet2018(12),
         lambda: UNet2018(12, True),
     ],
@@ -180,13 +359,15 @@ def test_gradients_reach_every_parameter_after_one_step(make):
     constant added to the image changes DC alone, which hard consistency would replace."""
     network = make()
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
-    pair = noise2noise(scan((32, 32), dc=False), scan((32, 32), seed=7))
+    pair = target_pair(scan((32, 32), dc=False, noise_variance=1e-3), scan((32, 32), seed=7))
     for _ in range(2):
         optimizer.zero_grad()
         loss = weighted_squared_error(network(pair.input), pair)
         loss.backward()
         optimizer.step()
     for name, parameter in network.named_parameters():
+        if name == "cascades.0.dc_weight":  # of fastMRI's first cascade, which is given the samples themselves
+            continue
         assert parameter.grad is not None and parameter.grad.isfinite().all() and parameter.grad.abs().max() > 0, name
 
 
@@ -197,7 +378,7 @@ def test_training_steps_fit_a_pair(make):
         torch.random.manual_seed(0)
         network = make()
     optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
-    pair = noise2noise(scan((32, 32)), scan((32, 32), mask_seed=1))
+    pair = target_pair(scan((32, 32), noise_variance=0.0), scan((32, 32), mask_seed=1))
     losses = []
     for _ in range(25):
         optimizer.zero_grad()
@@ -311,7 +492,7 @@ def test_equal_seed_equal_weights_and_use_draws_nothing(kind):
             states.append([p.clone() for p in network.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(states[0], states[1]))
     assert not all(torch.equal(a, b) for a, b in zip(states[0], states[2]))
-    state, acquisition = torch.get_rng_state().clone(), scan((16, 16))
+    state, acquisition = torch.get_rng_state().clone(), scan((24, 16))
     before = acquisition.kspace.clone()
     assert torch.equal(network.train()(acquisition), network.eval()(acquisition))  # no dropout, no batch statistics
     assert torch.equal(torch.get_rng_state(), state) and torch.equal(acquisition.kspace, before)
@@ -320,8 +501,8 @@ def test_equal_seed_equal_weights_and_use_draws_nothing(kind):
 @torch.no_grad()
 def test_bfloat16_convolutions_leave_the_samples_exact():
     """Under autocast the Fourier transforms stay complex64."""
-    acquisition = scan((32, 32))
-    for network in (small_unrolled(), small_2018()):
+    acquisition = scan((32, 32), noise_variance=0.0)
+    for network in (small_unrolled(memory=2), small_2018()):
         with torch.autocast("cpu", dtype=torch.bfloat16):
             image = network(acquisition)
         assert image.dtype == torch.complex64
@@ -338,10 +519,10 @@ def test_conjugate_symmetric_samples_give_a_real_image_and_others_do_not(shape):
     image = torch.rand((1, 1, *shape), generator=torch.Generator().manual_seed(2)).to(torch.complex64)
     mask = draw_mask("roulette", shape, 3.0, torch.Generator().manual_seed(3), hermitian=True).mask[None, None]
     phase = torch.exp(torch.tensor(0.7j))
-    real = network(Acquisition(fft2c(image) * mask, mask))
-    turned = network(Acquisition(phase * fft2c(image) * mask, mask))
+    real = network(Acquisition(fft2c(image) * mask, mask, noise_variance=0.0))
+    turned = network(Acquisition(phase * fft2c(image) * mask, mask, noise_variance=0.0))
     smooth = torch.exp(0.1j * torch.arange(shape[1]))
-    other = network(Acquisition(fft2c(image * smooth) * mask, mask))
+    other = network(Acquisition(fft2c(image * smooth) * mask, mask, noise_variance=0.0))
     assert real.imag.abs().max() < 1e-6 and real.real.abs().max() > 0.1
     torch.testing.assert_close(turned, phase * real, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(mask * fft2c(real), fft2c(image) * mask, rtol=1e-3, atol=1e-3)
@@ -353,5 +534,7 @@ def test_nothing_is_said_outside_the_support_of_the_maps():
     maps[..., :5] = 0
     mask = (torch.rand((1, 1, 16, 20), generator=generator(2)) < 0.5).float()
     kspace = mask * torch.randn((1, 3, 16, 20), dtype=torch.complex64, generator=generator(3))
-    image = small_unrolled()(Acquisition(kspace, mask, None, maps))
-    assert not image[..., :5].any() and (image[..., 5:] != 0).all()
+    for variance in (None, 0.0, 0.5):
+        for network in (small_unrolled(), small_unrolled(consistency="hard")):
+            image = network(Acquisition(kspace, mask, None, maps, variance))
+            assert not image[..., :5].any() and (image[..., 5:] != 0).all()

@@ -12,7 +12,8 @@ import torch
 from mri_n2n.acquisition import Acquisition
 from mri_n2n.losses import weighted_squared_error
 from mri_n2n.masks import MASKS, draw_mask
-from mri_n2n.pairs import PAIR_MAKERS, Pair, flip, noise2noise, noise2noise_2018, supervised, supervised_2018, translate
+from mri_n2n.movement import flip, translate
+from mri_n2n.pairs import PAIR_MAKERS, Measured, Pair, PairOptions
 
 KINDS = sorted(MASKS)
 
@@ -50,6 +51,14 @@ def sample(
     if noise:
         full = full + noise**0.5 * torch.randn(full.shape, dtype=full.dtype, generator=draw)
     return Acquisition(full * sampling.mask, sampling.mask[None, None], sampling.probability[None, None], None, noise)
+
+
+def made(method: str, first: Acquisition, second: Acquisition | None = None, full: torch.Tensor | None = None) -> Pair:
+    return PAIR_MAKERS[method](Measured(first, second, full), PairOptions(), generator())
+
+
+def noise2noise(first: Acquisition, second: Acquisition) -> Pair:
+    return made("noise2noise", first, second)
 
 
 def within(samples: list[float], expected: float, errors: float = 5.0) -> bool:
@@ -152,7 +161,7 @@ def test_2018_target_is_unbiased(kind, hermitian):
     image = torch.rand((1, 1, 10, 16), generator=generator())
     full, count = transform(image).to(torch.complex64), 500
     first = sample(full, kind, 10_000, hermitian=hermitian)
-    pairs = [noise2noise_2018(first, sample(full, kind, seed, hermitian=hermitian)) for seed in range(count)]
+    pairs = [made("noise2noise-2018", first, sample(full, kind, seed, hermitian=hermitian)) for seed in range(count)]
     targets = torch.stack([pair.target for pair in pairs])
     assert pairs[0].domain == "image" and pairs[0].input is first and torch.all(pairs[0].weight == 1)
     assert (
@@ -170,21 +179,18 @@ def test_2018_target_is_unbiased(kind, hermitian):
 def test_pair_makers_say_what_they_say():
     full = complex_normal(2, 1, 8, 12, seed=0)
     first, second = sample(full, "roulette", 1), sample(full, "roulette", 2)
-    ones = torch.ones(1, 1, 8, 12)
-    clean = Acquisition(full, ones, ones)
     pair = noise2noise(first, second)
     assert pair.domain == "kspace" and pair.input is first
     assert torch.equal(pair.target, second.kspace)
     assert torch.equal(pair.weight > 0, second.mask > 0) and pair.weight.isfinite().all()
     sampled = second.mask > 0
     torch.testing.assert_close(pair.weight[sampled], 1 / second.probability[sampled])
-    reference = supervised(first, clean)
+    reference = made("supervised", first, full=full)
     assert torch.equal(reference.target, full) and reference.domain == "kspace" and torch.all(reference.weight == 1)
     assert reference.input is first
-    image = supervised_2018(first, clean)
+    image = made("supervised-2018", first, full=full)
     torch.testing.assert_close(image.target.to(torch.complex128), inverse(full), atol=1e-6, rtol=0)
     assert image.domain == "image" and image.input is first
-    assert set(PAIR_MAKERS) == {(r, t) for r in ("default", "noise2noise-2018") for t in ("undersampled", "clean")}
 
 
 def test_target_says_nothing_where_the_second_mask_has_no_sample_and_probability_is_zero():
@@ -199,12 +205,12 @@ def test_target_says_nothing_where_the_second_mask_has_no_sample_and_probability
     assert transform(prediction.grad)[..., 0].abs().max() < 1e-6  # an unsampled column gets no gradient
 
 
-@pytest.mark.parametrize("maker", [noise2noise, noise2noise_2018])
-def test_missing_probability_is_named(maker):
+@pytest.mark.parametrize("method", ["noise2noise", "noise2noise-2018"])
+def test_missing_probability_is_named(method):
     full = complex_normal(1, 1, 4, 4, seed=0)
     scan = Acquisition(full, torch.ones(1, 1, 4, 4))
     with pytest.raises(ValueError, match="sampling probability"):
-        maker(scan, scan)
+        made(method, scan, scan)
 
 
 def test_acquisition_refuses_what_does_not_fit():
@@ -306,7 +312,7 @@ def phantom_sources(count: int = 3, slices: int = 3, shape: tuple[int, int] = (1
 
 
 def test_hermitian_kspace_is_recognised():
-    from mri_n2n.batches import is_hermitian
+    from mri_n2n.protocol import is_hermitian
 
     for shape in [(8, 10), (7, 9), (64, 64)]:
         full = transform(torch.rand((1, 1, *shape), generator=generator())).to(torch.complex64)
@@ -326,36 +332,38 @@ def test_recipe_rounds_its_images_to_256_grey_levels():
 
 
 def test_fixed_pairs_stay_the_same_and_redrawn_ones_do_not():
-    from mri_n2n.batches import Protocol, simulated_repetitions
+    from mri_n2n.protocol import Protocol, simulated_repetitions
 
     full = phantom_sources()[0].load()[:1]
-    protocol = Protocol(noise=0.1, acceleration=(4.0, 4.0))
+    protocol = Protocol(noise=(0.1, 0.1), acceleration=(4.0, 4.0))
     one, two = (simulated_repetitions(full, 0, "a", protocol) for _ in range(2))
-    for left, right in zip(one, two):
+    scans = one.first, one.second
+    for left, right in zip(scans, (two.first, two.second)):
         assert torch.equal(left.kspace, right.kspace) and torch.equal(left.mask, right.mask)
-    assert not torch.equal(one[0].mask, one[1].mask) and torch.equal(one[2].kspace, full)
-    both = (one[0].mask * one[1].mask) > 0  # common samples carry independent noise
-    noise = [(scan.kspace - full)[both] for scan in one[:2]]
+    assert not torch.equal(scans[0].mask, scans[1].mask) and torch.equal(one.full, full)
+    both = (scans[0].mask * scans[1].mask) > 0  # common samples carry independent noise
+    noise = [(scan.kspace - full)[both] for scan in scans]
     assert (noise[0] - noise[1]).abs().min() > 0
-    assert one[0].noise_variance == one[1].noise_variance == pytest.approx(0.1**2)  # noise is a standard deviation
-    variance = torch.cat([(scan.kspace - full)[scan.mask > 0] for scan in one[:2]]).abs().square().mean().item()
-    assert variance == pytest.approx(0.1**2, rel=5 / math.sqrt((one[0].mask + one[1].mask).sum().item()))
+    assert scans[0].noise_variance == scans[1].noise_variance == pytest.approx(0.1**2)  # noise is a standard deviation
+    variance = torch.cat([(scan.kspace - full)[scan.mask > 0] for scan in scans]).abs().square().mean().item()
+    assert variance == pytest.approx(0.1**2, rel=5 / math.sqrt((scans[0].mask + scans[1].mask).sum().item()))
     draw = generator()
     redrawn = [simulated_repetitions(full, 0, "a", protocol, draw) for _ in range(2)]
-    assert not torch.equal(redrawn[0][0].mask, redrawn[1][0].mask)
+    assert not torch.equal(redrawn[0].first.mask, redrawn[1].first.mask)
     for name, index, other in [
         ("b", 0, protocol),
         ("a", 1, protocol),
-        ("a", 0, Protocol(noise=0.1, acceleration=(4.0, 4.0), seed=1)),
+        ("a", 0, Protocol(noise=(0.1, 0.1), acceleration=(4.0, 4.0), seed=1)),
     ]:
-        assert not torch.equal(simulated_repetitions(full, index, name, other)[0].mask, one[0].mask)
+        assert not torch.equal(simulated_repetitions(full, index, name, other).first.mask, scans[0].mask)
 
 
 def test_two_fixed_acquisitions_are_all_that_training_ever_sees_of_a_slice():
     """Over many epochs of fixed pairs the sampled locations of a slice are those of two masks; redrawn pairs show more."""
     from itertools import islice
 
-    from mri_n2n.batches import Protocol, training_batches
+    from mri_n2n.batches import training_batches
+    from mri_n2n.protocol import Protocol
 
     sources, seen = phantom_sources(count=1, slices=1), {}
     for pairs in ("fixed", "redrawn"):
@@ -371,17 +379,17 @@ def test_two_fixed_acquisitions_are_all_that_training_ever_sees_of_a_slice():
     assert seen["fixed"][0] < 0.5 < seen["redrawn"][0]
 
 
-@pytest.mark.parametrize("targets", ["undersampled", "clean"])
-@pytest.mark.parametrize("recipe", ["default", "noise2noise-2018"])
+@pytest.mark.parametrize("method", sorted(PAIR_MAKERS))
 @pytest.mark.parametrize("pairs", ["fixed", "redrawn"])
-def test_batches_resume_where_they_stopped_and_touch_no_global_randomness(recipe, targets, pairs):
+def test_batches_resume_where_they_stopped_and_touch_no_global_randomness(method, pairs):
     from itertools import islice
 
-    from mri_n2n.batches import Protocol, steps_per_epoch, training_batches
+    from mri_n2n.batches import steps_per_epoch, training_batches
+    from mri_n2n.protocol import Protocol
 
     sources, state = phantom_sources(count=5, slices=2), torch.get_rng_state().clone()
-    phase = 0.5 if recipe == "default" else 0.0
-    protocol = Protocol(recipe, targets, pairs, acceleration=(3.0, 5.0), noise=0.02, phase=phase)
+    phase = 0.0 if method.endswith("2018") else 0.5
+    protocol = Protocol(method, pairs=pairs, acceleration=(3.0, 5.0), noise=(0.0, 0.05), phase=phase)
     assert steps_per_epoch(sources, 4) == 3
     whole = list(islice(training_batches(sources, protocol, 4), 7))
     for first in (1, 2, 3, 5):
@@ -392,13 +400,19 @@ def test_batches_resume_where_they_stopped_and_touch_no_global_randomness(recipe
                     and torch.equal(a.target, b.target)
                     and torch.equal(a.weight, b.weight)
                 )
+                if a.again is not None:
+                    assert all(
+                        x is y is None or torch.equal(x, y)
+                        for x, y in zip(vars(a.again).values(), vars(b.again).values())
+                    )
     assert [sum(pair.input.kspace.shape[0] for pair in batch) for batch in whole[:3]] == [4, 4, 2]
     assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_pairs_of_a_batch_belong_together():
     """Input and target of every example show the same object, equally shifted: common samples agree without noise."""
-    from mri_n2n.batches import Protocol, training_batches
+    from mri_n2n.batches import training_batches
+    from mri_n2n.protocol import Protocol
 
     for pair in next(training_batches(phantom_sources(), Protocol(acceleration=(3.0, 3.0)), 9)):
         common = (pair.input.mask > 0) & (pair.weight > 0)
@@ -407,7 +421,8 @@ def test_pairs_of_a_batch_belong_together():
 
 
 def test_slices_of_different_matrix_size_share_a_batch():
-    from mri_n2n.batches import Protocol, training_batches
+    from mri_n2n.batches import training_batches
+    from mri_n2n.protocol import Protocol
 
     sources = phantom_sources(count=1) + [s for s in phantom_sources(count=2, shape=(15, 20))[1:]]
     batch = next(training_batches(sources, Protocol(acceleration=(3.0, 3.0)), 6))

@@ -27,11 +27,11 @@ from mri_n2n.formats import open_scan, read_reference, read_result, write_scan
 from mri_n2n.fourier import fft2c, ifft2c
 from mri_n2n.inference import load_for_use
 from mri_n2n.masks import draw_mask
-from mri_n2n.reconstructors import network_reconstructor
 from mri_n2n.metrics import psnr
 from mri_n2n.outputs import Target
 from mri_n2n.phantom import phantom_kspace
 from mri_n2n.reconstruction import reconstruct_files
+from mri_n2n.reconstructors import network_reconstructor
 from mri_n2n.simulation import SimulationOptions, simulate_file, smooth_phase
 from mri_n2n.training import TrainOptions, train
 
@@ -306,6 +306,14 @@ def test_maps_are_computed_where_the_network_is(scans, run, tmp_path, monkeypatc
         mri_n2n.reconstruct(kspace_of(scans["coils"])[0])
 
 
+def of_unknown_noise(scan: Path, folder: Path) -> Path:
+    """A copy that does not say how much noise it has."""
+    path = copy(scan, folder / "scan.h5")
+    with h5py.File(path, "r+") as file:
+        del file.attrs["noise_variance"]
+    return path
+
+
 def test_a_scan_without_geometry_or_mask(scans, run, tmp_path):
     kspace, mask = kspace_of(scans["single"])
     with h5py.File(tmp_path / "bare.h5", "w") as file:
@@ -315,7 +323,7 @@ def test_a_scan_without_geometry_or_mask(scans, run, tmp_path):
     assert "unknown" in sidecar["geometry"] and sidecar["input"]["simulated"] is None
     image = nibabel.load(tmp_path / "out" / "bare.nii.gz")
     assert int(image.header["qform_code"]) == int(image.header["sform_code"]) == 0
-    reconstruct_files([scans["single"]], tmp_path / "with", weights=run, quiet=True)
+    reconstruct_files([of_unknown_noise(scans["single"], tmp_path)], tmp_path / "with", weights=run, quiet=True)
     np.testing.assert_array_equal(
         read_result(tmp_path / "out" / "bare.h5")[0], read_result(tmp_path / "with" / "scan.h5")[0]
     )
@@ -524,7 +532,8 @@ def test_missing_scan_and_missing_weights(scans, run, tmp_path):
 
 @pytest.mark.parametrize("name", ["single", "coils"])
 def test_arrays_and_files_agree(name, scans, run, tmp_path):
-    mri_n2n.reconstruct(str(scans[name]), str(tmp_path), weights=str(run))
+    path = of_unknown_noise(scans[name], tmp_path / "unknown")  # of which arrays say nothing
+    mri_n2n.reconstruct(str(path), str(tmp_path), weights=str(run))
     with h5py.File(tmp_path / "scan.h5") as file:
         expected = file["image"][()]
     kspace, mask = kspace_of(scans[name])
@@ -628,13 +637,16 @@ def test_the_mean_over_mirror_images_mirrors_with_the_scan(shape, run):
     """A mirrored scan gives the mirrored image; the network alone does not promise that. Samples stay as measured."""
     from mri_n2n.acquisition import Acquisition
     from mri_n2n.checkpoint import load_network
+    from mri_n2n.fourier import mirror_axes
     from mri_n2n.inference import reconstruct_acquisition
-    from mri_n2n.pairs import flip, mirror_axes
+    from mri_n2n.movement import flip
 
     network, _ = load_network(run / "weights.safetensors")
     generator = torch.Generator().manual_seed(0)
     mask = draw_mask("gaussian-points", shape, 3.0, generator).mask[None, None]
-    scan = Acquisition(mask * torch.randn((2, 3, *shape), dtype=torch.complex64, generator=generator), mask)
+    scan = Acquisition(
+        mask * torch.randn((2, 3, *shape), dtype=torch.complex64, generator=generator), mask, None, None, 0.0
+    )
     averaged = reconstruct_acquisition(network, scan, flips=True)
     for axes in ((-1,), (-2,), (-2, -1)):
         mirrored = reconstruct_acquisition(network, flip(scan, axes), flips=True)
@@ -716,7 +728,7 @@ def test_bundled_weights_scale_with_the_scan():
 def test_bundled_weights_are_small_and_say_how_they_were_trained(tmp_path):
     assert BUNDLED.stat().st_size <= 8e6 and (BUNDLED.parent / "README.md").is_file()
     facts = mri_n2n.info(BUNDLED)
-    assert facts["targets"] == "undersampled" and facts["network"] == "unrolled"
+    assert facts["method"] == "noise2noise" and facts["network"] == "unrolled"
     assert b"/home" not in BUNDLED.read_bytes()[:100_000] and b"/root" not in BUNDLED.read_bytes()[:100_000]
 
 

@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 import mri_n2n
 from mri_n2n import validation
 from mri_n2n.acquisition import Acquisition
-from mri_n2n.batches import Protocol, simulated_repetitions, steps_per_epoch, training_batches
+from mri_n2n.batches import steps_per_epoch, training_batches
 from mri_n2n.checkpoint import build_network, find_weights, load_network, load_tensors, save_tensors
 from mri_n2n.coils import with_sensitivity_maps
 from mri_n2n.datasets import find_sources, phantom_sources
@@ -32,6 +32,7 @@ from mri_n2n.errors import InputError, NotFoundError, OutputError, UserError
 from mri_n2n.fourier import fft2c, ifft2c
 from mri_n2n.masks import draw_mask
 from mri_n2n.phantom import phantom_kspace
+from mri_n2n.protocol import Protocol, simulated_repetitions
 from mri_n2n.simulation import SimulationOptions, simulate_file
 from mri_n2n.sources import Source
 from mri_n2n.training import TrainOptions, set_schedule, train
@@ -77,9 +78,7 @@ def data(tmp_path_factory) -> Path:
 
 
 def options(dataset: str = "phantom", data: Path | None = None, **changes) -> TrainOptions:
-    protocol = {
-        name: changes.pop(name) for name in ("recipe", "targets", "pairs", "masks", "noise", "seed") if name in changes
-    }
+    protocol = {name: changes.pop(name) for name in ("method", "pairs", "masks", "noise", "seed") if name in changes}
     chosen = {
         "dataset": dataset, "data": None if data is None or dataset == "phantom" else str(data / dataset),
         "matrix_size": 24 if dataset == "phantom" else None, "protocol": Protocol(acceleration=(3.0, 3.0), **protocol),
@@ -156,19 +155,19 @@ def _coils(acquisition: Acquisition) -> Acquisition:
 
 
 def test_phantoms_with_coils_and_noise(tmp_path):
-    result = train(options(coils=2, noise=0.02, network_options={**TINY, "consistency": "soft"}), tmp_path)
+    result = train(options(coils=2, noise=(0.02, 0.02), network_options={**TINY, "consistency": "soft"}), tmp_path)
     assert result.finished and np.isfinite(result.loss)
 
 
-@pytest.mark.parametrize("targets", ["undersampled", "clean"])
-def test_the_2018_recipe(targets, data, tmp_path):
+@pytest.mark.parametrize("method", ["noise2noise-2018", "supervised-2018"])
+def test_the_2018_recipe(method, data, tmp_path):
     recipe = options(
-        "nifti", data, matrix_size=24, recipe="noise2noise-2018", targets=targets, pairs="redrawn", network="unet",
+        "nifti", data, matrix_size=24, method=method, pairs="redrawn", network="unet",
         network_options={"channels": 12},
     )  # fmt: skip
     result = train(recipe, tmp_path)
     assert result.finished and np.isfinite(result.loss) and np.isfinite(result.psnr)
-    assert load_network(tmp_path / "weights.safetensors")[1]["training"]["protocol"]["targets"] == targets
+    assert load_network(tmp_path / "weights.safetensors")[1]["training"]["protocol"]["method"] == method
 
 
 def test_training_without_references_improves_the_image(tmp_path, monkeypatch):
@@ -210,7 +209,7 @@ def test_excluded_subjects_are_in_neither_part(data, tmp_path):
 )
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(dataset, stop, number, data, tmp_path, monkeypatch):
     """nifti has 6 training slices, so batches of 4 and 2: step 3 is in the middle of the second epoch."""
-    chosen = options(dataset, data, steps=7, noise=0.02, pairs="redrawn" if dataset == "phantom" else "fixed")
+    chosen = options(dataset, data, steps=7, noise=(0.02, 0.02), pairs="redrawn" if dataset == "phantom" else "fixed")
     monkeypatch.setattr(validation, "VALIDATION_SLICES", 2)
     train(chosen, tmp_path / "whole")
     handler = signal.getsignal(number)
@@ -224,6 +223,9 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(dataset, stop, numbe
     assert resumed.finished and resumed.steps == 7 and resumed.seconds > stopped.seconds
     assert equal(tmp_path / "whole", tmp_path / "parts")
     assert equal(tmp_path / "whole", tmp_path / "parts", "weights.safetensors")
+    weights, checkpoint = (load_tensors(tmp_path / "parts" / f"{n}.safetensors")[0] for n in ("weights", "checkpoint"))
+    assert all(torch.equal(value, checkpoint[f"average.{name}"]) for name, value in weights.items())
+    assert not all(torch.equal(value, checkpoint[f"network.{name}"]) for name, value in weights.items())
     last = [json.loads((tmp_path / run / "log.jsonl").read_text().splitlines()[-1]) for run in ("whole", "parts")]
     assert all(last[0][key] == last[1][key] for key in last[0] if key != "seconds")
 
@@ -269,21 +271,62 @@ def test_ctrl_c_at_the_command_line_saves_and_resumes(tmp_path):
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=120)
     assert process.returncode == 130
-    (line,) = said.splitlines()
+    chosen, line = said.splitlines()
+    assert chosen == "method: noise2noise (every slice is acquired twice, by simulation)"
     tensors, header = load_tensors(tmp_path / "run" / "checkpoint.safetensors")
     assert f"saved at step {header['step']}" in line and "--resume" in line and header["step"] < 80
 
-    network_options = {"channels": 8, "cascades": 1, "consistency": "hard"}
+    network_options = {"channels": 8, "cascades": 1}
     chosen = options(steps=80, network_options=network_options)
     assert train(chosen, tmp_path / "run", resume=True).steps == 80
     train(chosen, tmp_path / "whole")
     assert equal(tmp_path / "run", tmp_path / "whole")
 
 
+@pytest.mark.parametrize("method", ["noise2noise", "robust-ssdu", "robust-multi-operator"])
+def test_a_resumed_run_of_a_method_is_the_uninterrupted_one(method, data, tmp_path, monkeypatch):
+    """With all that a method draws besides masks: exchange, divisions, further noise, probes, other masks."""
+    chosen = options(
+        "nifti", data, method=method, steps=4, noise=(0.0, 0.05), average=0.9, validation_subjects=("none",)
+    )
+    pair = replace(chosen.protocol.pair, exchange=method == "noise2noise")
+    chosen = replace(chosen, protocol=replace(chosen.protocol, pair=pair, coils=(1, 2)))
+    train(chosen, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        interrupt(patch, after=2)
+        assert not train(chosen, tmp_path / "parts").finished
+    assert train(chosen, tmp_path / "parts", resume=True).finished
+    for name in ("checkpoint.safetensors", "weights.safetensors"):
+        assert equal(tmp_path / "whole", tmp_path / "parts", name)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.5, 0.999])
+def test_saved_weights_are_the_moving_average(decay, data, tmp_path, monkeypatch):
+    """a_n = w_n + d_n (a_{n-1} - w_n), d_n = min(decay, (1 + n) / (10 + n)) for n steps before, a_0 the first weights."""
+    step, seen = training.training_step, []
+
+    def followed(network, *arguments):
+        loss = step(network, *arguments)
+        seen.append({name: value.clone().double() for name, value in network.state_dict().items()})
+        return loss
+
+    monkeypatch.setattr(training, "training_step", followed)
+    train(options("nifti", data, steps=5, average=decay), tmp_path)
+    expected = seen[0]
+    for n, weights in enumerate(seen[1:], start=1):
+        d = min(decay, (1 + n) / (10 + n))
+        expected = {name: value + d * (expected[name] - value) for name, value in weights.items()}
+    saved = load_tensors(tmp_path / "weights.safetensors")[0]
+    for name, value in saved.items():
+        torch.testing.assert_close(value.double(), expected[name], atol=1e-7, rtol=1e-5)
+    if decay == 0:
+        assert all(torch.equal(value.double(), seen[-1][name]) for name, value in saved.items())
+
+
 def test_equal_seeds_make_equal_weights(data, tmp_path):
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         torch.rand(7)  # what else the process draws does not matter
-        train(options("nifti", data, steps=2, seed=seed, noise=0.02), tmp_path / name)
+        train(options("nifti", data, steps=2, seed=seed, noise=(0.02, 0.02)), tmp_path / name)
     assert equal(tmp_path / "a", tmp_path / "b")
     assert not equal(tmp_path / "a", tmp_path / "c")
 
@@ -302,7 +345,7 @@ def test_a_run_is_not_overwritten_and_resumes_with_the_same_options_only(data, t
         "learning_rate": 5e-3,
         "seed": 5,
         "network_options": {**TINY, "channels": 12},
-        "noise": 0.1,
+        "noise": (0.1, 0.1),
     }
     for name, value in changes.items():
         with pytest.raises(InputError, match="protocol" if name in ("seed", "noise") else name):
@@ -360,7 +403,20 @@ def test_a_full_disk_ends_in_one_line(data, tmp_path):
         "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
         "from mri_n2n.cli import main; sys.exit(main(sys.argv[1:]))"
     )
-    command = ["train", "--dataset", "nifti", "--data", data / "nifti", "--steps", "1", "--channels", "8", "-o", run]
+    command = [
+        "train",
+        "--dataset",
+        "nifti",
+        "--data",
+        data / "nifti",
+        "--steps",
+        "1",
+        "--channels",
+        "8",
+        "--quiet",
+        "-o",
+        run,
+    ]
     ended = subprocess.run([sys.executable, "-c", code, *map(str, command)], capture_output=True, text=True)
     assert ended.returncode == 4 and ended.stderr.count("\n") == 1 and "File too large" in ended.stderr, ended.stderr
     assert not run.exists()
@@ -415,7 +471,7 @@ def epochs(protocol: Protocol, count: int = 12, **source):
 
 
 def test_fixed_pairs_are_the_same_two_acquisitions_for_ever_with_roles_swapped():
-    protocol = Protocol(acceleration=(4.0, 4.0), noise=0.05, flips=False)
+    protocol = Protocol(acceleration=(4.0, 4.0), noise=(0.05, 0.05), flips=False)
     seen: dict[bytes, list] = {}
     for mask, weight, samples in epochs(protocol):
         seen.setdefault(mask.numpy().tobytes(), []).append((weight > 0, samples))
@@ -436,8 +492,8 @@ def test_default_training_mirrors_and_the_recipe_rounds():
         for _, _, samples in epochs(replace(protocol, flips=False), 40, matrix=(24, 22))
     }
     assert len(alone) == 2 and len(seen) == 4  # two acquisitions; conjugate-symmetric: y and x flips of one are equal
-    recipe = replace(protocol, recipe="noise2noise-2018", targets="clean", flips=False)
-    for chosen, rounded in ((recipe, True), (replace(recipe, recipe="default"), False)):
+    recipe = replace(protocol, method="supervised-2018", flips=False)
+    for chosen, rounded in ((recipe, True), (replace(recipe, method="supervised"), False)):
         [(pair,)] = islice(training_batches([one_slice_source()], chosen, 1), 1)
         image = 255 * (pair.target if pair.domain == "image" else ifft2c(pair.target)).real
         assert ((image - image.round()).abs().max() < 1e-2) == rounded
@@ -450,7 +506,7 @@ def test_redrawn_pairs_are_new_in_every_epoch():
 
 def test_clean_targets_see_the_same_inputs():
     chosen = Protocol(acceleration=(4.0, 4.0))
-    noisy, clean = (list(epochs(replace(chosen, targets=targets))) for targets in ("undersampled", "clean"))
+    noisy, clean = (list(epochs(replace(chosen, method=method))) for method in ("noise2noise", "supervised"))
     for (mask, _, samples), (mask_too, weight, samples_too) in zip(noisy, clean):
         assert torch.equal(mask, mask_too) and torch.equal(samples, samples_too) and bool((weight == 1).all())
 
@@ -461,7 +517,7 @@ def test_seed_and_name_and_slice_draw_masks_of_their_own():
         only = Source(name, name, 1, lambda: source.load())
         chosen = Protocol(acceleration=(4.0, 4.0), seed=seed)
         full = only.load()[index : index + 1]
-        return simulated_repetitions(full, index, name, chosen)[0].mask.numpy().tobytes()
+        return simulated_repetitions(full, index, name, chosen).first.mask.numpy().tobytes()
 
     assert mask() == mask()
     assert len({mask(), mask(seed=1), mask(name="other"), mask(index=1)}) == 4
@@ -500,7 +556,7 @@ def test_batches_start_anywhere():
     """What makes resuming exact: batch n is the same whether the batches before it were made or not."""
     sources, protocol = (
         [one_slice_source("a", slices=3), one_slice_source("b", slices=2)],
-        Protocol(acceleration=(3.0, 3.0), noise=0.1),
+        Protocol(acceleration=(3.0, 3.0), noise=(0.1, 0.1)),
     )
     whole = list(islice(training_batches(sources, protocol, 2), 7))
     for start in (1, 3, 5):
@@ -514,7 +570,7 @@ def test_batches_start_anywhere():
 
 def test_validation_masks_are_fixed_per_file():
     sources = [one_slice_source("a", slices=3), one_slice_source("b", slices=2)]
-    chosen = Protocol(acceleration=(3.0, 3.0), noise=0.02)
+    chosen = Protocol(acceleration=(3.0, 3.0), noise=(0.02, 0.02))
     once, again = (validation_set(sources, chosen) for _ in range(2))
     assert len(once) == 5
     for a, b in zip(once, again):
@@ -560,7 +616,7 @@ def test_learning_rates():
 
     assert at(0.03)[0] == pytest.approx(1e-3, rel=0.01) and at(0.999)[0] < 1e-7 and 0 < at(0)[0] < 1e-4
     # 300 epochs: ten up, thirty down, in which beta1 falls from 0.9 to 0.5
-    recipe = {"recipe": "noise2noise-2018"}
+    recipe = {"method": "noise2noise-2018"}
     assert at(0, **recipe) == (0, 0.9)
     assert at(10 / 300, **recipe) == pytest.approx((1e-3, 0.9)) and at(270 / 300, **recipe) == pytest.approx(
         (1e-3, 0.9)
@@ -593,7 +649,9 @@ def test_data_that_are_not_finite_are_named(dataset, data, tmp_path):
 
 
 def test_the_header_says_how_and_nothing_of_whom_and_where(data, tmp_path):
-    chosen = options("fastmri", data, steps=2, masks=("roulette", "random-lines"), noise=0.01, validation_subjects=None)
+    chosen = options(
+        "fastmri", data, steps=2, masks=("roulette", "random-lines"), noise=(0.01, 0.01), validation_subjects=None
+    )
     train(chosen, tmp_path)
     path = tmp_path / "weights.safetensors"
     header = load_tensors(path)[1]
@@ -604,7 +662,9 @@ def test_the_header_says_how_and_nothing_of_whom_and_where(data, tmp_path):
     assert header["training"]["dataset"] == "fastmri" and header["training"]["batch_size"] == 4
     protocol = header["training"]["protocol"]
     assert (
-        protocol["masks"] == ["roulette", "random-lines"] and protocol["pairs"] == "fixed" and protocol["noise"] == 0.01
+        protocol["masks"] == ["roulette", "random-lines"]
+        and protocol["pairs"] == "fixed"
+        and protocol["noise"] == [0.01, 0.01]
     )
     assert header["parameters"] == sum(p.numel() for p in load_network(path)[0].parameters())
 
@@ -634,17 +694,23 @@ def test_training_starts_from_other_weights(data, tmp_path):
             train(
                 options("nifti", data, steps=1, init=str(tmp_path / f"wrong-{number}.safetensors")), tmp_path / "third"
             )
-    for other in ({"channels": 16}, {"consistency": "soft"}, {"consistency": "soft", "cascades": 2}):
+    for other in ({"channels": 16}, {"consistency": "hard"}, {"cascades": 2}, {"consistency": "hard", "cascades": 2}):
         with pytest.raises(InputError, match="unrolled"):
             other = options("nifti", data, network_options={**TINY, **other}, init=str(tmp_path / "first"))
+            train(other, tmp_path / "third")
+    for other in ("fastmri-varnet", "fastmri-unet"):
+        sizes = {"channels": 4, "levels": 2} | ({"cascades": 2} if other == "fastmri-varnet" else {})
+        with pytest.raises(InputError, match="unrolled"):
+            other = options("nifti", data, network=other, network_options=sizes, init=str(tmp_path / "first"))
             train(other, tmp_path / "third")
     assert not (tmp_path / "third").exists()
 
 
 def test_a_deeper_cascade_starts_as_the_network_it_grew_from(data, tmp_path):
     """Its added cascades are the identity at first, so the images are the same; fewer cascades are refused."""
-    train(options("nifti", data, steps=2), tmp_path / "small")
-    deeper = {**TINY, "cascades": TINY["cascades"] + 2}
+    hard = {**TINY, "consistency": "hard"}
+    train(options("nifti", data, steps=2, network_options=hard), tmp_path / "small")
+    deeper = {**hard, "cascades": TINY["cascades"] + 2}
     grown = options("nifti", data, network_options=deeper, learning_rate=1e-12, init=str(tmp_path / "small"), steps=1)
     train(grown, tmp_path / "grown")
     full = phantom_kspace((21, 24), generator=torch.Generator().manual_seed(5))
@@ -652,8 +718,10 @@ def test_a_deeper_cascade_starts_as_the_network_it_grew_from(data, tmp_path):
     images = [mri_n2n.reconstruct(kspace, weights=tmp_path / name) for name in ("small", "grown")]
     np.testing.assert_allclose(*images, atol=1e-6)
     assert np.abs(images[0] - ifft2c(torch.from_numpy(kspace)).numpy()).max() > 1e-3
-    with pytest.raises(InputError, match="unrolled"):
-        train(options("nifti", data, steps=1, init=str(tmp_path / "grown")), tmp_path / "third")
+    for wrong, start in ((hard, "grown"), ({**deeper, "memory": 2}, "small")):
+        with pytest.raises(InputError, match="unrolled"):
+            chosen = options("nifti", data, steps=1, network_options=wrong, init=str(tmp_path / start))
+            train(chosen, tmp_path / "third")
 
 
 def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(tmp_path):
