@@ -13,7 +13,7 @@ from mri_n2n.errors import OptionError
 from mri_n2n.fourier import fft2c, ifft2c
 from mri_n2n.losses import weighted_squared_error
 from mri_n2n.masks import draw_mask
-from mri_n2n.networks import MOST_NOISE, NETWORKS, FastMRIUNet, FastMRIVarNet, UNet, UNet2018, Unrolled
+from mri_n2n.networks import MOST_NOISE, NETWORKS, DoublingUNet, FastMRIUNet, FastMRIVarNet, UNet, UNet2018, Unrolled
 from mri_n2n.noise import noise_variance_at_most
 from mri_n2n.operators import adjoint
 from mri_n2n.pairs import target_pair
@@ -56,11 +56,15 @@ def unit_maps(coils: int, shape: tuple[int, int], batch: int = 1, seed: int = 1)
     return maps / maps.abs().square().sum(dim=1, keepdim=True).sqrt()
 
 
+def last_of(unet: torch.nn.Module) -> torch.nn.Conv2d:
+    return unet.last[-1] if isinstance(unet, UNet) else unet.last
+
+
 def awaken(network: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
     """Give every last layer weights: a new cascade is the identity, of which any promise would hold trivially."""
     for unet in network.modules():
-        if isinstance(unet, UNet):
-            last, draw = unet.last[-1], generator(seed)
+        if isinstance(unet, (UNet, DoublingUNet)):
+            last, draw = last_of(unet), generator(seed)
             last.weight.data = 0.05 * torch.randn(last.weight.shape, generator=draw)
             last.bias.data = 0.05 * torch.randn(last.bias.shape, generator=draw)
     return network.eval()
@@ -90,6 +94,7 @@ def relative(result: torch.Tensor, expected: torch.Tensor) -> float:
         small_2018,
         lambda: small_2018(complex_images=True),
         lambda: small_unrolled(consistency="hard", memory=3),
+        lambda: small_unrolled(unet="flat"),
     ],
 )
 @torch.no_grad()
@@ -227,10 +232,10 @@ def test_checkpointing_changes_no_gradient(coils):
 def test_memory_is_handed_on_and_used():
     """What a cascade says beside its image changes the next one's; the last hands on nothing."""
     acquisition, network = scan(noise_variance=0.0), small_unrolled(memory=3)
-    assert [u.first.in_channels for u in network.unets] == [3, 6]
-    assert [u.last[-1].out_channels for u in network.unets] == [5, 2]
+    assert [u.encoder[0][0].in_channels for u in network.unets] == [3, 6]
+    assert [last_of(u).out_channels for u in network.unets] == [5, 2]
     before = network(acquisition)
-    network.unets[0].last[-1].bias[2:] += 1
+    last_of(network.unets[0]).bias[2:] += 1
     assert relative(network(acquisition), before) > 1e-4
     for wrong in (-1, 5000):
         with pytest.raises(OptionError, match="channels"):

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from mri_n2n.acquisition import Acquisition
 from mri_n2n.batches import training_batches
-from mri_n2n.benchmarks.common import SEED, TEST_SUBJECT, comparison_options, data_folder, table, trained, verdict
+from mri_n2n.benchmarks.common import TEST_SUBJECT, comparison_options, data_folder, table, trained, verdict
 from mri_n2n.benchmarks.methods import CELLS, EVERY, MATRIX, MINUTES, options_of, step_seconds
 from mri_n2n.checkpoint import load_network, load_tensors, save_tensors
 from mri_n2n.coils import with_sensitivity_maps
@@ -138,9 +138,7 @@ def trained_peer(options: TrainOptions, steps: int, kept: Path) -> tuple[nn.Modu
     batches = training_batches(split.train, options.protocol, options.batch_size)
     first = next(batches)[0].input
     loss = splitting_loss(first)
-    with torch.random.fork_rng():
-        torch.manual_seed(SEED)
-        network = loss.adapt_model(unrolled()).train()
+    network = loss.adapt_model(unrolled()).train()
     if kept.exists():
         saved, header = load_tensors(kept)
         network.load_state_dict(saved)
