@@ -26,7 +26,7 @@ from mri_n2n.pairs import PairOptions
 from mri_n2n.training import TrainOptions
 from mri_n2n.validation import validation_set
 
-MINUTES = 4.0
+MINUTES = 3.0
 QUIET, NOISY = "roulette", "noise"
 # label -> (cell, options of the network, options of the pair, other options of the training)
 VARIANTS: dict[str, tuple[str, dict, dict, dict]] = {

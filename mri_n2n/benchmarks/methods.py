@@ -39,7 +39,7 @@ from mri_n2n.simulation import measure, seeded
 from mri_n2n.training import TrainOptions, training_step
 
 MATRIX = 128
-MINUTES = 6.0  # of training per method
+MINUTES = 4.0  # of training per method
 EVERY = 2  # of the test subject's slices
 
 
