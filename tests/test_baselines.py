@@ -23,7 +23,6 @@ from mri_n2n.baselines import (
     hold_out,
     reconstruct_baseline,
 )
-from mri_n2n.benchmarks.weights import read_cfl, write_cfl
 from mri_n2n.coils import SIDE, with_sensitivity_maps
 from mri_n2n.errors import InputError, OptionError
 from mri_n2n.fourier import fft2c, ifft2c, mirror_axes
@@ -169,6 +168,17 @@ def test_zero_filled_is_the_adjoint():
 
 
 # ------------------------------------------------------------------------------------------------------- against BART
+
+
+def write_cfl(base: Path, array: np.ndarray) -> None:
+    """BART's pair NAME.hdr, NAME.cfl: dimensions, then column-major complex64."""
+    base.with_suffix(".hdr").write_text("# Dimensions\n" + " ".join(map(str, array.shape)) + "\n")
+    array.astype(np.complex64).ravel(order="F").tofile(base.with_suffix(".cfl"))
+
+
+def read_cfl(base: Path) -> np.ndarray:
+    shape = [int(n) for n in base.with_suffix(".hdr").read_text().splitlines()[1].split()]
+    return np.fromfile(base.with_suffix(".cfl"), dtype=np.complex64).reshape(shape, order="F").squeeze()
 
 
 def pics(one: Acquisition, folder, *options: str) -> torch.Tensor:
