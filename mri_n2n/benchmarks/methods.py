@@ -105,8 +105,12 @@ def options_of(data: Path, cell: Cell, changes: dict, steps: int) -> TrainOption
 
 
 def step_seconds(options: dict[str, TrainOptions], rounds: int) -> dict[str, float]:
-    """Median seconds of a training step of each method, taken in turns; what is found once for every slice is found before."""
+    """Median seconds of a training step of each method, taken in turns; what is found once for every slice is found before.
+
+    Without a GPU they are seconds of the processor, over its threads: other programs beside it do not count."""
     device = choose_device("auto")
+    on_gpu, threads = device.type == "cuda", torch.get_num_threads()
+    clock = time.perf_counter if on_gpu else lambda: time.process_time() / threads
     precision = choose_precision("auto", device)
     ready = {}
     for label, option in options.items():
@@ -126,10 +130,10 @@ def step_seconds(options: dict[str, TrainOptions], rounds: int) -> dict[str, flo
     seconds = {label: [] for label in options}
     for number in range(rounds + 1):
         for label, (network, optimizer, batches) in ready.items():
-            started = time.perf_counter()
+            started = clock()
             training_step(network, optimizer, next(batches), device, precision)
             if number:
-                seconds[label].append(time.perf_counter() - started)
+                seconds[label].append(clock() - started)
     return {label: statistics.median(values) for label, values in seconds.items()}
 
 
