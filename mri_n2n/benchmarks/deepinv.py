@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from mri_n2n.acquisition import Acquisition
 from mri_n2n.batches import training_batches
 from mri_n2n.benchmarks.common import TEST_SUBJECT, comparison_options, data_folder, table, trained, verdict
-from mri_n2n.benchmarks.methods import CELLS, EVERY, MATRIX, MINUTES, options_of, step_seconds
+from mri_n2n.benchmarks.methods import CELLS, EVERY, MATRIX, MINUTES, options_of, step_seconds, training_clock
 from mri_n2n.checkpoint import load_network, load_tensors, save_tensors
 from mri_n2n.coils import with_sensitivity_maps
 from mri_n2n.datasets import find_sources
@@ -157,7 +157,8 @@ def trained_peer(options: TrainOptions, steps: int, kept: Path) -> tuple[nn.Modu
 
 
 def peer_step_seconds(options: TrainOptions, rounds: int) -> float:
-    """Median processor seconds, over its threads, of a step of deepinv's training."""
+    """Median seconds of a step of deepinv's training, on the processor, by `methods.training_clock`."""
+    clock = training_clock(torch.device("cpu"))
     split = find_sources("nifti", Path(options.data), matrix_size=MATRIX, validation_subjects=("patient12",))
     [scan] = [pair.input for pair in next(training_batches(split.train[:1], options.protocol, options.batch_size))]
     loss = splitting_loss(scan)
@@ -165,9 +166,9 @@ def peer_step_seconds(options: TrainOptions, rounds: int) -> float:
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-5)
     seconds = []
     for _ in range(rounds + 1):
-        started = time.process_time()
+        started = clock()
         step(network, loss, optimizer, scan)
-        seconds.append((time.process_time() - started) / torch.get_num_threads())
+        seconds.append(clock() - started)
     return statistics.median(seconds[1:])
 
 

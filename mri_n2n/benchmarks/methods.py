@@ -16,6 +16,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -104,13 +105,16 @@ def options_of(data: Path, cell: Cell, changes: dict, steps: int) -> TrainOption
     )
 
 
-def step_seconds(options: dict[str, TrainOptions], rounds: int) -> dict[str, float]:
-    """Median seconds of a training step of each method, taken in turns; what is found once for every slice is found before.
+def training_clock(device: torch.device) -> Callable[[], float]:
+    """Seconds; without a GPU those of the processor over its threads, which other programs beside leave alone."""
+    threads = torch.get_num_threads()
+    return time.perf_counter if device.type == "cuda" else lambda: time.process_time() / threads
 
-    Without a GPU they are seconds of the processor, over its threads: other programs beside it do not count."""
+
+def step_seconds(options: dict[str, TrainOptions], rounds: int) -> dict[str, float]:
+    """Median seconds of a training step of each method, taken in turns; what is found once for every slice is found before."""
     device = choose_device("auto")
-    on_gpu, threads = device.type == "cuda", torch.get_num_threads()
-    clock = time.perf_counter if on_gpu else lambda: time.process_time() / threads
+    clock = training_clock(device)
     precision = choose_precision("auto", device)
     ready = {}
     for label, option in options.items():
