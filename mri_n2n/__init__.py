@@ -16,7 +16,7 @@ _VERBS = {
     "simulate": ("mri_n2n.simulation", "simulate"),
     "SimulationOptions": ("mri_n2n.simulation", "SimulationOptions"),
     "train": ("mri_n2n.training", "train"),
-    "TrainOptions": ("mri_n2n.training", "TrainOptions"),
+    "TrainOptions": ("mri_n2n.options", "TrainOptions"),
     "Protocol": ("mri_n2n.batches", "Protocol"),
     "reconstruct": ("mri_n2n.reconstruction", "reconstruct"),
     "evaluate": ("mri_n2n.evaluation", "evaluate"),

@@ -105,9 +105,9 @@ def run_train(options: argparse.Namespace) -> None:
 
 def train_options_from(options: argparse.Namespace):
     """The options of a run from those of the command line; the methods of 2018 change the defaults that were not given."""
+    from mri_n2n.options import TrainOptions
     from mri_n2n.pairs import PairOptions
     from mri_n2n.protocol import Protocol
-    from mri_n2n.training import TrainOptions
 
     recipe = options.method.endswith("-2018")
     network = options.network or ("unet" if recipe else "unrolled")

@@ -13,12 +13,13 @@ from mri_n2n.formats import open_scan, read_reference, write_scan
 from mri_n2n.fourier import ifft2c
 from mri_n2n.metrics import evaluate_arrays
 from mri_n2n.operators import root_sum_of_squares
+from mri_n2n.options import TrainOptions
 from mri_n2n.phantom import phantom_kspace
 from mri_n2n.protocol import Protocol
 from mri_n2n.reconstruction import reconstruct_files
 from mri_n2n.runs import FILES
 from mri_n2n.simulation import acquire, seeded
-from mri_n2n.training import TrainOptions, train
+from mri_n2n.training import train
 
 MATRIX, SLICES, MINUTES = 96, 6, 1.4
 ACCELERATION = 6.0

@@ -6,110 +6,24 @@ acquisition's scale, and one line in `NETWORKS`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from mri_n2n.acquisition import Acquisition
 from mri_n2n.errors import OptionError
+from mri_n2n.fastmri_networks import FastMRIUNet, FastMRIVarNet
 from mri_n2n.fourier import ifft2c
 from mri_n2n.masks import radius
 from mri_n2n.noise import noise_variance
-from mri_n2n.operators import adjoint, data_consistency, density_weights
+from mri_n2n.operators import adjoint, complex_scale, data_consistency, density_weights
+from mri_n2n.unet import DoublingUNet, UNet
 
 # The largest ratio of noise to error variance: a sample keeps at least a tenth of its word, and six steps of conjugate
 # gradients suffice.
 MOST_NOISE = 9.0
-
-
-class UNet(nn.Module):
-    """The U-Net of Lehtinen et al. 2018 (appendix, table 2): (batch, in, y, x) -> (batch, out, y, x), any size.
-
-    `channels` in the encoder, twice as many in the decoder, five levels, leaky ReLU 0.1, max-pooling, nearest
-    upsampling, a linear last layer, He initialisation.
-    """
-
-    def __init__(self, in_channels: int, out_channels: int, channels: int = 48, levels: int = 5) -> None:
-        super().__init__()
-        if not (1 <= channels <= 4096 and 1 <= levels <= 10):
-            raise OptionError(f"a U-Net has 1 to 4096 channels and 1 to 10 levels; got {channels} and {levels}")
-        widths = [in_channels] + [channels] * (levels + 1)
-        self.first = _conv(in_channels, channels)
-        self.encoder = nn.ModuleList(_conv(channels, channels) for _ in range(levels + 1))
-        self.decoder = nn.ModuleList()
-        deep = channels
-        for level in range(levels - 1, 0, -1):
-            self.decoder.append(
-                nn.ModuleList((_conv(deep + widths[level], 2 * channels), _conv(2 * channels, 2 * channels)))
-            )
-            deep = 2 * channels
-        wide, narrow = (max(8, 8 * round(channels / n)) for n in (6, 12))  # 64 and 32 for 48
-        self.last = nn.ModuleList((_conv(deep + in_channels, wide), _conv(wide, narrow), _conv(narrow, out_channels)))
-        self.multiple = 2**levels
-        _initialise(self)
-        nn.init.kaiming_normal_(self.last[-1].weight, nonlinearity="linear")
-
-    def forward(self, x: Tensor) -> Tensor:
-        y_size, x_size = x.shape[-2:]
-        x = _prepared(x, self.multiple, self.first.weight)
-        skips = [x]
-        x = _activate(self.first(x))
-        for level, conv in enumerate(self.encoder):
-            x = _activate(conv(x))
-            if level < len(self.encoder) - 1:
-                x = F.max_pool2d(x, 2)
-                skips.append(x)
-        skips.pop()  # the deepest pooled map is the input of the last encoder convolution, not a skip
-        for first, second in self.decoder:
-            x = torch.cat((_upsample(x), skips.pop()), dim=1)
-            x = _activate(second(_activate(first(x))))
-        x = torch.cat((_upsample(x), skips.pop()), dim=1)
-        x = self.last[2](_activate(self.last[1](_activate(self.last[0](x)))))
-        return x[..., :y_size, :x_size]
-
-
-class DoublingUNet(nn.Module):
-    """A U-Net (batch, in, y, x) -> (batch, out, y, x), any size, whose channels double with depth up to four times.
-
-    Two convolutions a level, `levels` halvings; like `UNet` otherwise. Depth is cheap: what fine levels cost in pixels, deep
-    ones spend on channels, which processors multiply faster.
-    """
-
-    def __init__(self, in_channels: int, out_channels: int, channels: int = 16, levels: int = 4) -> None:
-        super().__init__()
-        if not (1 <= channels <= 1024 and 1 <= levels <= 10):
-            raise OptionError(f"a U-Net has 1 to 1024 channels and 1 to 10 levels; got {channels} and {levels}")
-        widths = [channels * min(2**level, 4) for level in range(levels + 1)]
-        self.encoder = nn.ModuleList(
-            nn.ModuleList((_conv(before, width), _conv(width, width)))
-            for before, width in zip([in_channels, *widths], widths)
-        )
-        self.decoder = nn.ModuleList(
-            nn.ModuleList((_conv(below + width, width), _conv(width, width)))
-            for below, width in zip(widths[:0:-1], widths[-2::-1])
-        )
-        self.last = _conv(channels, out_channels)
-        self.multiple = 2**levels
-        _initialise(self)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y_size, x_size = x.shape[-2:]
-        x, skips = _prepared(x, self.multiple, self.last.weight), []
-        for level, convolutions in enumerate(self.encoder):
-            if level:
-                skips.append(x)
-                x = F.max_pool2d(x, 2)
-            for convolution in convolutions:
-                x = _activate(convolution(x))
-        for convolutions in self.decoder:
-            x = torch.cat((_upsample(x), skips.pop()), dim=1)
-            for convolution in convolutions:
-                x = _activate(convolution(x))
-        return self.last(x)[..., :y_size, :x_size]
 
 
 class UNet2018(nn.Module):
@@ -187,7 +101,7 @@ class Unrolled(nn.Module):
     def forward(self, acquisition: Acquisition) -> Tensor:
         kspace, mask, maps = acquisition.kspace, acquisition.mask, acquisition.sensitivity_maps
         zero_filled = adjoint(kspace, mask, maps)
-        scale = _scale(zero_filled).detach()  # the output goes with it, whatever it is
+        scale = complex_scale(zero_filled).detach()  # the output goes with it, whatever it is
         image = zero_filled = zero_filled / scale
         measured = Measurement(
             samples=kspace / scale if maps is None else None,  # with maps the zero-filled image says all
@@ -254,123 +168,12 @@ class Measurement:
     noise_variance: Tensor | None
 
 
-class FastMRIVarNet(nn.Module):
-    """fastMRI's end-to-end variational network (Sriram et al., MICCAI 2020): its cascades of a normalised U-Net, with the
-    sensitivity maps of the scan's own centre in place of its network for them, and the complex image as output."""
-
-    def __init__(self, cascades: int = 8, channels: int = 18, levels: int = 4) -> None:
-        super().__init__()
-        from fastmri.models.varnet import NormUnet, VarNetBlock  # here: it takes a second to import
-
-        _check_sizes(cascades, channels, levels)
-        self.levels = levels
-        self.cascades = nn.ModuleList(VarNetBlock(NormUnet(channels, levels)) for _ in range(cascades))
-
-    def forward(self, acquisition: Acquisition) -> Tensor:
-        return _where_signal(self, self.of_signal, acquisition)
-
-    def of_signal(self, acquisition: Acquisition) -> Tensor:
-        kspace, mask, maps = acquisition.kspace, acquisition.mask, acquisition.sensitivity_maps
-        maps = torch.ones_like(kspace) if maps is None else maps
-        scale = _scale(adjoint(kspace, mask, maps))
-        measured, maps = torch.view_as_real(kspace / scale), torch.view_as_real(maps)
-        sampled, current = mask[..., None] > 0, measured
-        for cascade in self.cascades:
-            current = cascade(current, measured, sampled, maps)
-        return torch.view_as_complex(self.cascades[0].sens_reduce(current, maps).float().contiguous()) * scale
-
-
-class FastMRIUNet(nn.Module):
-    """fastMRI's U-Net (Zbontar et al. 2018) on real and imaginary part of the zero-filled image, normalised as its
-    variational network's; no data consistency."""
-
-    def __init__(self, channels: int = 32, levels: int = 4) -> None:
-        super().__init__()
-        from fastmri.models.varnet import NormUnet
-
-        _check_sizes(1, channels, levels)
-        self.levels = levels
-        self.unet = NormUnet(channels, levels)
-
-    def forward(self, acquisition: Acquisition) -> Tensor:
-        return _where_signal(self, self.of_signal, acquisition)
-
-    def of_signal(self, acquisition: Acquisition) -> Tensor:
-        image = adjoint(acquisition.kspace, acquisition.mask, acquisition.sensitivity_maps)
-        scale = _scale(image)
-        return torch.view_as_complex(self.unet(torch.view_as_real(image / scale)).float().contiguous()) * scale
-
-
 NETWORKS: dict[str, type[nn.Module]] = {
     "unrolled": Unrolled,
     "unet": UNet2018,
     "fastmri-varnet": FastMRIVarNet,
     "fastmri-unet": FastMRIUNet,
 }
-
-
-def _check_sizes(cascades: int, channels: int, levels: int) -> None:
-    if not (1 <= cascades <= 100 and 1 <= channels <= 4096 and 1 <= levels <= 10):
-        raise OptionError(
-            f"a network has 1 to 100 cascades, 1 to 4096 channels, 1 to 10 levels; got {cascades}, {channels}, {levels}"
-        )
-
-
-def _where_signal(network: nn.Module, run: Callable[[Acquisition], Tensor], acquisition: Acquisition) -> Tensor:
-    """fastMRI's normalisation divides by the standard deviation of an image: of empty slices the result is zero, without it.
-    OptionError for images too small for it, one pixel at the deepest level."""
-    batch, _, y, x = acquisition.kspace.shape
-    deepest = [(-(-n // 16) * 16) >> network.levels for n in (y, x)]  # it pads to multiples of 16
-    if min(deepest) < 1 or max(deepest) == 1:
-        raise OptionError(f"images of {y}x{x} are too small for a fastMRI network of {network.levels} levels")
-    filled = acquisition.kspace.flatten(1).any(dim=1)
-    if filled.all():
-        return run(acquisition)
-    none = sum(0.0 * parameter.sum() for parameter in network.parameters())  # a gradient of zero has to be one
-    images = none + acquisition.kspace.new_zeros((batch, 1, y, x))
-    if filled.any():
-        images[filled] = run(acquisition.slices(filled.nonzero()[:, 0]))
-    return images
-
-
-def _scale(image: Tensor) -> Tensor:
-    """A complex number per batch item with the image's largest magnitude and its mean phase, (batch, 1, 1, 1)."""
-    magnitude = image.abs()
-    largest = magnitude.amax(dim=(1, 2, 3), keepdim=True)
-    largest = torch.where(largest > 0, largest, 1.0)
-    mean = (image / largest * (magnitude / largest)).sum(dim=(1, 2, 3), keepdim=True)
-    phase = torch.where(mean.abs() > 0, mean / mean.abs(), 1.0)
-    return largest * phase
-
-
-def _prepared(x: Tensor, multiple: int, weight: Tensor) -> Tensor:
-    """Padded to a multiple in size, in the type and layout of the convolutions: skips would be converted level by level."""
-    if torch.is_autocast_enabled(x.device.type):
-        x = x.to(torch.get_autocast_dtype(x.device.type))
-    y, x_size = x.shape[-2:]
-    x = F.pad(x, (0, -x_size % multiple, 0, -y % multiple), mode="replicate")
-    if weight.is_contiguous(memory_format=torch.channels_last):
-        x = x.contiguous(memory_format=torch.channels_last)
-    return x
-
-
-def _initialise(network: nn.Module) -> None:
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, a=0.1, nonlinearity="leaky_relu")
-            nn.init.zeros_(module.bias)
-
-
-def _conv(in_channels: int, out_channels: int) -> nn.Conv2d:
-    return nn.Conv2d(in_channels, out_channels, 3, padding=1)
-
-
-def _activate(x: Tensor) -> Tensor:
-    return F.leaky_relu(x, 0.1, inplace=True)
-
-
-def _upsample(x: Tensor) -> Tensor:
-    return F.interpolate(x, scale_factor=2, mode="nearest")
 
 
 def _to_real(image: Tensor) -> Tensor:

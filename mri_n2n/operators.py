@@ -93,6 +93,16 @@ def density_weights(mask: Tensor, probability: Tensor) -> Tensor:
     return torch.where(mask > 0, mask / probability, 0.0)
 
 
+def complex_scale(image: Tensor) -> Tensor:
+    """A complex number per batch item with the image's largest magnitude and its mean phase, (batch, 1, 1, 1)."""
+    magnitude = image.abs()
+    largest = magnitude.amax(dim=(1, 2, 3), keepdim=True)
+    largest = torch.where(largest > 0, largest, 1.0)
+    mean = (image / largest * (magnitude / largest)).sum(dim=(1, 2, 3), keepdim=True)
+    phase = torch.where(mean.abs() > 0, mean / mean.abs(), 1.0)
+    return largest * phase
+
+
 def conjugate_gradient(
     operator: Callable[[Tensor], Tensor], right: Tensor, start: Tensor | None, iterations: int
 ) -> Tensor:

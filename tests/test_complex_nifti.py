@@ -14,8 +14,9 @@ from mri_n2n.datasets import find_sources
 from mri_n2n.errors import InputError, OptionError, UserError
 from mri_n2n.formats import ImageFiles, pairs_of_parts, read_images
 from mri_n2n.fourier import ifft2c
+from mri_n2n.options import TrainOptions
 from mri_n2n.simulation import SimulationOptions, simulate_file
-from mri_n2n.training import TrainOptions, train
+from mri_n2n.training import train
 
 AFFINE = np.array([[0, -1.5, 0, 3], [2.0, 0, 0, -7], [0, 0, 4, 1], [0, 0, 0, 1]])
 

@@ -10,13 +10,15 @@ from torch.nn import functional as F
 
 from mri_n2n.acquisition import Acquisition
 from mri_n2n.errors import OptionError
+from mri_n2n.fastmri_networks import FastMRIUNet, FastMRIVarNet
 from mri_n2n.fourier import fft2c, ifft2c
 from mri_n2n.losses import weighted_squared_error
 from mri_n2n.masks import draw_mask
-from mri_n2n.networks import MOST_NOISE, NETWORKS, DoublingUNet, FastMRIUNet, FastMRIVarNet, UNet, UNet2018, Unrolled
+from mri_n2n.networks import MOST_NOISE, NETWORKS, UNet2018, Unrolled
 from mri_n2n.noise import noise_variance_at_most
 from mri_n2n.operators import adjoint
 from mri_n2n.pairs import target_pair
+from mri_n2n.unet import DoublingUNet, UNet
 
 SIZES = [(32, 32), (17, 23), (33, 40), (5, 7), (3, 9), (40, 31)]
 

@@ -28,12 +28,13 @@ from mri_n2n.fourier import fft2c, ifft2c
 from mri_n2n.inference import load_for_use
 from mri_n2n.masks import draw_mask
 from mri_n2n.metrics import psnr
+from mri_n2n.options import TrainOptions
 from mri_n2n.outputs import Target
 from mri_n2n.phantom import phantom_kspace
 from mri_n2n.reconstruction import reconstruct_files
 from mri_n2n.reconstructors import network_reconstructor
 from mri_n2n.simulation import SimulationOptions, simulate_file, smooth_phase
-from mri_n2n.training import TrainOptions, train
+from mri_n2n.training import train
 
 reconstruction = import_module("mri_n2n.reconstruction")  # the module: `mri_n2n.reconstruct` is the verb
 inference = import_module("mri_n2n.inference")

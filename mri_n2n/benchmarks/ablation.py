@@ -22,8 +22,8 @@ from mri_n2n.checkpoint import load_network
 from mri_n2n.datasets import find_sources
 from mri_n2n.files import atomic_output
 from mri_n2n.inference import reconstruct_acquisition
+from mri_n2n.options import TrainOptions
 from mri_n2n.pairs import PairOptions
-from mri_n2n.training import TrainOptions
 from mri_n2n.validation import validation_set
 
 MINUTES = 3.0

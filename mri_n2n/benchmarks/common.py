@@ -23,9 +23,10 @@ from mri_n2n.fourier import ifft2c
 from mri_n2n.inference import reconstruct_acquisition
 from mri_n2n.metrics import evaluate_arrays
 from mri_n2n.operators import root_sum_of_squares
+from mri_n2n.options import TrainOptions
 from mri_n2n.protocol import Protocol
 from mri_n2n.simulation import acquire, seeded
-from mri_n2n.training import TrainOptions, train
+from mri_n2n.training import train
 
 # Lesjak et al., Neuroinformatics 2016: subjects 01, 03, 09, 12 train, 04 is reported and never chosen on.
 TEST_SUBJECT = "patient04"

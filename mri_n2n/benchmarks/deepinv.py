@@ -32,9 +32,9 @@ from mri_n2n.files import atomic_output
 from mri_n2n.fourier import ifft2c
 from mri_n2n.inference import reconstruct_acquisition
 from mri_n2n.operators import root_sum_of_squares
+from mri_n2n.options import TrainOptions
 from mri_n2n.pairs import keep_probability
 from mri_n2n.protocol import simulated_repetitions
-from mri_n2n.training import TrainOptions
 
 CELL = CELLS["lines"]
 ITERATIONS = 3  # of MoDL, its default

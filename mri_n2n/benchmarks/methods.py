@@ -34,10 +34,11 @@ from mri_n2n.fourier import ifft2c
 from mri_n2n.masks import Sampling
 from mri_n2n.metrics import evaluate_arrays
 from mri_n2n.operators import root_sum_of_squares
+from mri_n2n.options import TrainOptions
 from mri_n2n.protocol import simulated_repetitions
 from mri_n2n.report import montage
 from mri_n2n.simulation import measure, seeded
-from mri_n2n.training import TrainOptions, training_step
+from mri_n2n.training import training_step
 
 MATRIX = 128
 MINUTES = 4.0  # of training per method

@@ -26,7 +26,7 @@ from mri_n2n.benchmarks.common import (
 )
 from mri_n2n.fourier import ifft2c
 from mri_n2n.operators import density_weights, root_sum_of_squares
-from mri_n2n.training import TrainOptions
+from mri_n2n.options import TrainOptions
 
 STEPS = 1500
 TARGETS = {"undersampled": "noise2noise-2018", "clean": "supervised-2018"}

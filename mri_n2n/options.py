@@ -1,0 +1,99 @@
+"""Everything a training run depends on."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from mri_n2n.datasets import MEASURED
+from mri_n2n.errors import UserError
+from mri_n2n.pairs import OTHER_MASK_METHODS, PAIR_MAKERS, REMEASURING_METHODS, SINGLE_SCAN_METHODS
+from mri_n2n.protocol import Protocol
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """Everything a run depends on; stored with its weights. Give exactly one of epochs, steps, minutes.
+
+    coils: of phantoms, with sensitivities and phase. average: decay per step of the moving average of the weights, which
+    are what is validated and saved (0: the last ones). checkpointing: activations of a cascade are computed again when
+    they are needed: less memory, a third more time. init: weights file or run to start from, of the same
+    network or one with fewer cascades.
+    validate_every: seconds between validations, which save too.
+    """
+
+    dataset: str
+    data: str | None = None
+    matrix_size: int | None = None
+    axis: int = 2
+    validation_subjects: tuple[str, ...] | None = None
+    excluded_subjects: tuple[str, ...] = ()
+    coils: int | None = None
+    protocol: Protocol = field(default_factory=Protocol)
+    network: str = "unrolled"
+    network_options: dict = field(default_factory=dict)
+    epochs: int | None = None
+    steps: int | None = None
+    minutes: float | None = None
+    batch_size: int = 8
+    learning_rate: float = 2e-3
+    average: float = 0.999
+    checkpointing: bool = False
+    device: str = "auto"
+    precision: str = "auto"
+    init: str | None = None
+    validate_every: float = 60.0
+    quiet: bool = False
+
+
+def check_options(options: TrainOptions) -> None:
+    """UserError for a number that makes no sense."""
+    given = [value for value in (options.epochs, options.steps, options.minutes) if value is not None]
+    if len(given) != 1 or not 0 < given[0] < math.inf:
+        raise UserError("give exactly one of --epochs, --steps, --minutes, above zero")
+    protocol = options.protocol
+    (low, high), (quiet, loud), pair = protocol.acceleration, protocol.noise, protocol.pair
+    wrong = {
+        f"--matrix-size must be at most 8192; got {options.matrix_size}": (options.matrix_size or 0) <= 8192,
+        f"--batch-size must be at least 1; got {options.batch_size}": options.batch_size >= 1,
+        f"--learning-rate must be between 0 and 1; got {options.learning_rate}": 0 < options.learning_rate < 1,
+        f"--acceleration must be 1 or more, a range rising; got {low}:{high}": 1 <= low <= high < math.inf,
+        f"--noise must be between 0 and 1000, a range rising; got {quiet}:{loud}": 0 <= quiet <= loud <= 1000,
+        f"--average must be between 0 and 1; got {options.average}": 0 <= options.average < 1,
+        f"--weight-cap must be above zero; got {pair.weight_cap}": pair.weight_cap is None or pair.weight_cap > 0,
+        f"--input-share must be between 0 and 1; got {pair.input_share}": 0 < pair.input_share < 1,
+        f"--extra-noise must be between 0 and 100; got {pair.extra_noise}": 0 < pair.extra_noise <= 100,
+        f"--acquisitions must be 1 or 2; got {protocol.acquisitions}": protocol.acquisitions in (1, 2),
+        f"--seed must be between 0 and 2^63 - 1; got {protocol.seed}": 0 <= protocol.seed < 2**63,
+        f"--phase must be in 0..1; got {protocol.phase}": 0 <= protocol.phase <= 1,
+        "measured scans have no clean targets; --method supervised needs full k-space": (
+            options.dataset not in MEASURED or not protocol.method.startswith("supervised")
+        ),
+        "only measured repetitions (pairs, m4raw) are undersampled further": (
+            options.dataset in ("pairs", "m4raw") or not protocol.undersample
+        ),
+        f"unknown method {protocol.method!r}": protocol.method in ("auto", *PAIR_MAKERS),
+        f"--method {protocol.method} learns from two acquisitions of each slice": (
+            protocol.method in ("auto", *SINGLE_SCAN_METHODS)
+            or protocol.method.startswith("supervised")
+            or (protocol.acquisitions == 2 and options.dataset != "scans")
+        ),
+        f"--exchange is of --method noise2noise, not {protocol.method}": (
+            not pair.exchange or protocol.method in ("auto", "noise2noise")
+        ),
+        f"--method {protocol.method} needs different masks; leave out --one-mask": (
+            not protocol.one_mask or protocol.method not in OTHER_MASK_METHODS
+        ),
+        f"--method {protocol.method} measures images again, with a sampling probability that --network unet cannot know": (
+            options.network != "unet" or protocol.method not in REMEASURING_METHODS
+        ),
+        "--network unet sees every coil alone; --coils simulates coils that are combined": (
+            options.network != "unet" or not protocol.coils
+        ),
+        f"the 2018 recipe (--method {protocol.method}) is defined with --network unet": (
+            not protocol.recipe_2018 or options.network == "unet"
+        ),
+    }
+    for message, fits in wrong.items():
+        if not fits:
+            raise UserError(message)
