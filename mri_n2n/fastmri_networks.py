@@ -24,6 +24,9 @@ class FastMRIVarNet(nn.Module):
         self.levels = levels
         self.cascades = nn.ModuleList(VarNetBlock(NormUnet(channels, levels)) for _ in range(cascades))
 
+    def puts_samples_back(self, acquisition: Acquisition) -> bool:
+        return False
+
     def forward(self, acquisition: Acquisition) -> Tensor:
         return _where_signal(self, self.of_signal, acquisition)
 
@@ -49,6 +52,9 @@ class FastMRIUNet(nn.Module):
         _check_sizes(1, channels, levels)
         self.levels = levels
         self.unet = NormUnet(channels, levels)
+
+    def puts_samples_back(self, acquisition: Acquisition) -> bool:
+        return False
 
     def forward(self, acquisition: Acquisition) -> Tensor:
         return _where_signal(self, self.of_signal, acquisition)

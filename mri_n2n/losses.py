@@ -15,8 +15,13 @@ PROBE_STEP = 0.1
 
 
 def loss_of(network: nn.Module, pair: Pair) -> Tensor:
-    """What training minimises: the weighted squared error of f(s), and of equivariant imaging its further terms."""
-    prediction = network(pair.input)
+    """What training minimises: the weighted squared error of f(s), and of equivariant imaging its further terms.
+
+    In those T x is taken as given. Where f puts its samples back |A f(s) - s|^2 has no gradient either, and the first pass
+    needs none: two thirds of the time."""
+    given = pair.again is not None and network.puts_samples_back(pair.input)
+    with torch.set_grad_enabled(torch.is_grad_enabled() and not given):
+        prediction = network(pair.input)
     loss = weighted_squared_error(prediction, pair)
     if pair.again is not None:
         loss = loss + equivariance_error(network, prediction, pair)
@@ -41,9 +46,10 @@ def weighted_squared_error(prediction: Tensor, pair: Pair) -> Tensor:
 
 def equivariance_error(network: nn.Module, prediction: Tensor, pair: Pair) -> Tensor:
     """Mean over batch and pixels of |T x - f(A T x + n)|^2, x the prediction and T, A, n those of `pair.again`
-    (Chen, Tachella, Davies, ICCV 2021, eq. 6; with noise CVPR 2022)."""
+    (Chen, Tachella, Davies, ICCV 2021, eq. 6; with noise CVPR 2022). No gradient goes through x, which the papers let: the
+    network learns to reconstruct its own images, not to make images that it can reconstruct."""
     again, maps = pair.again, pair.input.sensitivity_maps
-    turned = rotate(prediction, again.angle)
+    turned = rotate(prediction.detach(), again.angle)
     kspace = forward(turned, again.mask, maps) + again.mask * again.noise
     second = network(Acquisition(kspace, again.mask, None, maps, pair.input.noise_variance))
     return _mean_square(second - turned)

@@ -1,7 +1,7 @@
 """Networks that turn an acquisition into an image: the 2018 U-Net, and an unrolled cascade of small U-Nets.
 
 To add a network: a module whose forward takes an `Acquisition` and returns images (batch, 1, y, x) complex64 on the
-acquisition's scale, and one line in `NETWORKS`.
+acquisition's scale, whose `puts_samples_back` says whether their samples are the measured ones, and one line in `NETWORKS`.
 """
 
 from __future__ import annotations
@@ -38,6 +38,9 @@ class UNet2018(nn.Module):
         super().__init__()
         self.unet = UNet(1 + complex_images, 1 + complex_images, channels)
         self.complex_images = complex_images
+
+    def puts_samples_back(self, acquisition: Acquisition) -> bool:
+        return True
 
     def forward(self, acquisition: Acquisition) -> Tensor:
         if acquisition.probability is None:
@@ -122,6 +125,12 @@ class Unrolled(nn.Module):
             else:
                 image, memory = self.cascade(number, image, memory, measured)
         return torch.where(real, image.real.to(image.dtype), image) * scale
+
+    def puts_samples_back(self, acquisition: Acquisition) -> bool:
+        """Whether A f(s) = s, to rounding: one coil, no noise."""
+        return acquisition.sensitivity_maps is None and (
+            self.error is None or not noise_variance(acquisition).any().item()
+        )
 
     def cascade(
         self, number: int, image: Tensor, memory: Tensor | None, measured: Measurement

@@ -14,6 +14,7 @@ from mri_n2n.errors import OptionError
 from mri_n2n.fourier import fft2c, ifft2c, mirror_axes
 from mri_n2n.losses import divergence_term, equivariance_error, loss_of, rotate, weighted_squared_error
 from mri_n2n.masks import draw_mask
+from mri_n2n.networks import Unrolled
 from mri_n2n.noise import noise_variance_at_most
 from mri_n2n.operators import adjoint, forward
 from mri_n2n.pairs import (
@@ -369,8 +370,38 @@ class Linear(nn.Module):
         super().__init__()
         self.factor = factor
 
+    def puts_samples_back(self, scan: Acquisition) -> bool:
+        return False
+
     def forward(self, scan: Acquisition) -> torch.Tensor:
         return self.factor * adjoint(scan.kspace, scan.mask, scan.sensitivity_maps)
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.1])
+def test_no_gradient_goes_through_the_image_that_is_measured_again(noise):
+    """The gradient is that of |f(A T x) - T x|^2 with T x a constant, and of the measurement's term where there is one."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = Unrolled(2, 8, 2)
+    for unet in network.unets:
+        unet.last.weight.data.normal_(0, 0.05, generator=generator(5))
+    scan = sample("gaussian-points", generator(1), shape=(16, 18), full=complex_normal(1, 1, 16, 18, seed=2), noise=noise)
+    assert network.puts_samples_back(scan) == (noise == 0)
+    pair = PAIR_MAKERS["equivariant"](Measured(scan), PairOptions(), generator(3))
+    loss_of(network, pair).backward()
+    found = [parameter.grad.clone() for parameter in network.parameters() if parameter.grad is not None]
+    network.zero_grad(set_to_none=True)
+    prediction = network(scan)
+    turned = rotate(prediction.detach(), pair.again.angle)
+    again = forward(turned, pair.again.mask) + pair.again.mask * pair.again.noise
+    second = network(Acquisition(again, pair.again.mask, None, None, scan.noise_variance))
+    wrong = forward(prediction, scan.mask) - scan.kspace
+    assert (wrong.abs().max() < 1e-4) == (noise == 0)
+    ((second - turned).abs().square().sum() / (16 * 18) + wrong.abs().square().sum() / (16 * 18)).backward()
+    expected = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
+    assert len(found) == len(expected) and any(gradient.any() for gradient in expected)
+    for ours, theirs in zip(found, expected):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize("coils", [1, 3])
