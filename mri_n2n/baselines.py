@@ -294,7 +294,9 @@ def chosen_regularisation(
     quarters = sorted({slices // 4, slices // 2, 3 * slices // 4})
     found = {index: one for index in quarters if (one := read(index, index + 1)).kspace.any()}
     if not found:
-        found = next({i: one} for i in range(slices) if (one := read(i, i + 1)).kspace.any())
+        found = next(({i: one} for i in range(slices) if (one := read(i, i + 1)).kspace.any()), {})
+    if not found:
+        raise InputError("k-space is zero everywhere")
     some = list(found.values())
     maps = None if some[0].sensitivity_maps is None else torch.cat([one.sensitivity_maps for one in some])
     together = Acquisition(torch.cat([one.kspace for one in some]), torch.cat([one.mask for one in some]), None, maps)
@@ -313,7 +315,8 @@ def choose_regularisation(acquisition: Acquisition, baseline: str) -> tuple[floa
 
     A tenth of the samples outside the calibration centre are held out (whole lines of line masks, k and -k together of
     symmetric ones) and predicted by the reconstruction of the rest. error: sum of |A x - s|^2 / p over them, as a share
-    of that of |s|^2 / p, p the density of samples around: so it estimates the error of all of k-space. L falls, each solution beginning with the one before, until the error has twice been above the least.
+    of that of |s|^2 / p, p the density of samples around: so it estimates the error outside the centre. L falls, each
+    solution beginning with the one before, until the error has twice been above the least.
 
     Errors: InputError where there are too few samples outside the centre.
     """

@@ -156,6 +156,7 @@ def _example(
         measured = measured if other is None else replace(measured, other_mask=other)
         comes_again = not protocol.undersample or protocol.pairs == "fixed"
     key = (name, index, which) if comes_again else None
+    # Maps are of the input's samples alone: found now where these are known before the pair is made, else after it.
     if measured.first.kspace.shape[1] > 1:
         measured = replace(measured, first=_with_maps(measured.first, key, protocol, maps))
     *_, y, x = measured.first.kspace.shape
@@ -201,8 +202,7 @@ def _simulated(data: Tensor, index: int, name: str, protocol: Protocol, draw: Ge
         kind, acceleration, _ = design(protocol, seeded(protocol.seed, "slice", name, index))
         hermitian = bool(torch.equal(measured.first.mask, mirror_axes(measured.first.mask, (-2, -1))))
         sampling = draw_mask(kind, tuple(full.shape[-2:]), acceleration, draw, hermitian=hermitian)
-        other = measured.first.mask if protocol.one_mask else sampling.mask[None, None]
-        measured = replace(measured, other_mask=other)
+        measured = replace(measured, other_mask=sampling.mask[None, None])
     return measured, int(swapped)
 
 
@@ -222,7 +222,7 @@ def _chosen(
         masks = some[-1].mask if protocol.undersample else data[chosen[-1]].mask
         other = masks[int(torch.randint(len(masks), (), generator=draw))][None]
     if protocol.method in NOISE_METHODS and some[0].noise_variance is None:
-        bound = noise_variance_at_most(some[0].kspace, some[0].mask).nan_to_num(0.0)
+        bound = noise_variance_at_most(some[0].kspace, some[0].mask).nan_to_num(0.0).float()
         some[0] = replace(some[0], noise_variance=bound)
     return Measured(some[0], some[1] if len(some) > 1 else None, None, other), chosen[0]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,14 +15,14 @@ from mri_n2n.acquisition import Acquisition
 from mri_n2n.baselines import check_baseline, chosen_regularisation, not_done, reconstruct_baseline
 from mri_n2n.checkpoint import BUNDLED, find_weights, load_network
 from mri_n2n.coils import with_sensitivity_maps
+from mri_n2n.correction import in_use
 from mri_n2n.device import choose_device
 from mri_n2n.errors import InputError, OptionError
 from mri_n2n.files import sha256_of
 from mri_n2n.fourier import mirror_axes
 from mri_n2n.masks import has_lines_along_x, is_along, mask_from_samples
 from mri_n2n.movement import flip, transpose
-from mri_n2n.noise import noise_variance
-from mri_n2n.operators import adjoint, forward
+from mri_n2n.pairs import PairOptions
 
 # Pixels of coil images sent through the network at once: bounds memory whatever the number of slices and coils.
 PIXELS_AT_ONCE = 8 * 256 * 256
@@ -208,41 +208,8 @@ def load_for_use(weights: Path | None, device: str) -> LoadedNetwork:
     path, chosen = find_weights(weights), choose_device(device)
     network, header = load_network(path)
     protocol = header["training"]["protocol"]
-    if protocol.get("method") == "robust-ssdu":
-        network = Corrected(network, protocol["pair"]["extra_noise"], protocol["pair"]["correction"])
+    network = in_use(network, protocol.get("method"), PairOptions(**protocol.get("pair", {})))
     return LoadedNetwork(network.to(chosen), path, sha256_of(path), header, chosen)
-
-
-class Corrected(nn.Module):
-    """A network of robust SSDU in use (Millard and Chiew, Bioengineering 11, 2024): it learned to predict measured, noisy samples from
-    further-noised ones, s~ = s + noise of variance a^2 v, so on the samples of its input its output is on the way between
-    them and the truth, ((1 + a^2) f(s~) - s~) / a^2; in image space f + A^H (A f - s~) / a^2.
-
-    correction: "noisier", as the theory has it; "measured" with s in place of s~; "none", f(s).
-    """
-
-    def __init__(self, network: nn.Module, extra_noise: float, correction: str) -> None:
-        super().__init__()
-        if correction not in ("noisier", "measured", "none"):
-            raise OptionError(f"correction must be noisier, measured or none; got {correction!r}")
-        self.network, self.a2, self.correction = network, extra_noise**2, correction
-
-    def forward(self, acquisition: Acquisition) -> Tensor:
-        if self.correction == "none":
-            return self.network(acquisition)
-        if self.correction == "noisier":
-            acquisition = self.noisier(acquisition)
-        kspace, mask, maps = acquisition.kspace, acquisition.mask, acquisition.sensitivity_maps
-        image = self.network(acquisition)
-        return image + adjoint(forward(image, mask, maps) - kspace, mask, maps) / self.a2
-
-    def noisier(self, acquisition: Acquisition) -> Acquisition:
-        """With further noise of variance a^2 v; the same for the same samples."""
-        kspace, variance = acquisition.kspace, noise_variance(acquisition)
-        draw = torch.Generator().manual_seed(0)
-        noise = torch.randn(kspace.shape, dtype=kspace.dtype, generator=draw).to(kspace.device)
-        further = acquisition.mask * (self.a2 * variance).sqrt() * noise
-        return replace(acquisition, kspace=kspace + further, noise_variance=(1 + self.a2) * variance)
 
 
 def cautions(loaded: LoadedNetwork, mask: Tensor, measured_share: float) -> list[str]:

@@ -86,6 +86,12 @@ def ssim(reference, reconstruction, peak: float | None = None) -> float:
     return _ssim(reference, reconstruction, peak)
 
 
+def psnr_per_slice(reference: np.ndarray, images: np.ndarray) -> np.ndarray:
+    """In dB, (slices,), of magnitudes (slices, y, x) clamped to [0, 1], peak 1, as Lehtinen et al. 2018."""
+    error = np.square(np.clip(images, 0, 1) - np.clip(reference, 0, 1)).mean(axis=(1, 2))
+    return -10 * np.log10(np.maximum(error, 1e-12))
+
+
 def evaluate_arrays(
     reference, reconstruction, name: str = "reconstruction", reference_name: str = "reference"
 ) -> VolumeScore:

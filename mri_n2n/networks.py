@@ -104,7 +104,7 @@ class Unrolled(nn.Module):
     def forward(self, acquisition: Acquisition) -> Tensor:
         kspace, mask, maps = acquisition.kspace, acquisition.mask, acquisition.sensitivity_maps
         zero_filled = adjoint(kspace, mask, maps)
-        scale = complex_scale(zero_filled).detach()  # the output goes with it, whatever it is
+        scale = complex_scale(zero_filled).detach()  # nothing trains through the input
         image = zero_filled = zero_filled / scale
         measured = Measurement(
             samples=kspace / scale if maps is None else None,  # with maps the zero-filled image says all

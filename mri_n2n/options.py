@@ -7,7 +7,16 @@ from dataclasses import dataclass, field
 
 from mri_n2n.datasets import MEASURED
 from mri_n2n.errors import UserError
-from mri_n2n.pairs import OTHER_MASK_METHODS, PAIR_MAKERS, REMEASURING_METHODS, SINGLE_SCAN_METHODS
+from mri_n2n.pairs import (
+    CORRECTIONS,
+    OTHER_MASK_METHODS,
+    PAIR_MAKERS,
+    REMEASURING_METHODS,
+    SINGLE_SCAN_METHODS,
+    SPLITTING_METHODS,
+    WEIGHTED_METHODS,
+    PairOptions,
+)
 from mri_n2n.protocol import Protocol
 
 
@@ -82,7 +91,24 @@ def check_options(options: TrainOptions) -> None:
             not pair.exchange or protocol.method in ("auto", "noise2noise")
         ),
         f"--method {protocol.method} needs different masks; leave out --one-mask": (
-            not protocol.one_mask or protocol.method not in OTHER_MASK_METHODS
+            not protocol.one_mask or protocol.method not in (*OTHER_MASK_METHODS, "noise2noise", "noise2noise-2018")
+        ),
+        "--one-mask goes with --acquisitions 1, one --mask, one --acceleration and --pairs fixed": (
+            not protocol.one_mask
+            or (protocol.acquisitions, len(protocol.masks), low, protocol.pairs) == (1, 1, high, "fixed")
+        ),
+        f"unknown correction {pair.correction!r}; choose from {', '.join(CORRECTIONS)}": pair.correction in CORRECTIONS,
+        f"--weight-cap is of methods whose samples have weights, not of {protocol.method}": (
+            pair.weight_cap is None or protocol.method in ("auto", *WEIGHTED_METHODS)
+        ),
+        f"--input-share is of the ssdu methods, not of {protocol.method}": (
+            pair.input_share == PairOptions.input_share or protocol.method in ("auto", *SPLITTING_METHODS)
+        ),
+        f"--extra-noise is of robust-ssdu, not of {protocol.method}": (
+            pair.extra_noise == PairOptions.extra_noise or protocol.method in ("auto", "robust-ssdu")
+        ),
+        f"--checkpointing is of --network unrolled, not of {options.network}": (
+            not options.checkpointing or options.network == "unrolled"
         ),
         f"--method {protocol.method} measures images again, with a sampling probability that --network unet cannot know": (
             options.network != "unet" or protocol.method not in REMEASURING_METHODS

@@ -35,13 +35,16 @@ class Measured:
     other_mask: Tensor | None = None
 
 
+CORRECTIONS = ("noisier", "measured", "none")
+
+
 @dataclass(frozen=True)
 class PairOptions:
     """weight_cap: the most that a sample counts for, min(1 / p, cap); any positive weight has the same minimiser, and a
     smaller one less variance under noise. exchange: Noise2Noise's two acquisitions exchange samples at random.
     input_share: of the splitting methods, the share of the rarely sampled locations that stays in the input.
     extra_noise: a of robust SSDU: the input is given further noise of variance a^2 v. correction: how its images are
-    corrected in use, see `inference.Corrected`.
+    corrected in use, see `correction.Corrected`.
     """
 
     weight_cap: float | None = None
@@ -152,7 +155,7 @@ def robust_ssdu(measured: Measured, options: PairOptions, draw: Generator) -> Pa
     """Robust SSDU (Millard and Chiew, Bioengineering 11, 2024), for noise: the input is given further noise of variance a^2 v, and
     its own samples, as measured, are targets too, with weight ((1 + a^2) / a^2)^2.
 
-    In use the output is corrected on the input's samples, see `inference.Corrected`. ValueError without a noise variance.
+    In use the output is corrected on the input's samples, see `correction.Corrected`. ValueError without a noise variance.
     """
     kept, held_out = split(measured.first, options.input_share, draw)
     variance, a2 = kept.noise_variance, options.extra_noise**2
@@ -312,9 +315,10 @@ PAIR_MAKERS: dict[str, Callable[[Measured, PairOptions, Generator], Pair]] = {
 }
 
 # Those that know one acquisition of a slice; of these, those that divide its samples, those that need another's mask,
-# those that need the variance of the noise, and those that measure their prediction again.
+# those that need the variance of the noise, and those that measure their prediction again. Those that weigh samples by 1 / p.
 SPLITTING_METHODS = ("ssdu", "k-weighted-ssdu", "robust-ssdu")
 OTHER_MASK_METHODS = ("multi-operator", "robust-multi-operator")
 NOISE_METHODS = ("robust-ssdu", "robust-equivariant", "robust-multi-operator")
 REMEASURING_METHODS = (*OTHER_MASK_METHODS, "equivariant", "robust-equivariant")
 SINGLE_SCAN_METHODS = (*SPLITTING_METHODS, *REMEASURING_METHODS)
+WEIGHTED_METHODS = ("noise2noise", "k-weighted-ssdu", "robust-ssdu")

@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 
 from mri_n2n.acquisition import Acquisition
 from mri_n2n.fourier import fft2c, ifft2c
-from mri_n2n.masks import draw_mask
+from mri_n2n.masks import Sampling, draw_mask
 from mri_n2n.pairs import Measured, PairOptions
 from mri_n2n.simulation import measure, seeded, sensitivities, smooth_phase
 
@@ -22,11 +22,11 @@ class Protocol:
 
     method: of `PAIR_MAKERS`. pair: its options.
     masks: kinds, one drawn per slice. acceleration: (lowest, highest), drawn per slice in steps of 0.5.
-    one_mask: every slice and scan has the same mask.
+    one_mask: every slice and scan has the same mask; with one acquisition, kind of mask and acceleration.
     acquisitions: how often each slice is measured, 1 or 2; methods of single scans take two as one, see `pairs.union`.
     pairs: "fixed", these measurements once and for ever; "redrawn", anew at every step: over time that shows
     the network the full k-space, which no study has. noise: standard deviation of the complex noise, of the volume
-    maximum, (lowest, highest), drawn per slice, the square uniform: more quiet ones than loud. coils: numbers of simulated coils, one drawn per volume of one coil; none:
+    maximum, (lowest, highest), drawn per slice, its root uniform: more quiet ones than loud. coils: numbers of simulated coils, one drawn per volume of one coil; none:
     as it is. phase: share of the slices given a smooth phase. translation: largest shift, as a share of the matrix.
     flips: mirror half of the examples along each axis. combined: of several coils one image, by sensitivity maps from the
     input's own k-space centre, the loss over all coils; else, and always with the 2018 U-Net, each coil is an image of its own.
@@ -78,6 +78,8 @@ def simulated_repetitions(
         mask_draw = draw or seeded(protocol.seed, "repetition", *about_mask)
         noise_draw = draw or seeded(protocol.seed, "noise", repetition, name, index, coil)
         sampling = draw_mask(kind, tuple(full.shape[-2:]), acceleration, mask_draw, hermitian=hermitian)
+        if protocol.one_mask:  # what it leaves out is never sampled
+            sampling = Sampling(sampling.mask, sampling.mask)
         return measure(full, sampling, noise_draw, noise_variance=deviation**2)
 
     return Measured(repeat(1), repeat(2) if protocol.acquisitions == 2 else None, full)

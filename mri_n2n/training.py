@@ -23,6 +23,7 @@ import mri_n2n
 from mri_n2n.batches import steps_per_epoch, training_batches
 from mri_n2n.checkpoint import build_network, find_weights, load_network, network_options, restore_optimizer
 from mri_n2n.choice import choose_method
+from mri_n2n.correction import in_use
 from mri_n2n.datasets import find_sources
 from mri_n2n.device import autocast, choose_device, choose_precision
 from mri_n2n.errors import InputError, UserError
@@ -139,6 +140,7 @@ def train(options: TrainOptions, run: Path | str, *, resume: bool = False) -> Tr
         network.load_state_dict(initial_weights(options, network.state_dict()))
         init_sha256 = sha256_of(find_weights(Path(options.init)))
     average = AveragedModel(network, avg_fn=partial(moving_average, options.average))
+    used = in_use(average.module, options.protocol.method, options.protocol.pair)
     if checkpoint:
         network.load_state_dict(part(checkpoint, "network."))
         average.module.load_state_dict(part(checkpoint, "average."))
@@ -194,7 +196,7 @@ def train(options: TrainOptions, run: Path | str, *, resume: bool = False) -> Tr
             bar.set_postfix(shown, refresh=False)
             last = step == total or (options.minutes and seconds / 60 >= options.minutes)
             if last or seconds - validated > options.validate_every:
-                quality = validate(average.module, validation, device, precision, run / "example.png")
+                quality = validate(used, validation, device, precision, run / "example.png")
                 entry = {"step": step, "epoch": step / per_epoch, "seconds": round(seconds, 2), "loss": loss, **quality}
                 write_log(run, [*read_log(run), entry])  # before the checkpoint: a resumed run drops what came after it
                 save()
@@ -233,13 +235,14 @@ def catchable_signals() -> tuple[int, ...]:
 def initial_weights(options: TrainOptions, fresh: dict[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of `options.init`, over the `fresh` ones of a new network. InputError when they do not fit it.
 
-    An unrolled network with hard consistency and no memory may have more cascades than `init`: the added ones begin as the identity.
+    An unrolled network without memory may have more cascades than `init`: the added ones begin as the identity (under
+    noise, as one more step towards the samples).
     """
     network, header = load_network(find_weights(Path(options.init)))
     wanted = network_options(options.network, options.network_options)
     found = network_options(options.network, header["network_options"])
     added = wanted.get("cascades", 0) > found.get("cascades", 0)
-    added = added and wanted.get("consistency") == "hard" and not wanted["memory"]
+    added = added and options.network == "unrolled" and not wanted["memory"]
     if header["network"] != options.network or (found | {"cascades": wanted["cascades"]} if added else found) != wanted:
         raise InputError(f"{options.init} holds {header['network']} {found}, not {options.network} {wanted}")
     return fresh | network.state_dict()

@@ -21,7 +21,7 @@ from mri_n2n.errors import InputError, NotFoundError
 from mri_n2n.files import atomic_output
 from mri_n2n.fourier import ifft2c
 from mri_n2n.inference import reconstruct_acquisition
-from mri_n2n.metrics import evaluate_arrays
+from mri_n2n.metrics import evaluate_arrays, psnr_per_slice
 from mri_n2n.operators import root_sum_of_squares
 from mri_n2n.options import TrainOptions
 from mri_n2n.protocol import Protocol
@@ -79,9 +79,8 @@ def trained(options: TrainOptions, run: Path) -> dict:
 def score(images: np.ndarray, reference: np.ndarray) -> dict[str, float]:
     """Of magnitude images (slices, y, x): `slice_psnr`, the mean over slices of the PSNR of values clamped to [0, 1],
     peak 1 (as Lehtinen et al. 2018); and fastMRI's `psnr` and `ssim` of the volume."""
-    error = np.square(images.clip(0, 1) - reference.clip(0, 1)).mean(axis=(1, 2))
     volume = evaluate_arrays(reference, images).volume
-    return {"slice_psnr": float(np.mean(-10 * np.log10(error))), "psnr": volume.psnr, "ssim": volume.ssim}
+    return {"slice_psnr": float(psnr_per_slice(reference, images).mean()), "psnr": volume.psnr, "ssim": volume.ssim}
 
 
 def reconstruct_with(weights: Path, test: TestVolume, *, flips: bool = False) -> np.ndarray:

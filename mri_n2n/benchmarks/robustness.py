@@ -35,6 +35,7 @@ from mri_n2n.coils import with_sensitivity_maps
 from mri_n2n.datasets import find_sources
 from mri_n2n.fourier import fft2c, ifft2c
 from mri_n2n.inference import reconstruct_acquisition
+from mri_n2n.metrics import psnr_per_slice
 from mri_n2n.operators import root_sum_of_squares
 from mri_n2n.protocol import Protocol, simulated_repetitions
 from mri_n2n.report import montage
@@ -70,10 +71,10 @@ def psnr_on(network: torch.nn.Module, data: Path, contrast: str, mask: str, ever
     for source in (source for source in split.validation if contrast in source.name):
         for full in source.load()[::every]:
             measured = simulated_repetitions(full[None], 0, f"test {source.name}", protocol)
-            reference = root_sum_of_squares(ifft2c(measured.full))
+            reference = root_sum_of_squares(ifft2c(measured.full)).numpy()
             acquisition = with_sensitivity_maps(measured.first)[0]
-            image = root_sum_of_squares(reconstruct_acquisition(network, acquisition, flips=True))
-            found.append(-10 * torch.log10((image.clamp(0, 1) - reference.clamp(0, 1)).square().mean()).item())
+            image = root_sum_of_squares(reconstruct_acquisition(network, acquisition, flips=True)).numpy()
+            found += psnr_per_slice(reference, image).tolist()
     return sum(found) / len(found)
 
 
