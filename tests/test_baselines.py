@@ -14,7 +14,7 @@ import pywt
 import torch
 
 import mri_n2n
-from mri_n2n import arguments, baselines, cli, inference
+from mri_n2n import arguments, baselines, cli, inference, reconstruction
 from mri_n2n.acquisition import Acquisition
 from mri_n2n.baselines import (
     PENALTIES,
@@ -340,7 +340,7 @@ def scans(tmp_path, monkeypatch):
         raise AssertionError("a network was loaded")
 
     monkeypatch.setattr(inference, "load_for_use", loaded)
-    monkeypatch.setattr("mri_n2n.reconstruction.load_for_use", loaded)
+    monkeypatch.setattr(reconstruction, "load_for_use", loaded)
     import nibabel
 
     images = np.stack([head((32, 36), seed)[0].numpy() for seed in range(3)])

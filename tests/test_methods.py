@@ -2,6 +2,8 @@
 numbers, and scipy. Tolerances are multiples of the standard error."""
 
 import math
+import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +11,9 @@ import torch
 from scipy import ndimage
 from torch import nn
 
+import mri_n2n
 from mri_n2n.acquisition import Acquisition
+from mri_n2n.correction import in_use
 from mri_n2n.errors import OptionError
 from mri_n2n.fourier import fft2c, ifft2c, mirror_axes
 from mri_n2n.losses import divergence_term, equivariance_error, loss_of, rotate, weighted_squared_error
@@ -17,7 +21,9 @@ from mri_n2n.masks import draw_mask
 from mri_n2n.networks import Unrolled
 from mri_n2n.noise import noise_variance_at_most
 from mri_n2n.operators import adjoint, forward
+from mri_n2n.options import TrainOptions
 from mri_n2n.pairs import (
+    CORRECTIONS,
     NOISE_METHODS,
     OTHER_MASK_METHODS,
     PAIR_MAKERS,
@@ -30,6 +36,8 @@ from mri_n2n.pairs import (
     split,
     union,
 )
+from mri_n2n.protocol import Protocol
+from mri_n2n.training import train
 
 SHAPE = (9, 12)
 # kind of mask, whether it is symmetric
@@ -385,7 +393,9 @@ def test_no_gradient_goes_through_the_image_that_is_measured_again(noise):
         network = Unrolled(2, 8, 2)
     for unet in network.unets:
         unet.last.weight.data.normal_(0, 0.05, generator=generator(5))
-    scan = sample("gaussian-points", generator(1), shape=(16, 18), full=complex_normal(1, 1, 16, 18, seed=2), noise=noise)
+    scan = sample(
+        "gaussian-points", generator(1), shape=(16, 18), full=complex_normal(1, 1, 16, 18, seed=2), noise=noise
+    )
     assert network.puts_samples_back(scan) == (noise == 0)
     pair = PAIR_MAKERS["equivariant"](Measured(scan), PairOptions(), generator(3))
     loss_of(network, pair).backward()
@@ -550,3 +560,45 @@ def test_level_of_the_noise_is_not_said_of_few_samples():
     rest = noise_variance_at_most(padded, full)
     assert (rest - 1).abs().max() < 0.2
     assert noise_variance_at_most(0 * kspace, full).isnan().all()
+
+
+@pytest.mark.parametrize("coils", [1, 3])
+@pytest.mark.parametrize("correction", CORRECTIONS)
+def test_correction_in_use(correction, coils):
+    """((1 + a^2) f(s~) - s~) / a^2 on the samples, for one coil; in float32, each slice by itself, noise known or not."""
+    maps = None if coils == 1 else unit_maps(coils)
+    scan = sample("gaussian-points", generator(1), full=complex_normal(3, coils, *SHAPE, seed=2), noise=0.04)
+    scan = replace(scan, sensitivity_maps=None if maps is None else maps.expand(3, -1, -1, -1))
+    options = PairOptions(extra_noise=1.5, correction=correction)
+    network = in_use(Linear(0.7), "robust-ssdu", options)
+    assert in_use(network, "noise2noise", options) is network
+    image = network(scan)
+    assert image.dtype == torch.complex64
+    for index in range(3):
+        alone = network(scan.slices(torch.tensor([index])))
+        torch.testing.assert_close(alone, image[index : index + 1], rtol=1e-4, atol=1e-5)
+    assert network(replace(scan, noise_variance=None)).dtype == torch.complex64
+    a2 = 1.5**2
+    seen = network.noisier(scan).kspace if correction == "noisier" else scan.kspace
+    added = (seen - scan.kspace)[(scan.mask > 0).expand_as(seen)].abs().square()
+    expected = a2 * 0.04 if correction == "noisier" else 0.0
+    assert added.mean().item() == pytest.approx(expected, rel=6 / math.sqrt(len(added) / 3), abs=1e-12)
+    if coils == 1:
+        wanted = 0.7 * seen if correction == "none" else ((1 + a2) * 0.7 * seen - seen) / a2
+        torch.testing.assert_close(scan.mask * fft2c(image), wanted, rtol=1e-4, atol=1e-5)
+    with pytest.raises(OptionError, match="sideways"):
+        in_use(Linear(), "robust-ssdu", PairOptions(correction="sideways"))
+
+
+def test_robust_ssdu_is_trained_and_used_in_float32(tmp_path):
+    protocol = Protocol(method="robust-ssdu", noise=(0.05, 0.05), acceleration=(3.0, 3.0))
+    small = {"cascades": 1, "channels": 4, "levels": 1}
+    options = TrainOptions(
+        "phantom", matrix_size=32, protocol=protocol, network_options=small, steps=2, precision="float32", quiet=True
+    )
+    train(options, tmp_path / "run")
+    kspace = complex_normal(1, 1, 32, 32, seed=3)[0, 0] * (torch.rand(32, 32, generator=generator(1)) < 0.4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        image = mri_n2n.reconstruct(kspace.numpy(), weights=tmp_path / "run")
+    assert image.dtype == np.complex64 and np.isfinite(image).all()
