@@ -245,7 +245,10 @@ def initial_weights(options: TrainOptions, fresh: dict[str, Tensor]) -> dict[str
     added = added and options.network == "unrolled" and not wanted["memory"]
     if header["network"] != options.network or (found | {"cascades": wanted["cascades"]} if added else found) != wanted:
         raise InputError(f"{options.init} holds {header['network']} {found}, not {options.network} {wanted}")
-    return fresh | network.state_dict()
+    started = network.state_dict()
+    if added and "error" in fresh:  # one row for each cascade
+        started["error"] = torch.cat((started["error"], fresh["error"][len(started["error"]) :]))
+    return fresh | started
 
 
 def set_schedule(optimizer: torch.optim.Optimizer, options: TrainOptions, progress: float) -> None:
