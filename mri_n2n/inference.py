@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mri_n2n.acquisition import Acquisition
-from mri_n2n.baselines import check_baseline, chosen_regularisation, not_done, reconstruct_baseline
+from mri_n2n.baselines import check_baseline, not_done, reconstruct_baseline
 from mri_n2n.checkpoint import BUNDLED, find_weights, load_network
 from mri_n2n.coils import with_sensitivity_maps
 from mri_n2n.correction import in_use
@@ -23,6 +23,7 @@ from mri_n2n.fourier import mirror_axes
 from mri_n2n.masks import has_lines_along_x, is_along, mask_from_samples
 from mri_n2n.movement import flip, transpose
 from mri_n2n.pairs import PairOptions
+from mri_n2n.regularisation import chosen_regularisation
 
 # Pixels of coil images sent through the network at once: bounds memory whatever the number of slices and coils.
 PIXELS_AT_ONCE = 8 * 256 * 256

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from mri_n2n.acquisition import Acquisition, Scan
-from mri_n2n.baselines import chosen_regularisation, not_done, reconstruct_baseline
+from mri_n2n.baselines import not_done, reconstruct_baseline
 from mri_n2n.device import choose_device
 from mri_n2n.errors import InputError
 from mri_n2n.fourier import ifft2c
 from mri_n2n.inference import PIXELS_AT_ONCE, LoadedNetwork, cautions, reconstruct_acquisition
 from mri_n2n.operators import density_weights
+from mri_n2n.regularisation import chosen_regularisation
 
 Read = Callable[[int, int], Acquisition]
 ImagesOf = Callable[[Acquisition], Tensor]

@@ -16,7 +16,7 @@ SCRIPTS = sorted((PACKAGE.parent / "data_scripts").glob("*.py"))
 # What an array method may stand on: these modules know nothing of files, data sets, training or the command line.
 ARRAYS = {
     "acquisition", "baselines", "coils", "density", "errors", "fourier", "losses", "masks", "movement", "networks", "noise",
-    "operators", "pairs", "phantom", "unet", "fastmri_networks",
+    "operators", "pairs", "penalties", "phantom", "regularisation", "unet", "fastmri_networks",
 }  # fmt: skip
 
 

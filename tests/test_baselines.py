@@ -14,22 +14,17 @@ import pywt
 import torch
 
 import mri_n2n
-from mri_n2n import arguments, baselines, cli, inference, reconstruction
+from mri_n2n import arguments, baselines, cli, inference, reconstruction, regularisation
 from mri_n2n.acquisition import Acquisition
-from mri_n2n.baselines import (
-    PENALTIES,
-    TIKHONOV,
-    choose_regularisation,
-    compressed_sensing,
-    hold_out,
-    reconstruct_baseline,
-)
+from mri_n2n.baselines import TIKHONOV, compressed_sensing, reconstruct_baseline
 from mri_n2n.coils import SIDE, with_sensitivity_maps
 from mri_n2n.errors import InputError, OptionError
 from mri_n2n.fourier import fft2c, ifft2c, mirror_axes
 from mri_n2n.masks import MASKS, draw_mask
 from mri_n2n.operators import adjoint, forward
+from mri_n2n.penalties import PENALTIES
 from mri_n2n.phantom import phantom_kspace
+from mri_n2n.regularisation import choose_regularisation, hold_out
 from mri_n2n.simulation import SimulationOptions, acquire, full_kspace, simulate_file
 
 
@@ -314,7 +309,7 @@ def test_the_chosen_regularisation_is_near_the_best(method):
         assert best / 2**0.5 <= strength <= best * 2**0.5
         quality = {
             each: psnr(reconstruct_baseline(some, method, each)[0][:, 0].abs(), images)
-            for each in (strength, *baselines.GRID[::2])
+            for each in (strength, *regularisation.GRID[::2])
         }
         assert quality[strength] > max(quality.values()) - 0.5
         chosen.append(strength)
@@ -324,9 +319,9 @@ def test_the_chosen_regularisation_is_near_the_best(method):
 def test_the_least_error_lies_between_the_tried_ones():
     """A parabola in log L is found exactly, between grid points and at them; at an end the end is kept."""
     for least in (0.01, 0.016, 0.004):
-        tried = [(each, 2.0 * np.exp(0.3 * np.log(each / least) ** 2)) for each in baselines.GRID]
-        assert baselines._least(tried) == pytest.approx(least, rel=1e-6)
-    assert baselines._least([(each, each) for each in baselines.GRID]) == baselines.GRID[-1]
+        tried = [(each, 2.0 * np.exp(0.3 * np.log(each / least) ** 2)) for each in regularisation.GRID]
+        assert regularisation._least(tried) == pytest.approx(least, rel=1e-6)
+    assert regularisation._least([(each, each) for each in regularisation.GRID]) == regularisation.GRID[-1]
 
 
 # ------------------------------------------------------------------------------------------ files, arrays, command line

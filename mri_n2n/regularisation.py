@@ -1,0 +1,127 @@
+"""How strongly compressed sensing is regularised: L chosen from the scan's own samples, some of which are held out."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+
+import torch
+from torch import Generator, Tensor
+
+from mri_n2n.acquisition import Acquisition
+from mri_n2n.baselines import compressed_sensing, normalised
+from mri_n2n.coils import SIDE, calibration_region
+from mri_n2n.density import estimate_probability
+from mri_n2n.errors import InputError
+from mri_n2n.fourier import mirror_axes
+from mri_n2n.masks import is_along, mirror
+from mri_n2n.operators import density_weights, forward
+from mri_n2n.penalties import PENALTIES
+
+# The share of samples held out to choose L, and the L that are tried.
+HELD_OUT, GRID = 0.1, tuple(0.064 / 2**k for k in range(10))
+
+
+def chosen_regularisation(
+    baseline: str, regularisation: float | None, read: Callable[[int, int], Acquisition], slices: int
+) -> tuple[float | None, dict]:
+    """L for a scan, as it was given or chosen on some of its slices, and what the sidecar says of it.
+
+    read: (start, stop) -> slices, with maps if there are several coils. Chosen on the slices a quarter, a half and three
+    quarters through the scan, or where these are empty the first that is not.
+    """
+    if baseline not in PENALTIES:
+        return None, {}
+    if regularisation is not None:
+        return regularisation, {"regularisation": regularisation, "chosen_by": "given"}
+    quarters = sorted({slices // 4, slices // 2, 3 * slices // 4})
+    found = {index: one for index in quarters if (one := read(index, index + 1)).kspace.any()}
+    if not found:
+        found = next(({i: one} for i in range(slices) if (one := read(i, i + 1)).kspace.any()), {})
+    if not found:
+        raise InputError("k-space is zero everywhere")
+    some = list(found.values())
+    maps = None if some[0].sensitivity_maps is None else torch.cat([one.sensitivity_maps for one in some])
+    together = Acquisition(torch.cat([one.kspace for one in some]), torch.cat([one.mask for one in some]), None, maps)
+    chosen, tried = choose_regularisation(together, baseline)
+    return chosen, {
+        "regularisation": chosen,
+        "chosen_by": f"error of held-out samples, {HELD_OUT:.0%} of those outside the calibration centre",
+        "chosen_on_slices": list(found),
+        "sweep": [{"regularisation": one, "error": round(error, 6)} for one, error in tried],
+    }
+
+
+@torch.inference_mode()
+def choose_regularisation(acquisition: Acquisition, baseline: str) -> tuple[float, list[tuple[float, float]]]:
+    """The L that predicts samples which were left out best, from the samples alone; and all of `GRID` tried, (L, error).
+
+    A tenth of the samples outside the calibration centre are held out (whole lines of line masks, k and -k together of
+    symmetric ones) and predicted by the reconstruction of the rest. error: sum of |A x - s|^2 / p over them, as a share
+    of that of |s|^2 / p, p the density of samples around: so it estimates the error outside the centre. L falls, each
+    solution beginning with the one before, until the error has twice been above the least.
+
+    Errors: InputError where there are too few samples outside the centre.
+    """
+    generator = Generator().manual_seed(0)
+    held = torch.cat([hold_out(mask, generator) for mask in acquisition.mask.cpu().split(1)]).to(
+        acquisition.mask.device
+    )
+    _, scale = normalised(acquisition)
+    kspace, mask, maps = acquisition.kspace / scale, acquisition.mask * ~held, acquisition.sensitivity_maps
+    samples = held * kspace
+    weights = torch.cat([_inverse_density(one) for one in acquisition.mask.cpu().split(1)]).to(samples.device)
+    energy = (weights * samples.abs().square()).sum().item()
+    tried, solution = [], None
+    for regularisation in GRID:
+        solution = compressed_sensing(baseline, kspace - samples, mask, maps, regularisation, solution)
+        wrong = forward(solution.image, held, maps) - samples
+        tried.append((regularisation, (weights * wrong.abs().square()).sum().item() / energy))
+        errors = [error for _, error in tried]
+        if len(errors) > 2 and min(errors[-2:]) > min(errors):
+            break
+    return _least(tried), tried
+
+
+def _least(tried: list[tuple[float, float]]) -> float:
+    """The L at the vertex of the parabola through the least error and its neighbours, on logarithmic scales."""
+    best = min(range(len(tried)), key=lambda index: tried[index][1])
+    (strength, error), errors = tried[best], [error for _, error in tried[max(0, best - 1) : best + 2]]
+    if len(errors) < 3 or min(errors) <= 0:
+        return strength
+    before, after = (math.log(one / error) for one in (errors[0], errors[2]))
+    offset = (before - after) / (2 * (before + after)) if before + after > 0 else 0.0  # in -1/2 .. 1/2 of a grid step
+    return strength * (GRID[1] / GRID[0]) ** offset
+
+
+def _inverse_density(mask: Tensor) -> Tensor:
+    """1 / p where a mask (1, 1, y, x) has samples, p estimated from it alone."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it is an estimate
+        return density_weights(mask, estimate_probability([mask[0, 0]])[None, None])
+
+
+def hold_out(mask: Tensor, generator: Generator) -> Tensor:
+    """Which samples of a mask (1, 1, y, x) are left out, (1, 1, y, x) bool: `HELD_OUT` of those outside its full centre.
+
+    Errors: InputError where there are none.
+    """
+    y, x = mask.shape[-2:]
+    along_y, along_x = is_along(mask, -2), is_along(mask, -1)
+    lines_along_y, lines_along_x = along_y and not along_x, along_x and not along_y  # all or nothing are points
+    drawn = torch.rand((1 if lines_along_y else y, 1 if lines_along_x else x), generator=generator)
+    high, wide = (min(n, SIDE) for n in calibration_region(mask[0, 0]))
+    high, wide = y if lines_along_y else high, x if lines_along_x else wide
+    outside = torch.ones((y, x), dtype=torch.bool)
+    outside[y // 2 - high // 2 :, x // 2 - wide // 2 :][:high, :wide] = False
+    if torch.equal(mask, mirror_axes(mask, (-2, -1))):
+        drawn, outside = mirror(drawn), outside & mirror_axes(outside, (-2, -1))
+    drawn, candidates = drawn.expand(y, x), (mask[0, 0] > 0) & outside
+    values = drawn[candidates].unique()  # sorted; one for each line, or point, or pair
+    if not len(values):
+        raise InputError(
+            "there are no samples outside the calibration centre to choose the regularisation by; give --regularisation"
+        )
+    last = values[max(1, round(HELD_OUT * len(values))) - 1]
+    return (candidates & (drawn <= last))[None, None]
