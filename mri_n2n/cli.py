@@ -116,8 +116,11 @@ def train_options_from(options: argparse.Namespace):
         unrolled_only = {}
     elif network == "fastmri-varnet":
         unrolled_only.pop("--cascades")
-    if any(value is not None for value in unrolled_only.values()):
-        raise UserError(f"{' and '.join(unrolled_only)} belong to --network unrolled")
+    foreign = [name for name, value in unrolled_only.items() if value is not None]
+    if foreign:
+        raise UserError(
+            f"{' and '.join(foreign)} belong{'s' * (len(foreign) == 1)} to --network unrolled, not {network}"
+        )
     measured = options.dataset in ("pairs", "m4raw", "scans")
     undersample = options.dataset == "m4raw" or (
         options.dataset == "pairs" and (options.mask is not None or options.acceleration is not None)

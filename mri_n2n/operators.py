@@ -35,11 +35,6 @@ def adjoint(kspace: Tensor, mask: Tensor, maps: Tensor | None = None) -> Tensor:
     return sum((some.conj() * ifft2c(mask * samples)).sum(dim=1, keepdim=True) for samples, some in parts)
 
 
-def normal(image: Tensor, mask: Tensor, maps: Tensor | None = None) -> Tensor:
-    """A^H A x; see `normal_operator`, which prepares it for several images."""
-    return normal_operator(mask, maps)(image)
-
-
 def normal_operator(mask: Tensor, maps: Tensor | None = None) -> Callable[[Tensor], Tensor]:
     """x -> A^H A x = sum_c conj(S_c) F^H M F S_c x, by few coils at a time on a processor. Gradients reach x alone.
 

@@ -11,7 +11,6 @@ from mri_n2n.operators import (
     conjugate_gradient,
     data_consistency,
     forward,
-    normal,
     normal_operator,
 )
 
@@ -58,7 +57,7 @@ def test_forward_adjoint_normal_equal_the_explicit_matrix(shape, coils):
         adjoint(kspace, mask, maps).flatten().numpy(), a.conj().T @ kspace.flatten().numpy(), atol=1e-12
     )
     np.testing.assert_allclose(
-        normal(image, mask, maps).flatten().numpy(), a.conj().T @ (a @ image.flatten().numpy()), atol=1e-12
+        normal_operator(mask, maps)(image).flatten().numpy(), a.conj().T @ (a @ image.flatten().numpy()), atol=1e-12
     )
 
 
@@ -70,7 +69,7 @@ def test_normal_by_few_coils_at_a_time_is_that_of_all(at_once, monkeypatch):
     for item in range(2):
         a = explicit(mask, maps[item : item + 1])
         expected = a.conj().T @ (a @ image[item].flatten().numpy())
-        np.testing.assert_allclose(normal(image, mask, maps)[item].flatten().numpy(), expected, atol=1e-12)
+        np.testing.assert_allclose(normal_operator(mask, maps)(image)[item].flatten().numpy(), expected, atol=1e-12)
 
 
 def ratio(kind: str, batch: int, shape: tuple[int, int]) -> torch.Tensor | float:
