@@ -200,6 +200,7 @@ def estimated_probabilities(groups: list[tuple[Repetition, ...]]) -> dict[tuple[
 def _probability_of(masks: list[Tensor]) -> Tensor:
     """Estimated from masks (y, x); where all are the same, that mask: what it leaves out is never sampled."""
     if len(masks) > 1 and all(torch.equal(mask, masks[0]) for mask in masks):
+        warnings.warn("all scans have one mask; what it leaves out is never sampled", stacklevel=4)
         return (masks[0] > 0).float()
     return estimate_probability(masks)
 

@@ -357,11 +357,20 @@ def test_pairs_that_do_not_belong_together(tmp_path):
 
 
 def test_pairs_with_one_mask_are_reported(tmp_path):
-    write_pairs(tmp_path, 2, lambda subject, repetition: roulette(subject, 1))
-    with pytest.warns(UserWarning, match="estimated"):
+    write_pairs(tmp_path, 4, lambda subject, repetition: roulette(subject, 1))
+    with pytest.warns(UserWarning, match="estimated"):  # each scan has a mask of its own, its repetitions the same
         source = find_sources("pairs", tmp_path).train[0]
     with pytest.warns(UserWarning, match="one mask"):
         source.load()
+
+
+def test_the_probability_of_one_mask_for_all_is_that_mask(tmp_path):
+    """Not smoothed, however few the scans: the centre is sampled always, and what is left out never."""
+    write_pairs(tmp_path, 3, lambda subject, repetition: roulette(0, 1))
+    with pytest.warns(UserWarning, match="all scans have one mask"):
+        source = find_sources("scans", tmp_path).train[0]
+    [scan] = source.load()
+    assert torch.equal(scan.probability, (scan.mask > 0).float()) and scan.mask.mean() < 1
 
 
 # ---- sampling probability ----
