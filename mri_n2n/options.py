@@ -28,6 +28,7 @@ class TrainOptions:
     are what is validated and saved (0: the last ones). checkpointing: activations of a cascade are computed again when
     they are needed: less memory, a third more time. init: weights file or run to start from, of the same
     network or one with fewer cascades.
+    batch_size: None is `default_batch_size`.
     validate_every: seconds between validations, which save too.
     """
 
@@ -44,8 +45,8 @@ class TrainOptions:
     epochs: int | None = None
     steps: int | None = None
     minutes: float | None = None
-    batch_size: int = 8
-    learning_rate: float = 2e-3
+    batch_size: int | None = None
+    learning_rate: float = 1e-3
     average: float = 0.999
     checkpointing: bool = False
     device: str = "auto"
@@ -64,7 +65,9 @@ def check_options(options: TrainOptions) -> None:
     (low, high), (quiet, loud), pair = protocol.acceleration, protocol.noise, protocol.pair
     wrong = {
         f"--matrix-size must be at most 8192; got {options.matrix_size}": (options.matrix_size or 0) <= 8192,
-        f"--batch-size must be at least 1; got {options.batch_size}": options.batch_size >= 1,
+        f"--batch-size must be at least 1; got {options.batch_size}": (
+            options.batch_size is None or options.batch_size >= 1
+        ),
         f"--learning-rate must be between 0 and 1; got {options.learning_rate}": 0 < options.learning_rate < 1,
         f"--acceleration must be 1 or more, a range rising; got {low}:{high}": 1 <= low <= high < math.inf,
         f"--noise must be between 0 and 1000, a range rising; got {quiet}:{loud}": 0 <= quiet <= loud <= 1000,

@@ -36,7 +36,7 @@ from mri_n2n.phantom import phantom_kspace
 from mri_n2n.protocol import Protocol, simulated_repetitions
 from mri_n2n.simulation import SimulationOptions, simulate_file
 from mri_n2n.sources import Source
-from mri_n2n.training import set_schedule, train
+from mri_n2n.training import default_batch_size, set_schedule, train
 from mri_n2n.validation import validate, validation_set
 
 training = import_module("mri_n2n.training")  # the module: `mri_n2n.train` is the verb
@@ -169,6 +169,20 @@ def test_the_2018_recipe(method, data, tmp_path):
     result = train(recipe, tmp_path)
     assert result.finished and np.isfinite(result.loss) and np.isfinite(result.psnr)
     assert load_network(tmp_path / "weights.safetensors")[1]["training"]["protocol"]["method"] == method
+
+
+@pytest.mark.parametrize("recipe", [False, True])
+def test_the_batch_size_fits_the_device_and_is_recorded(recipe, data, tmp_path):
+    given = {
+        "network": "unet",
+        "network_options": {"channels": 12},
+        "matrix_size": 24,
+        "method": "noise2noise-2018",
+        "pairs": "redrawn",
+    }
+    train(options("nifti", data, steps=1, batch_size=None, **(given if recipe else {})), tmp_path)
+    assert load_tensors(tmp_path / "weights.safetensors")[1]["training"]["batch_size"] == (16 if recipe else 2)
+    assert default_batch_size(recipe, torch.device("cuda")) == (16 if recipe else 8)
 
 
 def test_training_without_references_improves_the_image(tmp_path, monkeypatch):

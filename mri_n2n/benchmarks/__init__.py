@@ -12,17 +12,15 @@ from pathlib import Path
 from mri_n2n.errors import UserError
 
 BENCHMARKS = (
-    "targets",
-    "default",
-    "lines",
     "weights",
-    "step",
-    "raw",
-    "coils",
     "methods",
     "ablation",
-    "robustness",
     "deepinv",
+    "robustness",
+    "targets",
+    "raw",
+    "coils",
+    "step",
 )
 
 

@@ -26,7 +26,7 @@ from mri_n2n.options import TrainOptions
 from mri_n2n.pairs import PairOptions
 from mri_n2n.validation import validation_set
 
-MINUTES = 3.0
+MINUTES = 4.0
 QUIET, NOISY = "roulette", "noise"
 # label -> (cell, options of the network, options of the pair, other options of the training)
 VARIANTS: dict[str, tuple[str, dict, dict, dict]] = {
@@ -37,7 +37,9 @@ VARIANTS: dict[str, tuple[str, dict, dict, dict]] = {
     "24 channels, 3 cascades": (QUIET, {"cascades": 3, "channels": 24}, {}, {}),
     "memory of 8 channels": (QUIET, {"memory": 8}, {}, {}),
     "last weights, no average": (QUIET, {}, {}, {"average": 0.0}),
-    "batches of 4": (QUIET, {}, {}, {"batch_size": 4}),
+    "learning rate of 2e-3": (QUIET, {}, {}, {"learning_rate": 2e-3}),
+    "batches of 1": (QUIET, {}, {}, {"batch_size": 1}),
+    "batches of 8": (QUIET, {}, {}, {"batch_size": 8}),
     "acquisitions exchange samples": (QUIET, {}, {"exchange": True}, {}),
     "weights at most 10": (QUIET, {}, {"weight_cap": 10.0}, {}),
     "weights at most 3": (QUIET, {}, {"weight_cap": 3.0}, {}),
