@@ -231,9 +231,8 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--average",
         type=float,
-        default=0.999,
         metavar="D",
-        help="decay per step of the moving average of the weights; 0: the last ones",
+        help="decay per step of the moving average of the weights; 0: the last ones; default 0.999 (0 with the methods of 2018)",
     )
     train.add_argument(
         "--checkpointing",

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from mri_n2n.errors import InputError, NotFoundError, UserError
 from mri_n2n.files import atomic_output, check_readable
 from mri_n2n.networks import NETWORKS
+from mri_n2n.pairs import CORRECTIONS
 
 FORMAT = "mri-n2n weights 1"
 BUNDLED = Path(__file__).parent / "weights" / "default.safetensors"
@@ -46,7 +47,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:
                 raise InputError(f"{path} has a header that does not say how it was trained")
             if not _sensible(header):
                 raise InputError(
-                    f"{path} has a header whose masks, acceleration or seconds make no sense; it is damaged"
+                    f"{path} has a header whose masks, acceleration, pair or seconds make no sense; it is damaged"
                 )
             return {name: file.get_tensor(name) for name in file.keys()}, header
     except (SafetensorError, ValueError, KeyError, OSError, RuntimeError, MemoryError) as error:
@@ -59,9 +60,12 @@ def _sensible(header: dict) -> bool:
     """Whether what is calculated with later has the types for it."""
     protocol, number = header["training"]["protocol"], lambda value: type(value) in (int, float) and abs(value) < 1e15
     acceleration, masks = protocol.get("acceleration", [1, 1]), protocol.get("masks", [])
-    pair = isinstance(acceleration, list) and len(acceleration) == 2 and all(map(number, acceleration))
+    ranged = isinstance(acceleration, list) and len(acceleration) == 2 and all(map(number, acceleration))
     named = isinstance(masks, list) and all(isinstance(name, str) for name in masks)
-    return pair and named and number(header.get("seconds", 0))
+    options = protocol.get("pair", {})
+    corrected = isinstance(options, dict) and options.get("correction", CORRECTIONS[0]) in CORRECTIONS
+    corrected = corrected and number(options.get("extra_noise", 1)) and 0 < options.get("extra_noise", 1) <= 100
+    return ranged and named and corrected and number(header.get("seconds", 0))
 
 
 def build_network(kind: str, options: dict) -> nn.Module:

@@ -194,7 +194,7 @@ def train_options_from(options: argparse.Namespace):
         minutes=options.minutes,
         batch_size=options.batch_size,
         learning_rate=options.learning_rate,
-        average=0.0 if recipe else options.average,
+        average=(0.0 if recipe else TrainOptions.average) if options.average is None else options.average,
         checkpointing=options.checkpointing,
         device=options.device,
         precision=options.precision,

@@ -64,7 +64,6 @@ def whole_job(scan: Path, run: Path, results: Path, quiet: bool, minutes: float)
         protocol=Protocol(acceleration=(ACCELERATION, ACCELERATION)),
         network_options={"cascades": 3, "channels": 16},
         minutes=minutes,
-        learning_rate=2e-3,
         quiet=quiet,
     )
     trained = train(options, run)

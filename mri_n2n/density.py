@@ -19,6 +19,7 @@ def estimate_probability(masks: Iterable[Tensor]) -> Tensor:
     its edge. The rest is averaged with a Gaussian window (along x alone for line masks) just wide enough to hold about
     50 samples. Zero where nothing was sampled, in a location or in a whole row or column, although the locations around
     led to expect 12 samples (e^-12: not by chance on any matrix), or where there is nothing around either.
+    Where several masks are all the same it is that mask: what it leaves out is never sampled.
     Warns, because an estimate is less than the design, and says where it is zero. InputError without any sample.
     """
     count, total = 0, None
@@ -29,6 +30,10 @@ def estimate_probability(masks: Iterable[Tensor]) -> Tensor:
     if total is None or not total.any():
         raise InputError("the sampling probability cannot be estimated: there is no sample in any training scan")
     frequency = total / count
+    if count > 1 and ((total == 0) | (total == count)).all():
+        if not total.all():
+            warnings.warn("all scans have one mask; what it leaves out is never sampled", stacklevel=2)
+        return frequency.float()
     lines = bool((frequency == frequency[:1]).all())
     rest = ((frequency < 1) | (count < 8)).double()
     mean = ((frequency * rest).sum() / rest.sum().clamp_min(1)).item()

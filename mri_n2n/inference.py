@@ -23,7 +23,7 @@ from mri_n2n.fourier import mirror_axes
 from mri_n2n.masks import has_lines_along_x, is_along, mask_from_samples
 from mri_n2n.movement import flip, transpose
 from mri_n2n.pairs import PairOptions
-from mri_n2n.regularisation import chosen_regularisation
+from mri_n2n.regularisation import at_an_end, chosen_regularisation
 
 # Pixels of coil images sent through the network at once: bounds memory whatever the number of slices and coils.
 PIXELS_AT_ONCE = 8 * 256 * 256
@@ -173,9 +173,9 @@ def _by_baseline(
 ) -> tuple[Tensor, list[str]]:
     acquisition, caution = _with_maps(acquisition, choose_device(device))
     of = lambda start, stop: acquisition.slices(torch.arange(start, stop, device=acquisition.kspace.device))  # noqa: E731
-    strength, _ = chosen_regularisation(baseline, regularisation, of, len(acquisition.kspace))
+    strength, facts = chosen_regularisation(baseline, regularisation, of, len(acquisition.kspace), "k-space")
     images, steps = reconstruct_baseline(acquisition, baseline, strength)
-    return images, caution + not_done(baseline, steps)
+    return images, caution + at_an_end(facts) + not_done(baseline, steps)
 
 
 def _with_maps(acquisition: Acquisition, device: torch.device) -> tuple[Acquisition, list[str]]:
@@ -209,7 +209,8 @@ def load_for_use(weights: Path | None, device: str) -> LoadedNetwork:
     path, chosen = find_weights(weights), choose_device(device)
     network, header = load_network(path)
     protocol = header["training"]["protocol"]
-    network = in_use(network, protocol.get("method"), PairOptions(**protocol.get("pair", {})))
+    corrected = {key: value for key, value in protocol.get("pair", {}).items() if key in ("extra_noise", "correction")}
+    network = in_use(network, protocol.get("method"), PairOptions(**corrected))
     return LoadedNetwork(network.to(chosen), path, sha256_of(path), header, chosen)
 
 

@@ -96,9 +96,12 @@ def check_options(options: TrainOptions) -> None:
         f"--method {protocol.method} needs different masks; leave out --one-mask": (
             not protocol.one_mask or protocol.method not in (*OTHER_MASK_METHODS, "noise2noise", "noise2noise-2018")
         ),
-        "--one-mask goes with --acquisitions 1, one --mask, one --acceleration and --pairs fixed": (
+        "--one-mask goes with --acquisitions 1, one --mask, one --acceleration, one number of --coils, a --phase of 0 or 1 "
+        "and --pairs fixed": (
             not protocol.one_mask
             or (protocol.acquisitions, len(protocol.masks), low, protocol.pairs) == (1, 1, high, "fixed")
+            and len(protocol.coils) <= 1
+            and protocol.phase in (0, 1)
         ),
         f"unknown correction {pair.correction!r}; choose from {', '.join(CORRECTIONS)}": pair.correction in CORRECTIONS,
         f"--weight-cap is of methods whose samples have weights, not of {protocol.method}": (

@@ -1,7 +1,9 @@
 """What compressed sensing holds against an image: total variation, and the l1 norm of its wavelets.
 
-Both are R(x) = |K x|_1 with K below. Sources: Block, Uecker, Frahm, MRM 57, 2007 (total variation); Lustig, Donoho, Pauly, MRM 58, 2007
-(wavelets); Coifman, Donoho, Translation-invariant de-noising, 1995; Daubechies, CPAM 41, 1988.
+With K below, R(x) is for total variation the sum over pixels of the length of (K x), a vector of two, and for wavelets the sum
+over levels of 2^-level |K_level x|_1, which is the mean of the orthonormal transform's l1 norm over all shifts.
+Sources: Block, Uecker, Frahm, MRM 57, 2007 (total variation); Lustig, Donoho, Pauly, MRM 58, 2007 (wavelets); Coifman, Donoho,
+Translation-invariant de-noising, 1995; Daubechies, CPAM 41, 1988.
 """
 
 from __future__ import annotations

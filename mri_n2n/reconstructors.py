@@ -15,7 +15,7 @@ from mri_n2n.errors import InputError
 from mri_n2n.fourier import ifft2c
 from mri_n2n.inference import PIXELS_AT_ONCE, LoadedNetwork, cautions, reconstruct_acquisition
 from mri_n2n.operators import density_weights
-from mri_n2n.regularisation import chosen_regularisation
+from mri_n2n.regularisation import at_an_end, chosen_regularisation
 
 Read = Callable[[int, int], Acquisition]
 ImagesOf = Callable[[Acquisition], Tensor]
@@ -66,7 +66,7 @@ def baseline_reconstructor(baseline: str, regularisation: float | None, device: 
     chosen = choose_device(device)
 
     def begin(scan: Scan, read: Read) -> tuple[ImagesOf, Finish]:
-        strength, facts = chosen_regularisation(baseline, regularisation, read, scan.shape[0])
+        strength, facts = chosen_regularisation(baseline, regularisation, read, scan.shape[0], str(scan.path))
         taken: list[Tensor] = []
 
         def images_of(acquisition: Acquisition) -> Tensor:
@@ -78,7 +78,7 @@ def baseline_reconstructor(baseline: str, regularisation: float | None, device: 
             steps = torch.cat(taken)
             said = {"name": baseline, **facts, "most_iterations": int(steps.max())}
             options = {"device": chosen.type, "precision": "float32"}
-            return {"weights": None, "baseline": said, "options": options}, not_done(baseline, steps)
+            return {"weights": None, "baseline": said, "options": options}, at_an_end(facts) + not_done(baseline, steps)
 
         return images_of, finish
 

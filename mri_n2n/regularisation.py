@@ -19,17 +19,22 @@ from mri_n2n.masks import is_along, mirror
 from mri_n2n.operators import density_weights, forward
 from mri_n2n.penalties import PENALTIES
 
-# The share of samples held out to choose L, and the L that are tried.
-HELD_OUT, GRID = 0.1, tuple(0.064 / 2**k for k in range(10))
+# The share of samples held out to choose L, how many lines or points at least (slices of few lines are taken several
+# times), the L that are tried, and the largest at which the search may end.
+HELD_OUT, FEWEST, GRID = 0.1, 8, tuple(0.064 / 2**k for k in range(10))
+END = GRID[4]
+NOTHING_OUTSIDE = (
+    "there are no samples outside the calibration centre to choose the regularisation by; give --regularisation"
+)
 
 
 def chosen_regularisation(
-    baseline: str, regularisation: float | None, read: Callable[[int, int], Acquisition], slices: int
+    baseline: str, regularisation: float | None, read: Callable[[int, int], Acquisition], slices: int, name: str
 ) -> tuple[float | None, dict]:
     """L for a scan, as it was given or chosen on some of its slices, and what the sidecar says of it.
 
     read: (start, stop) -> slices, with maps if there are several coils. Chosen on the slices a quarter, a half and three
-    quarters through the scan, or where these are empty the first that is not.
+    quarters through the scan, or where these are empty the first that is not. name: of the scan, for errors.
     """
     if baseline not in PENALTIES:
         return None, {}
@@ -40,11 +45,14 @@ def chosen_regularisation(
     if not found:
         found = next(({i: one} for i in range(slices) if (one := read(i, i + 1)).kspace.any()), {})
     if not found:
-        raise InputError("k-space is zero everywhere")
+        raise InputError(f"{name} is zero everywhere")
     some = list(found.values())
     maps = None if some[0].sensitivity_maps is None else torch.cat([one.sensitivity_maps for one in some])
     together = Acquisition(torch.cat([one.kspace for one in some]), torch.cat([one.mask for one in some]), None, maps)
-    chosen, tried = choose_regularisation(together, baseline)
+    try:
+        chosen, tried = choose_regularisation(together, baseline)
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from None
     return chosen, {
         "regularisation": chosen,
         "chosen_by": f"error of held-out samples, {HELD_OUT:.0%} of those outside the calibration centre",
@@ -60,26 +68,31 @@ def choose_regularisation(acquisition: Acquisition, baseline: str) -> tuple[floa
     A tenth of the samples outside the calibration centre are held out (whole lines of line masks, k and -k together of
     symmetric ones) and predicted by the reconstruction of the rest. error: sum of |A x - s|^2 / p over them, as a share
     of that of |s|^2 / p, p the density of samples around: so it estimates the error outside the centre. L falls, each
-    solution beginning with the one before, until the error has twice been above the least.
+    solution beginning with the one before, from `END` on until the error has twice been above the least.
 
     Errors: InputError where there are too few samples outside the centre.
     """
-    generator = Generator().manual_seed(0)
-    held = torch.cat([hold_out(mask, generator) for mask in acquisition.mask.cpu().split(1)]).to(
-        acquisition.mask.device
-    )
+    generator, slices = Generator().manual_seed(0), len(acquisition.kspace)
+    masks = acquisition.mask.cpu().expand(slices, -1, -1, -1).split(1)
+    draws = [hold_out(mask, generator) for mask in masks]
+    again = -(-FEWEST // sum(count for _, count in draws))
+    draws += [hold_out(mask, generator) for mask in (again - 1) * masks]
+    acquisition = acquisition.slices(torch.arange(slices, device=acquisition.mask.device).repeat(again))
+    held = torch.cat([mask for mask, _ in draws]).to(acquisition.mask.device)
     _, scale = normalised(acquisition)
     kspace, mask, maps = acquisition.kspace / scale, acquisition.mask * ~held, acquisition.sensitivity_maps
     samples = held * kspace
     weights = torch.cat([_inverse_density(one) for one in acquisition.mask.cpu().split(1)]).to(samples.device)
     energy = (weights * samples.abs().square()).sum().item()
+    if not energy:
+        raise InputError(NOTHING_OUTSIDE)
     tried, solution = [], None
     for regularisation in GRID:
         solution = compressed_sensing(baseline, kspace - samples, mask, maps, regularisation, solution)
         wrong = forward(solution.image, held, maps) - samples
         tried.append((regularisation, (weights * wrong.abs().square()).sum().item() / energy))
         errors = [error for _, error in tried]
-        if len(errors) > 2 and min(errors[-2:]) > min(errors):
+        if regularisation <= END and min(errors[-2:]) > min(errors):
             break
     return _least(tried), tried
 
@@ -102,8 +115,19 @@ def _inverse_density(mask: Tensor) -> Tensor:
         return density_weights(mask, estimate_probability([mask[0, 0]])[None, None])
 
 
-def hold_out(mask: Tensor, generator: Generator) -> Tensor:
-    """Which samples of a mask (1, 1, y, x) are left out, (1, 1, y, x) bool: `HELD_OUT` of those outside its full centre.
+def at_an_end(facts: dict) -> list[str]:
+    """What is to be said of an L that may not be the best. facts: of `chosen_regularisation`."""
+    tried = [(one["error"], one["regularisation"]) for one in facts.get("sweep", [])]
+    best = min(tried)[1] if tried else None
+    if best not in (GRID[0], GRID[-1]):
+        return []
+    side = "less" if best == GRID[-1] else "more"
+    return [f"the best L is the last of those tried, {best:g}; {side} may be better, give it with --regularisation"]
+
+
+def hold_out(mask: Tensor, generator: Generator) -> tuple[Tensor, int]:
+    """Which samples of a mask (1, 1, y, x) are left out, (1, 1, y, x) bool: `HELD_OUT` of those outside its full centre; and
+    how many lines, points, or pairs of points these are.
 
     Errors: InputError where there are none.
     """
@@ -120,8 +144,6 @@ def hold_out(mask: Tensor, generator: Generator) -> Tensor:
     drawn, candidates = drawn.expand(y, x), (mask[0, 0] > 0) & outside
     values = drawn[candidates].unique()  # sorted; one for each line, or point, or pair
     if not len(values):
-        raise InputError(
-            "there are no samples outside the calibration centre to choose the regularisation by; give --regularisation"
-        )
-    last = values[max(1, round(HELD_OUT * len(values))) - 1]
-    return (candidates & (drawn <= last))[None, None]
+        raise InputError(NOTHING_OUTSIDE)
+    count = max(1, round(HELD_OUT * len(values)))
+    return (candidates & (drawn <= values[count - 1]))[None, None], count

@@ -33,6 +33,7 @@ from mri_n2n.options import TrainOptions, check_options
 from mri_n2n.pairs import Pair
 from mri_n2n.process import progress_shown
 from mri_n2n.runs import check_unused, discard_run, read_checkpoint, read_log, save_run, start_run, write_log
+from mri_n2n.sources import Split
 from mri_n2n.validation import validate, validation_set
 
 # The longest gradient, of its usual length, and the first step in which it is limited.
@@ -94,15 +95,7 @@ def train(options: TrainOptions, run: Path | str, *, resume: bool = False) -> Tr
     device = choose_device(options.device)
     if options.batch_size is None:
         options = replace(options, batch_size=default_batch_size(options.protocol.recipe_2018, device))
-    sources = find_sources(
-        options.dataset,
-        Path(options.data) if options.data else None,
-        matrix_size=options.matrix_size,
-        axis=options.axis,
-        validation_subjects=options.validation_subjects,
-        excluded_subjects=options.excluded_subjects,
-        coils=options.coils,
-    )
+    sources = sources_of(options)
     if options.protocol.method == "auto":
         method, why = choose_method(options.dataset, sources.train, options.protocol)
         if not options.quiet:
@@ -132,10 +125,7 @@ def train(options: TrainOptions, run: Path | str, *, resume: bool = False) -> Tr
         torch.default_generator.manual_seed(
             options.protocol.seed
         )  # initial weights; every other draw has its own generator
-        network = build_network(options.network, options.network_options).to(device)
-    if precision == "bfloat16":
-        network = network.to(memory_format=torch.channels_last)
-    network.checkpointing = options.checkpointing
+        network = new_network(options, device, precision)
     optimizer = torch.optim.Adam(network.parameters(), lr=options.learning_rate, betas=(0.9, 0.99))
     init_sha256 = saved.get("init_sha256")
     if options.init and not checkpoint:
@@ -217,6 +207,28 @@ def train(options: TrainOptions, run: Path | str, *, resume: bool = False) -> Tr
     return TrainResult(run / "weights.safetensors", quality.get("psnr"), loss, step, seconds, finished)
 
 
+def sources_of(options: TrainOptions) -> Split:
+    """The slices to train and to validate on."""
+    return find_sources(
+        options.dataset,
+        Path(options.data) if options.data else None,
+        matrix_size=options.matrix_size,
+        axis=options.axis,
+        validation_subjects=options.validation_subjects,
+        excluded_subjects=options.excluded_subjects,
+        coils=options.coils,
+    )
+
+
+def new_network(options: TrainOptions, device: torch.device, precision: str) -> nn.Module:
+    """The network as it is trained, with random weights."""
+    network = build_network(options.network, options.network_options).to(device)
+    if precision == "bfloat16":
+        network = network.to(memory_format=torch.channels_last)
+    network.checkpointing = options.checkpointing
+    return network
+
+
 def default_batch_size(recipe_2018: bool, device: torch.device) -> int:
     """The paper's 16 for the recipe. Else 2 where a step takes as long as it has slices: in equal time more steps of fewer
     slices learn more (see `benchmark ablation`); 8 on a GPU, which computes them side by side."""
@@ -255,7 +267,7 @@ def initial_weights(options: TrainOptions, fresh: dict[str, Tensor]) -> dict[str
         raise InputError(f"{options.init} holds {header['network']} {found}, not {options.network} {wanted}")
     started = network.state_dict()
     if added and "error" in fresh:  # one row for each cascade
-        started["error"] = torch.cat((started["error"], fresh["error"][len(started["error"]) :]))
+        started["error"] = torch.cat((started["error"], fresh["error"][len(started["error"]) :].to(started["error"])))
     return fresh | started
 
 

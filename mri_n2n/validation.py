@@ -14,6 +14,7 @@ from mri_n2n.device import autocast
 from mri_n2n.files import atomic_output
 from mri_n2n.fourier import ifft2c
 from mri_n2n.losses import weighted_squared_error
+from mri_n2n.metrics import psnr_per_slice
 from mri_n2n.operators import root_sum_of_squares
 from mri_n2n.pairs import split, target_pair
 from mri_n2n.protocol import Protocol, one_slice, simulated_repetitions, undersampled
@@ -86,8 +87,7 @@ def validate(
             image = network(item.first.to(device)).cpu()
         magnitude = image.abs()
         if item.reference is not None:
-            error = (magnitude.clamp(0, 1) - item.reference.clamp(0, 1)).square().mean()
-            values.append(-10 * torch.log10(error.clamp_min(1e-12)).item())
+            values += psnr_per_slice(item.reference[:, 0].numpy(), magnitude[:, 0].numpy()).tolist()
         else:
             values.append(weighted_squared_error(image, target_pair(item.first, item.second)).item())
         if number == len(validation) // 2:

@@ -194,15 +194,7 @@ def estimated_probabilities(groups: list[tuple[Repetition, ...]]) -> dict[tuple[
         for scan in (scan for scan in scans if scan.read(0, 1).probability is None):
             y, x = scan.shape[-2:]
             by_matrix[(x, y) if turned else (y, x)].append((scan, turned))
-    return {matrix: _probability_of(list(_masks_of(scans))) for matrix, scans in by_matrix.items()}
-
-
-def _probability_of(masks: list[Tensor]) -> Tensor:
-    """Estimated from masks (y, x); where all are the same, that mask: what it leaves out is never sampled."""
-    if len(masks) > 1 and all(torch.equal(mask, masks[0]) for mask in masks):
-        warnings.warn("all scans have one mask; what it leaves out is never sampled", stacklevel=4)
-        return (masks[0] > 0).float()
-    return estimate_probability(masks)
+    return {matrix: estimate_probability(_masks_of(scans)) for matrix, scans in by_matrix.items()}
 
 
 def _masks_of(scans: list[tuple[Scan, bool]]) -> Iterable[Tensor]:

@@ -19,8 +19,10 @@ from mri_n2n.batches import _example, training_batches
 from mri_n2n.checkpoint import load_tensors
 from mri_n2n.choice import choose_method
 from mri_n2n.datasets import find_sources
+from mri_n2n.errors import UserError
 from mri_n2n.fourier import ifft2c
 from mri_n2n.masks import draw_mask
+from mri_n2n.options import TrainOptions, check_options
 from mri_n2n.pairs import SINGLE_SCAN_METHODS, PairOptions
 from mri_n2n.phantom import phantom_kspace
 from mri_n2n.protocol import Protocol, design, simulated_coils, simulated_repetitions
@@ -76,7 +78,7 @@ def test_the_method_follows_from_the_scans(kind, studies):
 
 def test_the_method_follows_from_what_is_simulated():
     chosen = lambda **changes: choose_method("nifti", [], Protocol(**changes))[0]  # noqa: E731
-    assert chosen() == chosen(noise=(0.1, 0.2)) == chosen(one_mask=True) == "noise2noise"
+    assert chosen() == chosen(noise=(0.1, 0.2)) == "noise2noise"
     assert chosen(acquisitions=1) == "k-weighted-ssdu" and chosen(acquisitions=1, one_mask=True) == "equivariant"
     assert chosen(acquisitions=1, noise=(0.0, 0.1)) == "robust-ssdu"
     assert chosen(acquisitions=1, one_mask=True, noise=(0.1, 0.1)) == "robust-equivariant"
@@ -214,17 +216,24 @@ def test_simulated_noise_is_drawn_for_each_slice_within_its_range():
 
 def test_one_mask_is_that_of_every_slice_and_scan():
     full = phantom(slices=1)
-    protocol = Protocol(one_mask=True, acceleration=(3.0, 3.0), noise=(0.05, 0.05))
+    protocol = Protocol(one_mask=True, acquisitions=1, acceleration=(3.0, 3.0), noise=(0.05, 0.05))
     all_of_them = [simulated_repetitions(full, index, name, protocol) for name in "ab" for index in range(3)]
     first = all_of_them[0]
-    assert not torch.equal(first.first.mask, first.second.mask)
+    assert torch.equal(first.first.probability, first.first.mask)  # what it leaves out is never sampled
     for measured in all_of_them[1:]:
-        assert torch.equal(measured.first.mask, first.first.mask) and torch.equal(
-            measured.second.mask, first.second.mask
-        )
+        assert torch.equal(measured.first.mask, first.first.mask)
         assert not torch.equal(measured.first.kspace, first.first.kspace)  # noise of its own
     other = simulated_repetitions(full, 0, "a", replace(protocol, one_mask=False))
     assert not torch.equal(other.first.mask, first.first.mask)
+
+
+@pytest.mark.parametrize("simulated", [{"phase": 0.5}, {"coils": (1, 4)}])
+def test_one_mask_needs_slices_of_one_kind(simulated):
+    """Real images are given symmetric masks, others not: a share of slices with a phase, or coils for some, makes two masks."""
+    protocol = Protocol(method="ssdu", one_mask=True, acquisitions=1, **simulated)
+    with pytest.raises(UserError, match="--one-mask goes with"):
+        check_options(TrainOptions("nifti", "volumes", protocol=protocol, steps=1))
+    check_options(TrainOptions("nifti", "volumes", protocol=replace(protocol, phase=1.0, coils=(4,)), steps=1))
 
 
 @pytest.mark.parametrize("pairs", ["fixed", "redrawn"])

@@ -194,7 +194,6 @@ TRAIN = ["train", "--dataset", "phantom", "--matrix-size", "24", "--channels", "
         ["--extra-noise", "0"], ["--extra-noise", "inf"], ["--coils", "0"], ["--coils", "1,4"], ["--coils", "many"],
         ["--acquisitions", "1", "--method", "noise2noise"], ["--acquisitions", "1", "--exchange"],
         ["--exchange", "--method", "ssdu"], ["--exchange", "--method", "supervised"],
-        ["--one-mask", "--method", "multi-operator"], ["--one-mask", "--method", "robust-multi-operator"],
         ["--network", "unet", "--method", "equivariant"], ["--network", "unet", "--method", "robust-multi-operator"],
         ["--network", "fastmri-unet", "--cascades", "2"], ["--network", "fastmri-varnet", "--consistency", "soft"],
     ],
@@ -205,6 +204,25 @@ def test_training_options_that_make_no_sense(wrong, tmp_path, capsys, monkeypatc
     monkeypatch.setattr(import_module("mri_n2n.training"), "training_step", lambda *_: pytest.fail("it trains"))
     budget = [] if wrong[0] in ("--epochs", "--minutes", "--steps") else ["--steps", "1"]
     refused([*TRAIN, tmp_path / "run", *budget, *wrong], 2, tmp_path, capsys)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ("--weight-cap 3 --method ssdu", "--weight-cap is of"),
+        ("--input-share 0.4 --method noise2noise", "--input-share is of"),
+        ("--extra-noise 2 --method k-weighted-ssdu", "--extra-noise is of"),
+        ("--checkpointing --network fastmri-unet", "--checkpointing is of"),
+        ("--one-mask", "--one-mask goes with"),
+        ("--one-mask --acquisitions 1 --mask roulette,gaussian-lines", "--one-mask goes with"),
+        ("--one-mask --acquisitions 1 --acceleration 4:8", "--one-mask goes with"),
+        ("--one-mask --acquisitions 1 --pairs redrawn", "--one-mask goes with"),
+        ("--one-mask --acquisitions 1 --method multi-operator", "needs different masks"),
+        ("--one-mask --acquisitions 1 --method robust-multi-operator", "needs different masks"),
+    ],
+)
+def test_options_of_other_methods_are_refused(options, says, tmp_path, capsys):
+    refused([*TRAIN, tmp_path / "run", "--steps", "1", *options.split()], 2, tmp_path, capsys, says)
 
 
 @pytest.mark.parametrize(

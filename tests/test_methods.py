@@ -13,7 +13,9 @@ from torch import nn
 
 import mri_n2n
 from mri_n2n.acquisition import Acquisition
+from mri_n2n.checkpoint import load_network
 from mri_n2n.correction import in_use
+from mri_n2n.datasets import find_sources
 from mri_n2n.errors import OptionError
 from mri_n2n.fourier import fft2c, ifft2c, mirror_axes
 from mri_n2n.losses import divergence_term, equivariance_error, loss_of, rotate, weighted_squared_error
@@ -38,6 +40,7 @@ from mri_n2n.pairs import (
 )
 from mri_n2n.protocol import Protocol
 from mri_n2n.training import train
+from mri_n2n.validation import validate, validation_set
 
 SHAPE = (9, 12)
 # kind of mask, whether it is symmetric
@@ -596,7 +599,15 @@ def test_robust_ssdu_is_trained_and_used_in_float32(tmp_path):
     options = TrainOptions(
         "phantom", matrix_size=32, protocol=protocol, network_options=small, steps=2, precision="float32", quiet=True
     )
-    train(options, tmp_path / "run")
+    found = train(options, tmp_path / "run")
+    # What validation scored is the network as it is used, corrected.
+    network, _ = load_network(tmp_path / "run" / "weights.safetensors")
+    items = validation_set(find_sources("phantom", matrix_size=32).validation, protocol)
+    psnr = [
+        validate(one, items, torch.device("cpu"), "float32", tmp_path / "example.png")["psnr"]
+        for one in (in_use(network, "robust-ssdu", protocol.pair), network)
+    ]
+    assert found.psnr == pytest.approx(psnr[0], abs=1e-4) and abs(psnr[0] - psnr[1]) > 0.01
     kspace = complex_normal(1, 1, 32, 32, seed=3)[0, 0] * (torch.rand(32, 32, generator=generator(1)) < 0.4)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -725,7 +725,7 @@ def test_training_starts_from_other_weights(data, tmp_path):
 def test_a_deeper_cascade_starts_as_the_network_it_grew_from(consistency, data, tmp_path):
     """Its added cascades are the identity at first, so without noise the images are the same; fewer cascades are refused."""
     hard = {**TINY, "consistency": consistency}
-    train(options("nifti", data, steps=2, network_options=hard), tmp_path / "small")
+    train(options("nifti", data, steps=2, noise=(0.05, 0.05), network_options=hard), tmp_path / "small")
     deeper = {**hard, "cascades": TINY["cascades"] + 2}
     grown = options("nifti", data, network_options=deeper, learning_rate=1e-12, init=str(tmp_path / "small"), steps=1)
     train(grown, tmp_path / "grown")
@@ -734,6 +734,10 @@ def test_a_deeper_cascade_starts_as_the_network_it_grew_from(consistency, data, 
     images = [mri_n2n.reconstruct(kspace, weights=tmp_path / name, noise_variance=0) for name in ("small", "grown")]
     np.testing.assert_allclose(*images, atol=1e-6)
     assert np.abs(images[0] - ifft2c(torch.from_numpy(kspace)).numpy()).max() > 1e-4
+    if consistency == "soft":  # the old cascade keeps what it learned of its error, the added ones begin as new
+        small, new = (load_tensors(tmp_path / name / "weights.safetensors")[0]["error"] for name in ("small", "grown"))
+        fresh = build_network("unrolled", deeper).error[1:]
+        assert not torch.equal(small, fresh[:1]) and torch.allclose(new, torch.cat((small, fresh)), atol=1e-6)
     for wrong, start in ((hard, "grown"), ({**deeper, "memory": 2}, "small")):
         with pytest.raises(InputError, match="unrolled"):
             chosen = options("nifti", data, steps=1, network_options=wrong, init=str(tmp_path / start))

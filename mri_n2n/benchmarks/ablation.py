@@ -15,15 +15,15 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from mri_n2n.benchmarks.common import data_folder, table, trained
+from mri_n2n.benchmarks.common import data_folder, steps_in, table, trained
 from mri_n2n.benchmarks.methods import CELLS, options_of, step_seconds
 from mri_n2n.checkpoint import load_network
-from mri_n2n.datasets import find_sources
 from mri_n2n.files import atomic_output
 from mri_n2n.inference import reconstruct_acquisition
 from mri_n2n.metrics import psnr_per_slice
 from mri_n2n.options import TrainOptions
 from mri_n2n.pairs import PairOptions
+from mri_n2n.training import sources_of
 from mri_n2n.validation import validation_set
 
 MINUTES = 4.0
@@ -67,16 +67,9 @@ def variant_options(data: Path, label: str, steps: int) -> TrainOptions:
 
 def validation_psnr(options: TrainOptions, run: Path, *, flips: bool) -> float:
     """Mean over the validation slices, magnitudes clamped to [0, 1], peak 1, in dB."""
-    split = find_sources(
-        options.dataset,
-        Path(options.data),
-        matrix_size=options.matrix_size,
-        validation_subjects=options.validation_subjects,
-        excluded_subjects=options.excluded_subjects,
-    )
     network, _ = load_network(run / "weights.safetensors")
     found = []
-    for item in validation_set(split.validation, options.protocol):
+    for item in validation_set(sources_of(options).validation, options.protocol):
         image = reconstruct_acquisition(network, item.first, flips=flips)[:, 0].abs().numpy()
         found += psnr_per_slice(item.reference[:, 0].numpy(), image).tolist()
     return sum(found) / len(found)
@@ -97,7 +90,7 @@ def run(data: Path | None, output: Path, docs: Path | None, quick: bool) -> str:
                 temporary.write_text(json.dumps(seconds, indent=2) + "\n")
     rows, base = [], {}
     for label in labels:
-        steps = 4 if quick else max(10, int(round(60 * MINUTES / seconds[label], -1)))
+        steps = steps_in(MINUTES, seconds[label], quick)
         options = variant_options(data, label, steps)
         kept = folder / "".join(c if c.isalnum() else "-" for c in label)
         header = trained(options, kept)

@@ -14,8 +14,6 @@ scans are measured with one pass of the network per slice, the mean over mirror 
 from __future__ import annotations
 
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -25,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mri_n2n.benchmarks.common import SEED, table, verdict
+from mri_n2n.benchmarks.common import SEED, peak_memory, table, verdict
 from mri_n2n.checkpoint import BUNDLED
 from mri_n2n.coils import sensitivity_maps
 from mri_n2n.formats import write_scan
@@ -41,16 +39,6 @@ MIRRORED_SLICES = 4
 HEADS = 4  # different slices; they come again in a longer scan
 ESPIRIT = {"kernel": 6, "threshold": 0.02, "crop": 0.95}
 MIB = 2**20
-
-# What the measured process does: the command, and then its own account.
-PROCESS = """
-import re, sys
-from pathlib import Path
-from mri_n2n.cli import main
-code = main(sys.argv[1:])
-print(re.search(r"VmHWM:\\s*(\\d+)", Path("/proc/self/status").read_text())[1])
-sys.exit(code)
-"""
 
 
 def phantom_slices(count: int, matrix: int) -> list[Tensor]:
@@ -144,8 +132,7 @@ def peak(path: Path, output: Path, *options: str) -> tuple[float, float]:
     """(MiB, seconds): the most memory that `mri-n2n reconstruct` of one file held, and how long it took."""
     command = ["reconstruct", str(path), "-o", str(output), "--device", "cpu", "--quiet", *options]
     started = time.perf_counter()
-    done = subprocess.run([sys.executable, "-c", PROCESS, *command], check=True, capture_output=True, text=True)
-    return int(done.stdout.split()[-1]) / 1024, time.perf_counter() - started
+    return peak_memory(command), time.perf_counter() - started
 
 
 def memory_section(heads: list[Tensor], folder: Path, quick: bool) -> str:

@@ -6,6 +6,8 @@ import datetime
 import os
 import platform
 import re
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,10 +28,11 @@ from mri_n2n.operators import root_sum_of_squares
 from mri_n2n.options import TrainOptions
 from mri_n2n.protocol import Protocol
 from mri_n2n.simulation import acquire, seeded
+from mri_n2n.sources import Source
 from mri_n2n.training import train
 
 # Lesjak et al., Neuroinformatics 2016: subjects 01, 03, 09, 12 train, 04 is reported and never chosen on.
-TEST_SUBJECT = "patient04"
+TEST_SUBJECT, VALIDATION_SUBJECT = "patient04", "patient12"
 TEST_CONTRAST = "T1W"
 SEED = 0
 
@@ -54,10 +57,14 @@ def data_folder(data: Path | None) -> Path:
     return data
 
 
+def test_sources(data: Path, matrix_size: int) -> list[Source]:
+    """All volumes of subject 04."""
+    return find_sources("nifti", data, matrix_size=matrix_size, validation_subjects=(TEST_SUBJECT,)).validation
+
+
 def test_volume(data: Path, matrix_size: int, *, kind: str = "roulette", acceleration: float = 10.0) -> TestVolume:
     """The T1W volume of subject 04 at `matrix_size`, one mask for all slices from a seed of its own."""
-    split = find_sources("nifti", data, matrix_size=matrix_size, validation_subjects=(TEST_SUBJECT,))
-    source = next(s for s in split.validation if TEST_CONTRAST in s.name)
+    source = next(s for s in test_sources(data, matrix_size) if TEST_CONTRAST in s.name)
     full = source.load()
     return TestVolume(full, acquire(full, kind, acceleration, seeded(SEED, "test", kind), hermitian=True))
 
@@ -74,6 +81,34 @@ def trained(options: TrainOptions, run: Path) -> dict:
     if not train(options, run, resume=started).finished:
         raise KeyboardInterrupt  # saved; the same benchmark goes on from there
     return load_tensors(checkpoint)[1]
+
+
+def steps_in(minutes: float, step_seconds: float, quick: bool) -> int:
+    """Training steps that fit into a time."""
+    return 4 if quick else max(10, int(round(60 * minutes / step_seconds, -1)))
+
+
+# A whole command; the last line of its output is the most memory it held, in KiB (not ru_maxrss, which begins with that of
+# the process it was started from), or 0 where the system does not tell.
+PROCESS = """
+import re, sys
+from pathlib import Path
+from mri_n2n.cli import main
+code = main(sys.argv[1:])
+status = Path("/proc/self/status")
+print(re.search(r"VmHWM:\\s*(\\d+)", status.read_text())[1] if status.exists() else 0)
+sys.exit(code)
+"""
+
+
+def peak_memory(command: list[str]) -> float:
+    """The most memory that `mri-n2n` with these arguments held, in MiB; 0 where the system does not tell.
+
+    Errors: InputError with the command's last line when it fails."""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", PROCESS, *command], capture_output=True, text=True)
+    if done.returncode:
+        raise InputError(f"mri-n2n {command[0]} failed: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
+    return int(done.stdout.split()[-1]) / 1024
 
 
 def score(images: np.ndarray, reference: np.ndarray) -> dict[str, float]:
@@ -101,7 +136,7 @@ def comparison_options(data: Path, *, steps: int, matrix_size: int = 128, **chan
         data=str(data),
         matrix_size=matrix_size,
         excluded_subjects=(TEST_SUBJECT,),
-        validation_subjects=("patient12",),
+        validation_subjects=(VALIDATION_SUBJECT,),
         protocol=protocol,
         steps=steps,
         validate_every=120,

@@ -4,7 +4,7 @@ deepinv (`pip install deepinv`) is the best known library with self-supervised l
 methods` (8 simulated coils, Gaussian lines 6x, 128x128, fixed acquisitions): its MultiCoilMRI physics with our sensitivity
 maps, its unrolled MoDL with its U-Net, of about as many parameters as the default here, its WeightedSplittingLoss with the
 densities of these masks, given the union of the two acquisitions (equal scan time), Adam with the default's schedule and the better
-of two learning rates on subject 12, the moving average of its weights, its own arithmetic (float32), the same batches and as many
+of two learning rates on subject 12, the moving average of its weights, its own arithmetic (float32), without a limit of gradients, the same batches and as many
 processor seconds of training as the default, which runs on the processor too. Its initial weights are not seeded. Tested on the same samples, network alone, without the mean over mirror images.
 """
 
@@ -14,6 +14,7 @@ import json
 import statistics
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -23,11 +24,10 @@ from torch.optim.swa_utils import AveragedModel
 
 from mri_n2n.acquisition import Acquisition
 from mri_n2n.batches import training_batches
-from mri_n2n.benchmarks.common import TEST_SUBJECT, comparison_options, data_folder, table, trained, verdict
+from mri_n2n.benchmarks.common import comparison_options, data_folder, steps_in, table, test_sources, trained, verdict
 from mri_n2n.benchmarks.methods import CELLS, EVERY, MATRIX, MINUTES, options_of, step_seconds, training_clock
 from mri_n2n.checkpoint import load_network, load_tensors, save_tensors
 from mri_n2n.coils import with_sensitivity_maps
-from mri_n2n.datasets import find_sources
 from mri_n2n.errors import NotFoundError
 from mri_n2n.files import atomic_output
 from mri_n2n.fourier import ifft2c
@@ -37,7 +37,7 @@ from mri_n2n.operators import root_sum_of_squares
 from mri_n2n.options import TrainOptions
 from mri_n2n.pairs import keep_probability
 from mri_n2n.protocol import simulated_repetitions
-from mri_n2n.training import moving_average, set_schedule
+from mri_n2n.training import moving_average, set_schedule, sources_of
 from mri_n2n.validation import validation_set
 
 CELL = CELLS["lines"]
@@ -135,15 +135,9 @@ def step(network: nn.Module, loss, optimizer: torch.optim.Optimizer, scan: Acqui
 
 def trained_peer(options: TrainOptions, steps: int, rate: float, kept: Path) -> nn.Module:
     """deepinv's network after `steps`, the moving average of its weights; from `kept` when it is there."""
-    split = find_sources(
-        "nifti",
-        Path(options.data),
-        matrix_size=MATRIX,
-        excluded_subjects=options.excluded_subjects,
-        validation_subjects=options.validation_subjects,
-    )
-    batches = training_batches(split.train, options.protocol, options.batch_size)
-    loss = splitting_loss(next(batches)[0].input)
+    batches = training_batches(sources_of(options).train, options.protocol, options.batch_size)
+    [[first]] = islice(training_batches(sources_of(options).train[:1], options.protocol, options.batch_size), 1)
+    loss = splitting_loss(first.input)
     network = loss.adapt_model(unrolled()).train()
     average = AveragedModel(network, avg_fn=partial(moving_average, options.average))
     if kept.exists():
@@ -160,10 +154,7 @@ def trained_peer(options: TrainOptions, steps: int, rate: float, kept: Path) -> 
 
 def better_peer(options: TrainOptions, steps: int, folder: Path) -> tuple[nn.Module, float]:
     """Of the trainings with `RATES` the one that is better on subject 12, and its learning rate."""
-    split = find_sources(
-        "nifti", Path(options.data), matrix_size=MATRIX, validation_subjects=options.validation_subjects
-    )
-    items = validation_set(split.validation, options.protocol)
+    items = validation_set(sources_of(options).validation, options.protocol)
     best: tuple[float, nn.Module, float] | None = None
     for rate in RATES:
         peer = trained_peer(options, steps, rate, folder / f"peer-{steps}-{rate:g}.safetensors")
@@ -178,8 +169,8 @@ def better_peer(options: TrainOptions, steps: int, folder: Path) -> tuple[nn.Mod
 def peer_step_seconds(options: TrainOptions, rounds: int) -> float:
     """Median seconds of a step of deepinv's training, on the processor, by `methods.training_clock`."""
     clock = training_clock(torch.device("cpu"))
-    split = find_sources("nifti", Path(options.data), matrix_size=MATRIX, validation_subjects=("patient12",))
-    [scan] = [pair.input for pair in next(training_batches(split.train[:1], options.protocol, options.batch_size))]
+    batches = training_batches(sources_of(options).train[:1], options.protocol, options.batch_size)
+    [scan] = [pair.input for pair in next(batches)]
     loss = splitting_loss(scan)
     network = loss.adapt_model(unrolled()).train()
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-5)
@@ -220,15 +211,14 @@ def run(data: Path | None, output: Path, docs: Path | None, quick: bool) -> str:
         with atomic_output(times, force=True) as temporary:
             temporary.write_text(json.dumps(seconds) + "\n")
     seconds = json.loads(times.read_text())
-    steps = {label: 4 if quick else max(10, int(round(60 * MINUTES / seconds[label], -1))) for label in seconds}
+    steps = {label: steps_in(MINUTES, seconds[label], quick) for label in seconds}
     run = folder / f"default-{steps['default']}"
     trained(replace(ours, steps=steps["default"]), run)
     network, _ = load_network(run / "weights.safetensors")
     peer, rate = better_peer(single, steps["deepinv"], folder)
-    split = find_sources("nifti", data, matrix_size=MATRIX, validation_subjects=(TEST_SUBJECT,))
     protocol = comparison_options(data, steps=1, protocol=CELL.protocol).protocol
     found: dict[str, list[float]] = {"zero-filled": [], "deepinv": [], "default": []}
-    for source in split.validation[: 1 if quick else None]:
+    for source in test_sources(data, MATRIX)[: 1 if quick else None]:
         for full in source.load()[:: 12 if quick else EVERY]:
             measured = simulated_repetitions(full[None], 0, f"test {source.name}", protocol)
             acquisition = with_sensitivity_maps(measured.first)[0]

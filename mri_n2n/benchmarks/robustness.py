@@ -19,20 +19,19 @@ from torch import Tensor
 
 from mri_n2n.benchmarks.common import (
     SEED,
-    TEST_SUBJECT,
     TestVolume,
     comparison_options,
     data_folder,
     reconstruct_with,
     score,
     table,
+    test_sources,
     test_volume,
     trained,
     zero_filled,
 )
 from mri_n2n.checkpoint import BUNDLED, load_network
 from mri_n2n.coils import with_sensitivity_maps
-from mri_n2n.datasets import find_sources
 from mri_n2n.fourier import fft2c, ifft2c
 from mri_n2n.inference import reconstruct_acquisition
 from mri_n2n.metrics import psnr_per_slice
@@ -41,7 +40,7 @@ from mri_n2n.protocol import Protocol, simulated_repetitions
 from mri_n2n.report import montage
 from mri_n2n.simulation import acquire, seeded
 
-STEPS = 700
+STEPS = 1200  # of 2 slices
 FAMILIES = ("roulette", "gaussian-points", "gaussian-lines")
 UNKNOWN_CONTRAST, UNKNOWN_MASK = "FLAIR", "gaussian-lines"
 RADII = (1.5, 3.0, 6.0)  # of lesions, in pixels
@@ -65,10 +64,9 @@ def protocol_of(masks: tuple[str, ...]) -> dict:
 
 def psnr_on(network: torch.nn.Module, data: Path, contrast: str, mask: str, every: int) -> float:
     """Mean PSNR over every n-th slice of the test subject's volumes of a contrast, under a mask, in dB."""
-    split = find_sources("nifti", data, matrix_size=128, validation_subjects=(TEST_SUBJECT,))
     protocol = Protocol(seed=SEED, **protocol_of((mask,)))
     found = []
-    for source in (source for source in split.validation if contrast in source.name):
+    for source in (source for source in test_sources(data, 128) if contrast in source.name):
         for full in source.load()[::every]:
             measured = simulated_repetitions(full[None], 0, f"test {source.name}", protocol)
             reference = root_sum_of_squares(ifft2c(measured.full)).numpy()
@@ -89,7 +87,7 @@ def unseen(data: Path, output: Path, quick: bool) -> str:
     }
     rows = []
     for label, (folder, masks) in trainings.items():
-        options = comparison_options(folder, steps=4 if quick else STEPS, protocol=protocol_of(masks))
+        options = comparison_options(folder, steps=4 if quick else STEPS, batch_size=2, protocol=protocol_of(masks))
         run = output / f"robustness-{label.replace(' ', '-')}{suffix}"
         trained(options, run)
         network, _ = load_network(run / "weights.safetensors")

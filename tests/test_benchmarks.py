@@ -1,0 +1,106 @@
+"""The machinery behind docs/benchmarks.md: that what is compared exists, and one cell from training to table, small."""
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+
+from mri_n2n.benchmarks import BENCHMARKS, ablation, listing, methods
+from mri_n2n.benchmarks.common import peak_memory, steps_in
+from mri_n2n.errors import InputError
+from mri_n2n.fourier import ifft2c
+from mri_n2n.metrics import psnr_per_slice
+from mri_n2n.options import check_options
+from mri_n2n.phantom import phantom_kspace
+from mri_n2n.training import new_network
+
+SMALL = 32
+
+
+@pytest.fixture(scope="module")
+def volumes(tmp_path_factory) -> Path:
+    """Phantom volumes under the names of the five subjects."""
+    folder = tmp_path_factory.mktemp("volumes")
+    for seed, subject in enumerate(("01", "03", "04", "09", "12")):
+        images = [
+            ifft2c(phantom_kspace((SMALL, SMALL), generator=torch.Generator().manual_seed(10 * seed + i)))[0].abs()
+            for i in range(3)
+        ]
+        image = nibabel.Nifti1Image(torch.stack(images).numpy().T.astype(np.float32), np.eye(4))
+        nibabel.save(image, folder / f"patient{subject}_study1_T1W.nii.gz")
+    return folder
+
+
+def test_every_benchmark_is_listed_with_its_question():
+    assert [line.split()[0] for line in listing().splitlines()] == list(BENCHMARKS)
+    modules = {path.stem for path in Path(methods.__file__).parent.glob("*.py")} - {"__init__", "common"}
+    assert modules == set(BENCHMARKS)
+
+
+@pytest.mark.parametrize("name", methods.CELLS)
+def test_what_a_cell_compares_is_in_it(name):
+    cell = methods.CELLS[name]
+    there = {*cell.methods, *cell.baselines, methods.BEST, *([methods.ONE_PASS] if methods.N2N in cell.methods else [])}
+    assert {label for first, second, _ in cell.wanted for label in (first, second)} <= there
+    for changes in cell.methods.values():
+        check_options(methods.options_of(Path("volumes"), cell, changes, 1))
+
+
+@pytest.mark.parametrize("label", ablation.VARIANTS)
+def test_variants_of_the_ablation_can_be_trained(label):
+    options = ablation.variant_options(Path("volumes"), label, 1)
+    check_options(options)
+    with torch.device("meta"):
+        network = new_network(options, torch.device("meta"), "float32")
+    assert network.checkpointing == (label == "activations computed again")
+
+
+def test_psnr_per_slice_is_of_clamped_magnitudes():
+    reference = np.zeros((3, 4, 5))
+    images = np.stack([np.full((4, 5), value) for value in (0.1, 2.0, 0.0)])
+    np.testing.assert_allclose(psnr_per_slice(reference, images), [20.0, 0.0, 120.0], atol=1e-9)
+
+
+def test_peak_memory_is_that_of_the_command(volumes):
+    """Not of the process that starts it, which holds more; and a command that fails says why."""
+    script = """
+import sys
+import numpy
+from mri_n2n.benchmarks.common import peak_memory
+held = numpy.ones(2**28)
+print(peak_memory(["info", sys.argv[1]]))
+"""
+    scan = next(volumes.iterdir())
+    done = subprocess.run([sys.executable, "-c", script, str(scan)], check=True, capture_output=True, text=True)
+    assert 50 < float(done.stdout) < 1500  # the parent held 2048 MiB more
+    with pytest.raises(InputError, match="info failed: mri-n2n: error: .*none.h5"):
+        peak_memory(["info", "none.h5"])
+
+
+def test_steps_in_a_time():
+    assert (steps_in(2.0, 0.5, False), steps_in(2.0, 0.49, False), steps_in(2.0, 100.0, False)) == (240, 240, 10)
+    assert steps_in(2.0, 0.5, True) == 4
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_cell_from_training_to_table(volumes, tmp_path, monkeypatch):
+    cell = methods.CELLS["roulette"]
+    cell = replace(
+        cell,
+        methods={label: cell.methods[label] for label in (methods.N2N, "2018 recipe")},
+        baselines=("zero-filled", "tv"),
+        wanted=((methods.N2N, "2018 recipe", -100.0), (methods.ONE_PASS, methods.BEST, 100.0)),
+    )
+    monkeypatch.setattr(methods, "CELLS", {"roulette": cell})
+    monkeypatch.setattr(methods, "MATRIX", SMALL)
+    text = methods.run(volumes, tmp_path / "runs", tmp_path / "docs", quick=True)
+    rows = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("|")}
+    assert {methods.N2N, methods.ONE_PASS, "2018 recipe", "zero-filled", "tv"} <= set(rows)
+    assert "wanted: at least -100.00, met" in text and "wanted: at least +100.00, MISSED" in text
+    assert "nan" not in rows["tv"] and (tmp_path / "docs" / "images" / "methods-roulette.png").stat().st_size > 1000
+    assert (tmp_path / "runs" / "methods-quick.json").exists() and not (tmp_path / "runs" / "methods.json").exists()
