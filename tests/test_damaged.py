@@ -718,7 +718,7 @@ def test_a_group_that_is_a_link(bench):
 WRONG = [None, 7, -1.5, "text", [], [1, "a"], {}, {"a": 1}, True, 10**400, [[[]]], float("nan")]
 
 
-@pytest.mark.parametrize("key", ["network", "network_options", "training", "protocol", "masks", "acceleration", "seconds", "step", "flips", "parameters", "dataset", "noise"])  # fmt: skip
+@pytest.mark.parametrize("key", ["network", "network_options", "training", "protocol", "masks", "acceleration", "seconds", "step", "flips", "parameters", "dataset", "noise", "pair", "extra_noise", "correction"])  # fmt: skip
 def test_headers_of_weights_with_values_of_wrong_types(key, bench):
     options = {"cascades": 1, "channels": 1, "levels": 1}
     tensors = build_network("unrolled", options).state_dict()
@@ -726,8 +726,10 @@ def test_headers_of_weights_with_values_of_wrong_types(key, bench):
         header = {"network": "unrolled", "network_options": options, "training": {"protocol": {}}}
         if key == "protocol":
             header["training"]["protocol"] = value
-        elif key in ("masks", "acceleration", "flips", "noise"):
+        elif key in ("masks", "acceleration", "flips", "noise", "pair"):
             header["training"]["protocol"][key] = value
+        elif key in ("extra_noise", "correction"):
+            header["training"]["protocol"] |= {"method": "robust-ssdu", "pair": {key: value}}
         elif key == "dataset":
             header["training"]["dataset"] = value
         else:
