@@ -50,7 +50,7 @@ from mri_n2n.masks import Sampling
 from mri_n2n.metrics import evaluate_arrays, psnr_per_slice
 from mri_n2n.operators import root_sum_of_squares
 from mri_n2n.options import TrainOptions
-from mri_n2n.pairs import CORRECTIONS
+from mri_n2n.pairs import CORRECTIONS, PairOptions
 from mri_n2n.protocol import simulated_repetitions
 from mri_n2n.report import montage
 from mri_n2n.simulation import measure, seeded
@@ -73,9 +73,11 @@ class Cell:
     wanted: tuple[tuple[str, str, float], ...]
 
 
-N2N, ONE_PASS, BEST = "Noise2Noise", "Noise2Noise, one pass", "the best baseline"
+N2N, ONE_PASS, EXCHANGE = "Noise2Noise", "Noise2Noise, one pass", "Noise2Noise, exchanging samples"
+BEST = "the best baseline"
 TWO = {
     N2N: {"method": "noise2noise"},
+    EXCHANGE: {"method": "noise2noise", "pair": PairOptions(exchange=True)},
     "k-weighted SSDU": {"method": "k-weighted-ssdu"},
     "SSDU": {"method": "ssdu"},
     "supervised": {"method": "supervised"},
@@ -116,7 +118,7 @@ CELLS = {
     "one-coil-lines": Cell(
         "one coil, Gaussian lines 6x",
         LINES | {"coils": ()},
-        {label: TWO[label] for label in (N2N, "k-weighted SSDU", "supervised")},
+        {label: TWO[label] for label in (N2N, EXCHANGE, "k-weighted SSDU", "supervised")},
         ("zero-filled", "wavelet", "tv"),
         ((N2N, "supervised", -0.2), (N2N, "k-weighted SSDU", 0.0), (N2N, BEST, 0.0)),
     ),
@@ -260,11 +262,12 @@ def run_cell(name: str, data: Path, output: Path, quick: bool) -> dict[str, dict
     folder = output / f"methods-{name}{'-quick' if quick else ''}"
     folder.mkdir(parents=True, exist_ok=True)
     times = folder / "step-seconds.json"
-    if not times.exists():
-        draft = {label: options_of(data, cell, changes, 1) for label, changes in cell.methods.items()}
+    seconds = json.loads(times.read_text()) if times.exists() else {}
+    new = {label: options_of(data, cell, changes, 1) for label, changes in cell.methods.items() if label not in seconds}
+    if new:
+        seconds |= step_seconds(new, 1 if quick else 7)
         with atomic_output(times, force=True) as temporary:
-            temporary.write_text(json.dumps(step_seconds(draft, 1 if quick else 7), indent=2))
-    seconds = json.loads(times.read_text())
+            temporary.write_text(json.dumps(seconds, indent=2) + "\n")
     files = write_tests(data, cell, folder / "test", quick)
     found = {}
     for baseline in cell.baselines:
