@@ -27,13 +27,16 @@ def choose_method(dataset: str, sources: list[Source], protocol: Protocol) -> tu
         if protocol.acquisitions == 2:
             return "noise2noise", "every slice is acquired twice, by simulation"
         return _of_single_scans("simulated", 1 if protocol.one_mask else 2, protocol.noise[1])
-    scans = [source.load() for source in sources[:LOOKED_AT]]
-    coils = max(scan[0].kspace.shape[1] for scan in scans)
+    coils, repetitions, share, masks = 1, [], 0.0, set()
+    for source in sources[:LOOKED_AT]:  # one in memory at a time
+        scan = source.load()
+        coils, share = max(coils, scan[0].kspace.shape[1]), max(share, _noise_share(scan[0]))
+        repetitions.append(len(scan))
+        masks |= {mask.numpy().tobytes() for mask in scan[0].mask}
     of = f"{coils} coils" if coils > 1 else "one coil"
-    if all(len(scan) > 1 for scan in scans):
+    if min(repetitions) > 1:
         return "noise2noise", f"the scans have repetitions ({of}), whose noise is independent too"
-    masks = {scan[0].mask[i, 0].numpy().tobytes() for scan in scans for i in range(len(scan[0].mask))}
-    return _of_single_scans(of, len(masks), max(_noise_share(scan[0]) for scan in scans))
+    return _of_single_scans(of, len(masks), share)
 
 
 def _of_single_scans(of: str, masks: int, share: float) -> tuple[str, str]:
@@ -51,5 +54,4 @@ def _noise_share(scan) -> float:
     if variance is None:
         variance = noise_variance_at_most(middle.kspace, middle.mask).item()
     peak = root_sum_of_squares(ifft2c(middle.kspace)).max().item()
-    share = math.sqrt(variance) / peak if peak and not math.isnan(variance) else 0.0
-    return share
+    return math.sqrt(variance) / peak if peak and not math.isnan(variance) else 0.0

@@ -39,10 +39,10 @@ from mri_n2n.files import atomic_output
 from mri_n2n.fourier import fft2c, ifft2c
 from mri_n2n.masks import MASKS, draw_mask
 from mri_n2n.metrics import psnr_per_slice
-from mri_n2n.report import Panel, comparison_figure, montage
+from mri_n2n.report import Panel, comparison_figure, line_plot, montage
 from mri_n2n.simulation import measure, seeded, sensitivities, smooth_phase
 
-SWEEP = (0.00025, 0.0005, 0.001, 0.002, 0.004, 0.008)
+SWEEP = (0.000125, 0.00025, 0.0005, 0.001, 0.002, 0.004, 0.008)
 ACCELERATIONS = (4.0, 6.0, 8.0, 10.0, 12.0)
 EVERY = 6  # compressed sensing takes seconds a slice
 COILS, NOISE = 8, 0.05
@@ -81,9 +81,11 @@ def swept(acquisition: Acquisition, baseline: str, strength: float, folder: Path
 
 def against_compressed_sensing(
     full: Tensor, kind: str, coils: int, accelerations: tuple[float, ...], folder: Path
-) -> tuple[str, dict[str, np.ndarray]]:
-    """Tables of one way of acquiring: the weights beside the best of the sweep, and the sweep. And the images at 10x."""
+) -> tuple[str, dict[str, np.ndarray], dict[str, list[float]]]:
+    """Tables of one way of acquiring: the weights beside the best of the sweep, and the sweep. The images at 10x. And the
+    PSNR of each at every acceleration."""
     rows, sweep_rows, shown, met = [], [], {}, True
+    curves = {"bundled weights": [], "best compressed sensing": [], "zero-filled": []}
     for acceleration in accelerations:
         test = acquired(full, kind, acceleration, coils=coils)
         started = time.monotonic()
@@ -103,11 +105,14 @@ def against_compressed_sensing(
             )
         peer = max(best, key=lambda name: best[name][0].mean())
         difference = ours - best[peer][0]
+        crude = float(psnr_per_slice(test.reference, zero_filled(test)).mean())
+        for curve, value in zip(curves.values(), (ours.mean(), best[peer][0].mean(), crude), strict=True):
+            curve.append(float(value))
         met &= bool(difference.mean() >= AHEAD and difference.min() >= WORST)
         rows.append(
             [
                 f"{acceleration:g}x",
-                float(psnr_per_slice(test.reference, zero_filled(test)).mean()),
+                crude,
                 float(ours.mean()),
                 f"{score(learned, test.reference)['ssim']:.3f}",
                 f"{best[peer][0].mean():.2f} ({peer}, L = {best[peer][1]:g})",
@@ -133,9 +138,14 @@ def against_compressed_sensing(
     text = table(header, rows)
     text += f"\nWanted: ahead by {AHEAD:g} dB at every acceleration, and no slice worse by more than {-WORST:g} dB: {verdict(met)}.\n"
     text += "\nThe sweep, mean over slices in dB:\n\n"
-    return text + table(
-        ["", "", *(f"L = {strength:g}" for strength in SWEEP), "best at an end", "slices not converged"], sweep_rows
-    ), shown
+    return (
+        text
+        + table(
+            ["", "", *(f"L = {strength:g}" for strength in SWEEP), "best at an end", "slices not converged"], sweep_rows
+        ),
+        shown,
+        curves,
+    )
 
 
 def across_acquisitions(full: Tensor, accelerations: tuple[float, ...]) -> tuple[str, list[Panel]]:
@@ -189,10 +199,14 @@ def run(data: Path | None, output: Path, docs: Path | None, quick: bool) -> str:
     text = ""
     for kind, coils in (("roulette", 1), ("gaussian-lines", COILS)):
         title = f"{'one coil' if coils == 1 else f'{coils} coils'}, {kind}"
-        tables, shown = against_compressed_sensing(full, kind, coils, accelerations, folder)
+        tables, shown, curves = against_compressed_sensing(full, kind, coils, accelerations, folder)
         text += f"### {title}\n\n{tables}\n"
         if docs is not None:
             (docs / "images").mkdir(parents=True, exist_ok=True)
+            plot = docs / "images" / f"accelerations-{kind}.png"
+            series = {label: (accelerations, curve) for label, curve in curves.items()}
+            line_plot(series, plot, "acceleration", "PSNR per slice (dB)", title)
+            text += f"![PSNR by acceleration, {title}](images/{plot.name})\n\n"
             reference = torch.linalg.vector_norm(ifft2c(full), dim=1).numpy()
             middle = len(reference) // 2
             for name, label in (("weights", "bundled weights"), ("compressed-sensing", list(shown)[-1])):
