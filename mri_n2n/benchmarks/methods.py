@@ -240,7 +240,8 @@ def at_training_scale(files: list[Path], run: Path) -> dict:
 
 
 def scores(files: list[Path], volumes: list[np.ndarray]) -> dict:
-    """Of magnitudes (slices, y, x) against the references in the files: means over slices and over volumes."""
+    """Of magnitudes (slices, y, x) against the references in the files: means over slices and over volumes. images: of each
+    volume the middle slice of the reference and of the reconstruction."""
     references = [read_reference(path) for path in files]
     pairs = list(zip(references, volumes, strict=True))
     of_volumes = [evaluate_arrays(*pair).volume for pair in pairs]
@@ -252,7 +253,7 @@ def scores(files: list[Path], volumes: list[np.ndarray]) -> dict:
         "ssim": mean("ssim"),
         "nmse": mean("nmse"),
         "slices": slices,
-        "images": {path.stem: volume[len(volume) // 2] for path, volume in zip(files, volumes, strict=True)},
+        "images": {path.stem: [one[len(one) // 2] for one in pair] for path, pair in zip(files, pairs, strict=True)},
     }
 
 
@@ -335,8 +336,9 @@ def section(name: str, found: dict[str, dict], docs: Path | None) -> str:
         )
     if docs is not None:
         (docs / "images").mkdir(parents=True, exist_ok=True)
-        volume = next(iter(next(iter(found.values()))["images"]))
-        panels = [(label, scores["images"][volume], (0.0, 0.8)) for label, scores in found.items()]
+        volume, (reference, _) = next(iter(next(iter(found.values()))["images"].items()))
+        panels = [("reference", reference, (0.0, 0.8))]
+        panels += [(label, scores["images"][volume][1], (0.0, 0.8)) for label, scores in found.items()]
         montage(panels, docs / "images" / f"methods-{name}.png", columns=4, note="simulated k-space")
         text += f"\n\nThe middle slice of {volume}:\n\n![{CELLS[name].title}](images/methods-{name}.png)\n"
     return text
