@@ -27,6 +27,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+import mri_n2n
 from mri_n2n.baselines import ITERATIONS
 from mri_n2n.batches import training_batches
 from mri_n2n.benchmarks.common import (
@@ -40,9 +41,9 @@ from mri_n2n.benchmarks.common import (
     trained,
     verdict,
 )
-from mri_n2n.checkpoint import load_network, load_tensors, save_tensors
+from mri_n2n.checkpoint import find_weights, load_network, load_tensors, save_tensors
 from mri_n2n.device import choose_device, choose_precision
-from mri_n2n.files import atomic_output
+from mri_n2n.files import atomic_output, sha256_of
 from mri_n2n.formats import open_scan, read_reference, write_scan
 from mri_n2n.fourier import ifft2c
 from mri_n2n.inference import reconstruct_acquisition
@@ -214,9 +215,17 @@ def write_tests(data: Path, cell: Cell, folder: Path, quick: bool) -> list[Path]
     return files
 
 
-def reconstructed(files: list[Path], output: Path, *options: str) -> dict:
-    """Scores of `mri-n2n reconstruct` on the files, and what it took."""
-    mebibytes = peak_memory(["reconstruct", *map(str, files), "-o", str(output), "--force", "--quiet", *options])
+def reconstructed(files: list[Path], output: Path, *options: str, weights: Path | None = None) -> dict:
+    """Scores of `mri-n2n reconstruct` on the files, and what it took; not done again where `output` holds it."""
+    command = ["reconstruct", *map(str, files), "-o", str(output), "--force", "--quiet", *options]
+    command += ["--weights", str(weights)] if weights else []
+    done = output / "done.json"
+    of = [mri_n2n.__version__, *command, *map(sha256_of, [*files, *([find_weights(weights)] if weights else [])])]
+    if not done.exists() or json.loads(done.read_text())["of"] != of:
+        mebibytes = peak_memory(command)
+        with atomic_output(done, force=True) as temporary:
+            temporary.write_text(json.dumps({"of": of, "mebibytes": mebibytes}) + "\n")
+    mebibytes = json.loads(done.read_text())["mebibytes"]
     sidecars = [json.loads((output / f"{path.stem}.json").read_text()) for path in files]
     found = scores(files, [read_reference(output / path.name) for path in files])
     seconds = sum(sidecar["seconds"] for sidecar in sidecars) / len(found["slices"])
@@ -278,18 +287,18 @@ def run_cell(name: str, data: Path, output: Path, quick: bool) -> dict[str, dict
         run = folder / label.replace(" ", "-")
         header = trained(options_of(data, cell, changes, steps), run)
         spent = {"steps": header["step"], "step_seconds": seconds[label]}
-        found[label] = spent | reconstructed(files, folder / "images" / run.name, "--weights", str(run))
+        found[label] = spent | reconstructed(files, folder / "images" / run.name, weights=run)
         if changes["method"].endswith("-2018"):
             found[label] |= at_training_scale(files, run)
         if label == N2N:
             found[ONE_PASS] = spent | reconstructed(
-                files, folder / "images" / f"{run.name}-one", "--weights", str(run), "--no-flips"
+                files, folder / "images" / f"{run.name}-one", "--no-flips", weights=run
             )
         if changes["method"] == "robust-ssdu":  # the other ways to correct its images, with the same weights
             for correction in CORRECTIONS[1:]:
                 other = with_correction(run, correction, folder / f"{run.name}-{correction}.safetensors")
                 found[f"{label}, corrected: {correction}"] = spent | reconstructed(
-                    files, folder / "images" / other.stem, "--weights", str(other)
+                    files, folder / "images" / other.stem, weights=other
                 )
     return found
 
