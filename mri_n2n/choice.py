@@ -26,7 +26,8 @@ def choose_method(dataset: str, sources: list[Source], protocol: Protocol) -> tu
     if dataset not in MEASURED:
         if protocol.acquisitions == 2:
             return "noise2noise", "every slice is acquired twice, by simulation"
-        return _of_single_scans("simulated", 1 if protocol.one_mask else 2, protocol.noise[1])
+        masks = "one mask for all" if protocol.one_mask else "different masks"
+        return _of_single_scans("simulated", masks, not protocol.one_mask, protocol.noise[1])
     coils, repetitions, share, masks = 1, [], 0.0, set()
     for source in sources[:LOOKED_AT]:  # one in memory at a time
         scan = source.load()
@@ -36,15 +37,15 @@ def choose_method(dataset: str, sources: list[Source], protocol: Protocol) -> tu
     of = f"{coils} coils" if coils > 1 else "one coil"
     if min(repetitions) > 1:
         return "noise2noise", f"the scans have repetitions ({of}), whose noise is independent too"
-    return _of_single_scans(of, len(masks), share)
+    told = "different masks" if len(masks) > 1 else f"one mask in all of the {len(repetitions)} looked at"
+    return _of_single_scans(of, told, len(masks) > 1, share)
 
 
-def _of_single_scans(of: str, masks: int, share: float) -> tuple[str, str]:
+def _of_single_scans(of: str, masks: str, differ: bool, share: float) -> tuple[str, str]:
     noisy = share > NOISY
-    level = f"noise of {share:.1%} of the maximum" if noisy else "little noise"
-    many = "different masks" if masks > 1 else "one mask for all"
-    methods = ("k-weighted-ssdu", "robust-ssdu") if masks > 1 else ("equivariant", "robust-equivariant")
-    return methods[noisy], f"single scans ({of}), {many}, {level}"
+    level = f"noise of {share:.1%} of the zero-filled image's maximum" if noisy else "little noise"
+    methods = ("k-weighted-ssdu", "robust-ssdu") if differ else ("equivariant", "robust-equivariant")
+    return methods[noisy], f"single training scans ({of}), {masks}, {level}"
 
 
 def _noise_share(scan) -> float:

@@ -93,6 +93,8 @@ def run_train(options: argparse.Namespace) -> None:
     tune_process()
     result = train(train_options, options.output, resume=options.resume)
     quality = "" if result.psnr is None else f", validation PSNR {result.psnr:.2f} dB"
+    if result.validation_loss is not None:
+        quality = f", squared error of samples held out for validation {result.validation_loss:.3g}"
     if result.finished:
         print(f"{result.weights}: {result.steps} steps in {result.seconds / 60:.1f} minutes{quality}")
     else:

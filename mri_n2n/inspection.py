@@ -198,11 +198,13 @@ def _describe_weights(path: Path) -> dict[str, object]:
     }
     if training.get("dataset") in MEASURED:
         further = protocol.get("undersample")
-        words = f"repetitions, from files{', simulated' if header.get('simulated') else ''}"
+        what = "single scans" if training["dataset"] == "scans" else "repetitions"
+        words = f"{what}, from files{', simulated' if header.get('simulated') else ''}"
         acquired = {"acquisitions": words + (", undersampled" if further else ""), **(masks if further else {})}
     else:
         acquired = {
-            "acquisitions": "simulated",
+            "acquisitions": f"simulated, {'once' if protocol.get('acquisitions') == 1 else 'twice'} of each slice"
+            + (", one mask for all" if protocol.get("one_mask") else ""),
             **masks,
             "noise": protocol.get("noise"),
             "phase": protocol.get("phase"),

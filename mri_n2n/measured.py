@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
+import warnings
 from functools import partial
 from pathlib import Path
 
 from torch import Tensor
 
 from mri_n2n.errors import InputError, NotFoundError, UserError
-from mri_n2n.files import RAW
+from mri_n2n.files import RAW, stem
 from mri_n2n.folders import files_in, subjects_of, unique_names
 from mri_n2n.repetitions import Repetition, m4raw_repetitions, repetitions_of
 from mri_n2n.sources import Selection, Source, Split, divide, slice_range
@@ -16,6 +18,7 @@ from mri_n2n.volumes import estimated_probabilities, load_m4raw, load_pairs
 
 
 def find_pairs(folder: Path, selection: Selection) -> Split:
+    _check_there(folder)
     train, validation = files_in(folder, [f"*{suffix}" for suffix in RAW], [("train", "validation"), ("train", "val")])
     groups = repetitions_of(train), repetitions_of(validation)
     if not {**groups[0], **groups[1]}:
@@ -40,11 +43,21 @@ def find_m4raw(folder: Path, selection: Selection) -> Split:
 
 def find_scans(folder: Path, selection: Selection) -> Split:
     """Raw scans that were acquired once each, undersampled."""
+    _check_there(folder)
     train, validation = files_in(folder, [f"*{suffix}" for suffix in RAW], [("train", "validation"), ("train", "val")])
+    if repeated := [path.name for path in train if re.search(r"_rep\d+$", stem(path))]:
+        warnings.warn(
+            f"{repeated[0]} looks like one of several repetitions; --dataset pairs learns from all", stacklevel=3
+        )
     if not train + validation:
         raise NotFoundError(f"no raw scans ({', '.join(RAW)}) in {folder}; give --data a directory that holds some")
     groups = ({path: [Repetition(path)] for path in part} for part in (train, validation))
     return _repetition_split(folder, *groups, selection)
+
+
+def _check_there(folder: Path) -> None:
+    if not folder.exists():
+        raise NotFoundError(f"there is no directory {folder}")
 
 
 def _repetition_split(

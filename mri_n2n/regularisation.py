@@ -119,6 +119,8 @@ def at_an_end(facts: dict) -> list[str]:
     """What is to be said of an L that may not be the best. facts: of `chosen_regularisation`."""
     tried = [(one["error"], one["regularisation"]) for one in facts.get("sweep", [])]
     best = min(tried)[1] if tried else None
+    if tried and max(tried)[0] - min(tried)[0] <= 1e-6 * max(tried)[0]:
+        return [f"the samples outside the centre do not tell one L from another; {facts['regularisation']:g} was taken"]
     if best not in (GRID[0], GRID[-1]):
         return []
     side = "less" if best == GRID[-1] else "more"

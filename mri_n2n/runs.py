@@ -39,6 +39,11 @@ def read_checkpoint(run: Path, options: dict, data: dict) -> tuple[dict[str, Ten
         raise InputError(f"{run / 'checkpoint.safetensors'} is no checkpoint of this version of mri-n2n train")
     before, now = header["training"], json.loads(json.dumps(options))
     changed = sorted(key for key in now if key not in MAY_CHANGE and before.get(key) != now[key])
+    if "protocol" in changed and isinstance(before.get("protocol"), dict):  # its parts are what was given
+        changed += sorted(key for key in now["protocol"] if before["protocol"].get(key) != now["protocol"][key])
+        changed.remove("protocol")
+    if now["init"] and not header.get("init_sha256"):
+        raise InputError(f"{run} did not begin with --init; leave it out to resume")
     if changed:
         raise InputError(
             f"{run} was trained with other options ({', '.join(changed)}); "

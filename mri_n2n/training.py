@@ -44,7 +44,8 @@ FRESH = {"step": 0, "seconds": 0.0, "loss": None, "quality": {}}
 
 @dataclass(frozen=True)
 class TrainResult:
-    """weights: the file written; psnr: last validation PSNR in dB (None without a reference); steps and seconds spent."""
+    """weights: the file written; psnr: last validation PSNR in dB (None without a reference); validation_loss: without one
+    the weighted squared error against samples that were held out; steps and seconds spent."""
 
     weights: Path
     psnr: float | None
@@ -52,6 +53,7 @@ class TrainResult:
     steps: int
     seconds: float
     finished: bool
+    validation_loss: float | None = None
 
 
 class Prefetch:
@@ -204,7 +206,9 @@ def train(options: TrainOptions, run: Path | str, *, resume: bool = False) -> Tr
         for number, handler in previous.items():
             signal.signal(number, handler)
         bar.close()
-    return TrainResult(run / "weights.safetensors", quality.get("psnr"), loss, step, seconds, finished)
+    return TrainResult(
+        run / "weights.safetensors", quality.get("psnr"), loss, step, seconds, finished, quality.get("validation_loss")
+    )
 
 
 def sources_of(options: TrainOptions) -> Split:

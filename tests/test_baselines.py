@@ -417,6 +417,8 @@ def test_an_end_of_the_grid_is_told():
         facts = {"sweep": [{"regularisation": one, "error": 1.0 + (one != best)} for one in grid]}
         told = regularisation.at_an_end(facts)
         assert (said is None and not told) or (said in told[0] and f"{best:g}" in told[0])
+    flat = {"regularisation": 0.064, "sweep": [{"regularisation": one, "error": 1.0} for one in grid]}
+    assert "do not tell" in regularisation.at_an_end(flat)[0] and "0.064 was taken" in regularisation.at_an_end(flat)[0]
     assert regularisation.at_an_end({"regularisation": 0.1, "chosen_by": "given"}) == []
 
 

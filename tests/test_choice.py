@@ -70,8 +70,8 @@ def test_the_method_follows_from_the_scans(kind, studies):
     assert method == CHOSEN[kind]
     said = {
         "repetitions": ["repetitions", "one coil"], "masks": ["different masks", "little noise", "one coil"],
-        "one mask": ["one mask for all", "little noise"], "noisy masks": ["different masks", "noise of"],
-        "noisy mask": ["one mask for all", "noise of"], "coils": ["3 coils", "different masks"],
+        "one mask": ["one mask in all of the", "little noise"], "noisy masks": ["different masks", "noise of"],
+        "noisy mask": ["one mask in all of the", "noise of"], "coils": ["3 coils", "different masks"],
     }[kind]  # fmt: skip
     assert all(words in why for words in said), why
 

@@ -680,7 +680,7 @@ def test_info_tells_a_checkpoint_from_weights(tmp_path, capsys):
     assert told["weights"]["commands"] == "reconstruct --weights" and told["checkpoint"]["commands"] == "train --resume"
     assert (
         told["weights"]["method"] == "noise2noise"
-        and told["weights"]["acquisitions"] == "simulated"
+        and told["weights"]["acquisitions"] == "simulated, twice of each slice"
         and told["weights"]["acceleration"] == [3, 3]
     )
 

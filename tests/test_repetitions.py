@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import h5py
+import nibabel
 import numpy as np
 import pytest
 import torch
@@ -19,7 +20,7 @@ from mri_n2n.fourier import fft2c, ifft2c
 from mri_n2n.masks import draw_mask
 from mri_n2n.operators import root_sum_of_squares
 from mri_n2n.phantom import phantom_kspace
-from mri_n2n.simulation import seeded
+from mri_n2n.simulation import SimulationOptions, seeded, simulate_file
 from mri_n2n.validation import validation_set
 
 READOUT, PHASE, COILS, SLICES = 32, 40, 3, 2
@@ -250,3 +251,15 @@ def test_full_and_undersampled_repetitions_are_turned_together(tmp_path):
     for acquisition in (undersampled, full):
         assert (acquisition.probability == acquisition.probability[:, :, :1]).all(), "of lines along y"
         assert (acquisition.probability[acquisition.mask > 0] > 0).all()
+
+
+def test_a_folder_that_is_not_there_and_repetitions_taken_for_single_scans(tmp_path, capsys):
+    for dataset in ("pairs", "scans"):
+        with pytest.raises(NotFoundError, match="there is no directory .*nowhere"):
+            find_sources(dataset, tmp_path / "nowhere")
+    image = np.abs(np.random.default_rng(0).normal(size=(2, 16, 16))).astype(np.float32)
+    nibabel.save(nibabel.Nifti1Image(image.T, np.eye(4)), tmp_path / "v.nii.gz")
+    (tmp_path / "study").mkdir()
+    simulate_file(tmp_path / "v.nii.gz", tmp_path / "study" / "v.h5", SimulationOptions(acceleration=2, repetitions=2))
+    with pytest.warns(UserWarning, match="v_rep1.h5 looks like one of several repetitions; --dataset pairs"):
+        find_sources("scans", tmp_path / "study")

@@ -363,8 +363,10 @@ def test_a_run_is_not_overwritten_and_resumes_with_the_same_options_only(data, t
         "noise": (0.1, 0.1),
     }
     for name, value in changes.items():
-        with pytest.raises(InputError, match="protocol" if name in ("seed", "noise") else name):
+        with pytest.raises(InputError, match=rf"other options \({name}\)"):
             train(options("nifti", data, **{"steps": 2, name: value}), run, resume=True)
+    with pytest.raises(InputError, match="did not begin with --init"):
+        train(replace(chosen, init=str(run)), run, resume=True)
     assert {path.name: path.read_bytes() for path in run.iterdir()} == before
     assert (
         train(replace(chosen, steps=3, validate_every=1.0), run, resume=True).steps == 3
