@@ -6,7 +6,7 @@ and every variant takes as many steps as fit. Fixed pairs, 128x128, trained on t
 training subject (12), which the defaults were chosen on; the test subject is not touched. Without noise: roulette 10x, one
 coil. With noise of 5 % of the maximum: 8 simulated coils, Gaussian lines 6x. PSNR per slice of the network alone, and in the
 last column of the mean over mirror images, which costs four passes in use. One training each, one seed: differences of a few
-hundredths say nothing. Time is that of the processor over its threads.
+hundredths say nothing. Batches of 2. Time is that of the processor over its threads.
 """
 
 from __future__ import annotations

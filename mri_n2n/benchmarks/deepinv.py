@@ -4,8 +4,8 @@ deepinv (`pip install deepinv`) is the best known library with self-supervised l
 methods` (8 simulated coils, Gaussian lines 6x, 128x128, fixed acquisitions): its MultiCoilMRI physics with our sensitivity
 maps, its unrolled MoDL with its U-Net, of about as many parameters as the default here, its WeightedSplittingLoss with the
 densities of these masks, given the union of the two acquisitions (equal scan time), Adam with the default's schedule and the better
-of two learning rates on subject 12, the moving average of its weights, its own arithmetic (float32), without a limit of gradients, the same batches and as many
-processor seconds of training as the default, which runs on the processor too. Its initial weights are not seeded. Tested on the same samples, network alone, without the mean over mirror images.
+of two learning rates on subject 12, the moving average of its weights, its own arithmetic (float32), no limit of gradients,
+batches of the same size and as many processor seconds of training as the default, which runs on the processor too. Its initial weights are not seeded. Tested on the same samples, network alone, without the mean over mirror images.
 """
 
 from __future__ import annotations
