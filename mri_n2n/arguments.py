@@ -190,6 +190,9 @@ def parser() -> argparse.ArgumentParser:
         help="unrolled: samples put back as measured, or as far as the level of their noise says; default soft, which without noise is hard",
     )
     train.add_argument(
+        "--unet", choices=("doubling", "flat"), help="unrolled: channels of its U-Nets; default doubling with depth"
+    )
+    train.add_argument(
         "--mask",
         help=f"one of {', '.join(MASKS)}, several separated by commas, or all; default roulette (m4raw: gaussian-lines)",
     )
@@ -250,7 +253,7 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--init",
         metavar="RUN|FILE",
-        help="start from the weights of another run of the same network, or of an unrolled one (without memory) with fewer cascades",
+        help="start from the weights of another run of the same network, or of an unrolled one with fewer cascades or hard consistency",
     )
     train.add_argument("--resume", action="store_true", help="continue the run in RUN")
 

@@ -113,7 +113,7 @@ def train_options_from(options: argparse.Namespace):
 
     recipe = options.method.endswith("-2018")
     network = options.network or ("unet" if recipe else "unrolled")
-    unrolled_only = {"--cascades": options.cascades, "--consistency": options.consistency}
+    unrolled_only = {"--cascades": options.cascades, "--consistency": options.consistency, "--unet": options.unet}
     if network == "unrolled":
         unrolled_only = {}
     elif network == "fastmri-varnet":
@@ -152,10 +152,8 @@ def train_options_from(options: argparse.Namespace):
     phantoms = options.dataset == "phantom"
     if phantoms and len(coils) > 1:
         raise UserError(f"phantoms have one number of coils; got {options.coils}")
-    network_options = {"channels": options.channels, "cascades": options.cascades}
+    network_options = {name: getattr(options, name) for name in ("channels", "cascades", "consistency", "unet")}
     network_options = {name: value for name, value in network_options.items() if value is not None}
-    if network == "unrolled" and options.consistency:
-        network_options["consistency"] = options.consistency
     # The images of these are not real.
     if network == "unet" and (options.phase or coils or measured or options.dataset == "fastmri"):
         network_options["complex_images"] = True

@@ -18,12 +18,11 @@ from mri_n2n.volumes import estimated_probabilities, load_m4raw, load_pairs
 
 
 def find_pairs(folder: Path, selection: Selection) -> Split:
-    _check_there(folder)
     train, validation = files_in(folder, [f"*{suffix}" for suffix in RAW], [("train", "validation"), ("train", "val")])
     groups = repetitions_of(train), repetitions_of(validation)
     if not {**groups[0], **groups[1]}:
         raise NotFoundError(
-            f"no repeated scans (NAME_rep1.h5, NAME_rep2.h5 ...) in {folder}; simulate some with: "
+            f"{_lacking('repeated scans (NAME_rep1.h5, NAME_rep2.h5 ...)', folder)}; simulate some with: "
             f"mri-n2n simulate VOLUME.nii.gz -o {folder / 'NAME.h5'} --repetitions 2"
         )
     return _repetition_split(folder, *groups, selection)
@@ -43,21 +42,19 @@ def find_m4raw(folder: Path, selection: Selection) -> Split:
 
 def find_scans(folder: Path, selection: Selection) -> Split:
     """Raw scans that were acquired once each, undersampled."""
-    _check_there(folder)
     train, validation = files_in(folder, [f"*{suffix}" for suffix in RAW], [("train", "validation"), ("train", "val")])
     if repeated := [path.name for path in train if re.search(r"_rep\d+$", stem(path))]:
         warnings.warn(
             f"{repeated[0]} looks like one of several repetitions; --dataset pairs learns from all", stacklevel=3
         )
     if not train + validation:
-        raise NotFoundError(f"no raw scans ({', '.join(RAW)}) in {folder}; give --data a directory that holds some")
+        raise NotFoundError(f"{_lacking('raw scans (' + ', '.join(RAW) + ')', folder)}; give --data a directory that holds some")
     groups = ({path: [Repetition(path)] for path in part} for part in (train, validation))
     return _repetition_split(folder, *groups, selection)
 
 
-def _check_there(folder: Path) -> None:
-    if not folder.exists():
-        raise NotFoundError(f"there is no directory {folder}")
+def _lacking(what: str, folder: Path) -> str:
+    return f"no {what} in {folder}" if folder.exists() else f"there is no directory {folder}"
 
 
 def _repetition_split(

@@ -21,13 +21,14 @@ from tqdm import tqdm
 
 import mri_n2n
 from mri_n2n.batches import steps_per_epoch, training_batches
-from mri_n2n.checkpoint import build_network, find_weights, load_network, network_options, restore_optimizer
+from mri_n2n.checkpoint import build_network, find_weights, network_options, restore_optimizer
 from mri_n2n.choice import choose_method
 from mri_n2n.correction import in_use
 from mri_n2n.datasets import find_sources
 from mri_n2n.device import autocast, choose_device, choose_precision
 from mri_n2n.errors import InputError, UserError
 from mri_n2n.files import sha256_of
+from mri_n2n.growth import initial_weights
 from mri_n2n.losses import loss_of
 from mri_n2n.options import TrainOptions, check_options
 from mri_n2n.pairs import Pair
@@ -131,8 +132,9 @@ def train(options: TrainOptions, run: Path | str, *, resume: bool = False) -> Tr
     optimizer = torch.optim.Adam(network.parameters(), lr=options.learning_rate, betas=(0.9, 0.99))
     init_sha256 = saved.get("init_sha256")
     if options.init and not checkpoint:
-        network.load_state_dict(initial_weights(options, network.state_dict()))
-        init_sha256 = sha256_of(find_weights(Path(options.init)))
+        start = find_weights(Path(options.init))
+        network.load_state_dict(initial_weights(start, options.network, options.network_options, network.state_dict()))
+        init_sha256 = sha256_of(start)
     average = AveragedModel(network, avg_fn=partial(moving_average, options.average))
     used = in_use(average.module, options.protocol.method, options.protocol.pair)
     if checkpoint:
@@ -254,25 +256,6 @@ def catchable_signals() -> tuple[int, ...]:
     except ValueError:
         return ()
     return (signal.SIGINT, signal.SIGTERM)
-
-
-def initial_weights(options: TrainOptions, fresh: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of `options.init`, over the `fresh` ones of a new network. InputError when they do not fit it.
-
-    An unrolled network without memory may have more cascades than `init`: the added ones begin as the identity (under
-    noise, as one more step towards the samples).
-    """
-    network, header = load_network(find_weights(Path(options.init)))
-    wanted = network_options(options.network, options.network_options)
-    found = network_options(options.network, header["network_options"])
-    added = wanted.get("cascades", 0) > found.get("cascades", 0)
-    added = added and options.network == "unrolled" and not wanted["memory"]
-    if header["network"] != options.network or (found | {"cascades": wanted["cascades"]} if added else found) != wanted:
-        raise InputError(f"{options.init} holds {header['network']} {found}, not {options.network} {wanted}")
-    started = network.state_dict()
-    if added and "error" in fresh:  # one row for each cascade
-        started["error"] = torch.cat((started["error"], fresh["error"][len(started["error"]) :].to(started["error"])))
-    return fresh | started
 
 
 def set_schedule(optimizer: torch.optim.Optimizer, options: TrainOptions, progress: float) -> None:

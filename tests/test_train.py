@@ -723,24 +723,28 @@ def test_training_starts_from_other_weights(data, tmp_path):
     assert not (tmp_path / "third").exists()
 
 
-@pytest.mark.parametrize("consistency", ["hard", "soft"])
-def test_a_deeper_cascade_starts_as_the_network_it_grew_from(consistency, data, tmp_path):
-    """Its added cascades are the identity at first, so without noise the images are the same; fewer cascades are refused."""
-    hard = {**TINY, "consistency": consistency}
-    train(options("nifti", data, steps=2, noise=(0.05, 0.05), network_options=hard), tmp_path / "small")
-    deeper = {**hard, "cascades": TINY["cascades"] + 2}
-    grown = options("nifti", data, network_options=deeper, learning_rate=1e-12, init=str(tmp_path / "small"), steps=1)
+@pytest.mark.parametrize("before, after", [("hard", "hard"), ("soft", "soft"), ("hard", "soft")])
+@pytest.mark.parametrize("unet", ["doubling", "flat"])
+def test_a_grown_network_starts_as_the_one_it_grew_from(unet, before, after, data, tmp_path):
+    """Added cascades are the identity at first, and the noise level is not looked at, so without noise the images are the
+    same; fewer cascades, and hard consistency after soft, are refused."""
+    small = {**TINY, "consistency": before, "unet": unet}
+    train(options("nifti", data, steps=2, noise=(0.05, 0.05), network_options=small), tmp_path / "small")
+    larger = {**small, "cascades": TINY["cascades"] + 2, "consistency": after}
+    grown = options("nifti", data, network_options=larger, learning_rate=1e-12, init=str(tmp_path / "small"), steps=1)
     train(grown, tmp_path / "grown")
     full = phantom_kspace((21, 24), generator=torch.Generator().manual_seed(5))
     kspace = (full * draw_mask("roulette", (21, 24), 3.0, torch.Generator().manual_seed(6)).mask).numpy()[0]
     images = [mri_n2n.reconstruct(kspace, weights=tmp_path / name, noise_variance=0) for name in ("small", "grown")]
     np.testing.assert_allclose(*images, atol=1e-6)
     assert np.abs(images[0] - ifft2c(torch.from_numpy(kspace)).numpy()).max() > 1e-4
-    if consistency == "soft":  # the old cascade keeps what it learned of its error, the added ones begin as new
-        small, new = (load_tensors(tmp_path / name / "weights.safetensors")[0]["error"] for name in ("small", "grown"))
-        fresh = build_network("unrolled", deeper).error[1:]
-        assert not torch.equal(small, fresh[:1]) and torch.allclose(new, torch.cat((small, fresh)), atol=1e-6)
-    for wrong, start in ((hard, "grown"), ({**deeper, "memory": 2}, "small")):
+    if before == "soft":  # the old cascade keeps what it learned of its error, the added ones begin as new
+        learned, new = (load_tensors(tmp_path / name / "weights.safetensors")[0]["error"] for name in ("small", "grown"))
+        fresh = build_network("unrolled", larger).error[1:]
+        assert not torch.equal(learned, fresh[:1]) and torch.allclose(new, torch.cat((learned, fresh)), atol=1e-6)
+    wrongs = [(small, "grown"), ({**larger, "memory": 2}, "small")]
+    wrongs += [({**larger, "consistency": "hard"}, "grown")] if after == "soft" else []
+    for wrong, start in wrongs:
         with pytest.raises(InputError, match="unrolled"):
             chosen = options("nifti", data, steps=1, network_options=wrong, init=str(tmp_path / start))
             train(chosen, tmp_path / "third")
