@@ -345,5 +345,15 @@ def parser() -> argparse.ArgumentParser:
     benchmark.add_argument(
         "--docs", type=path, metavar="DIR", help="also write the table and pictures into this documentation directory"
     )
+    benchmark.add_argument(
+        "--part", action="append", default=[], metavar="PART", help="only this part (may be repeated); default all"
+    )
+    benchmark.add_argument(
+        "--minutes",
+        type=float,
+        default=4.0,
+        metavar="M",
+        help="of training each, where trainings are compared; of the processor over its threads; default 4",
+    )
     benchmark.add_argument("--quick", action="store_true", help="a short run that shows the machinery, not the result")
     return top

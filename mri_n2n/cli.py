@@ -300,13 +300,15 @@ def run_convert(options: argparse.Namespace) -> None:
 
 def run_benchmark(options: argparse.Namespace) -> None:
     from mri_n2n.benchmarks import listing, run
+    from mri_n2n.benchmarks.common import Setting
     from mri_n2n.process import tune_process
 
     if options.name is None:
         print(listing())
         return
     tune_process()
-    print(run(options.name, data=options.data, output=options.output, docs=options.docs, quick=options.quick))
+    setting = Setting(options.data, options.output, options.docs, options.quick, options.minutes)
+    print(run(options.name, setting, options.part))
 
 
 COMMANDS = {

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from mri_n2n.benchmarks import BENCHMARKS, ablation, listing, methods
-from mri_n2n.benchmarks.common import peak_memory, steps_in
-from mri_n2n.errors import InputError
+from mri_n2n.benchmarks import BENCHMARKS, ablation, listing, methods, run
+from mri_n2n.benchmarks.common import Setting, peak_memory, steps_in, write_section
+from mri_n2n.errors import InputError, UserError
 from mri_n2n.fourier import ifft2c
 from mri_n2n.metrics import psnr_per_slice
 from mri_n2n.options import check_options
@@ -60,6 +60,25 @@ def test_variants_of_the_ablation_can_be_trained(label):
     assert network.checkpointing == (label == "activations computed again")
 
 
+def test_parts_of_a_benchmark_are_written_one_by_one_and_in_their_order(tmp_path):
+    document, order = tmp_path / "benchmarks.md", ("a", "b", "c")
+    document.write_text("# Benchmarks\n\nHead.\n")
+    write_section(document, "other", "## Other\n\n", "first")
+    for part, text in (("c", "3"), ("a", "1"), ("c", "4")):
+        write_section(document, "many", "## Many\n\n", f"### {part}\n\n{text}", part, order)
+    write_section(document, "other", "## Other\n\n", "second")
+    lines = [line for line in document.read_text().splitlines() if line and not line.startswith("<!--")]
+    assert lines == ["# Benchmarks", "Head.", "## Other", "second", "## Many", "### a", "1", "### c", "4"]
+
+
+def test_a_part_that_is_not_there_is_named(tmp_path):
+    for name, part, said in (("methods", "lins", "its parts are roulette, "), ("step", "all", "it has no parts")):
+        with pytest.raises(UserError, match=f"no part '{part}'; {said}"):
+            run(name, Setting(None, tmp_path), [part])
+    with pytest.raises(UserError, match="--minutes must be above zero"):
+        run("step", Setting(None, tmp_path, minutes=0.0))
+
+
 def test_psnr_per_slice_is_of_clamped_magnitudes():
     reference = np.zeros((3, 4, 5))
     images = np.stack([np.full((4, 5), value) for value in (0.1, 2.0, 0.0)])
@@ -98,9 +117,10 @@ def test_a_cell_from_training_to_table(volumes, tmp_path, monkeypatch):
     )
     monkeypatch.setattr(methods, "CELLS", {"roulette": cell})
     monkeypatch.setattr(methods, "MATRIX", SMALL)
-    text = methods.run(volumes, tmp_path / "runs", tmp_path / "docs", quick=True)
+    setting = Setting(volumes, tmp_path / "runs", tmp_path / "docs", quick=True)
+    text = run("methods", setting, ["roulette"])
     monkeypatch.setattr(methods, "peak_memory", lambda command: pytest.fail(f"again: {command}"))
-    assert methods.run(volumes, tmp_path / "runs", tmp_path / "docs", quick=True) == text
+    assert run("methods", setting, ["roulette"]) == text
     rows = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("|")}
     assert {methods.N2N, methods.ONE_PASS, "2018 recipe", "zero-filled", "tv"} <= set(rows)
     assert "wanted: at least -100.00, met" in text and "wanted: at least +100.00, MISSED" in text

@@ -1,15 +1,21 @@
 """The evidence: one file per question. `mri-n2n benchmark NAME` runs it and writes its table.
 
-To add one: a module here with a docstring that states the question and `run(data, output, docs, quick) -> str` that
-returns a Markdown table with its remarks, and one line in `BENCHMARKS`.
+To add one: a module here with a docstring that states the question and `run(setting) -> str` that returns a Markdown table
+with its remarks, and one line in `BENCHMARKS`. One that takes hours has `PARTS`, each run and written by itself, and
+`run(setting, part)`.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from importlib import import_module
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mri_n2n.errors import UserError
+
+if TYPE_CHECKING:
+    from mri_n2n.benchmarks.common import Setting
 
 BENCHMARKS = (
     "weights",
@@ -25,21 +31,38 @@ BENCHMARKS = (
 
 
 def listing() -> str:
-    """One line per benchmark: its name and its question."""
-    return "\n".join(
-        f"{name:<10} {(import_module(f'mri_n2n.benchmarks.{name}').__doc__ or '').splitlines()[0]}"
-        for name in BENCHMARKS
-    )
+    """One line per benchmark: its name, its question and its parts."""
+    lines = []
+    for name in BENCHMARKS:
+        module = import_module(f"mri_n2n.benchmarks.{name}")
+        parts = f" ({', '.join(module.PARTS)})" if hasattr(module, "PARTS") else ""
+        lines.append(f"{name:<10} {(module.__doc__ or '').splitlines()[0]}{parts}")
+    return "\n".join(lines)
 
 
-def run(name: str, *, data: Path | None, output: Path, docs: Path | None, quick: bool) -> str:
-    """Run one benchmark; finished parts found in `output` are used again. Returns, and with `docs` writes, its section."""
-    from mri_n2n.benchmarks.common import heading, write_section
+def run(name: str, setting: Setting, parts: Sequence[str] = ()) -> str:
+    """Run one benchmark, or some of its parts; finished trainings found in the output folder are used again. Returns, and
+    with `setting.docs` writes, its sections: each part as soon as it is done, beside what the document has of the others."""
+    from mri_n2n.benchmarks.common import heading, how_run, write_section
 
     if name not in BENCHMARKS:
         raise UserError(f"unknown benchmark {name!r}; choose one of {', '.join(BENCHMARKS)}")
+    if not 0 < setting.minutes < math.inf:
+        raise UserError(f"--minutes must be above zero; got {setting.minutes:g}")
     module = import_module(f"mri_n2n.benchmarks.{name}")
-    section = heading(name, module.__doc__ or "", quick, data is not None) + module.run(data, output, docs, quick)
-    if docs is not None:
-        write_section(docs / "benchmarks.md", name, section)
-    return section
+    there = getattr(module, "PARTS", ())
+    unknown = [part for part in parts if part not in there]
+    if unknown:
+        known = f"its parts are {', '.join(there)}" if there else "it has no parts"
+        raise UserError(f"benchmark {name} has no part {unknown[0]!r}; {known}")
+    if setting.docs is not None:
+        (setting.docs / "images").mkdir(parents=True, exist_ok=True)
+    title = heading(module.__doc__ or "")
+    text = title
+    for part in parts or there or (None,):
+        found = module.run(setting) if part is None else module.run(setting, part)
+        section = how_run(name, part, setting) + found
+        if setting.docs is not None:
+            write_section(setting.docs / "benchmarks.md", name, title, section, part, there)
+        text += section
+    return text

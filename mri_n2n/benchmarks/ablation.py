@@ -15,7 +15,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from mri_n2n.benchmarks.common import data_folder, steps_in, table, trained
+from mri_n2n.benchmarks.common import Setting, data_folder, steps_in, table, trained
 from mri_n2n.benchmarks.methods import CELLS, options_of, step_seconds
 from mri_n2n.checkpoint import load_network
 from mri_n2n.files import atomic_output
@@ -26,8 +26,9 @@ from mri_n2n.pairs import PairOptions
 from mri_n2n.training import sources_of
 from mri_n2n.validation import validation_set
 
-MINUTES = 4.0
 QUIET, NOISY = "roulette", "noise"
+PARTS = ("without-noise", "with-noise")
+CELL_OF = dict(zip(PARTS, (QUIET, NOISY)))
 # label -> (cell, options of the network, options of the pair, other options of the training)
 VARIANTS: dict[str, tuple[str, dict, dict, dict]] = {
     "default": (QUIET, {}, {}, {}),
@@ -51,11 +52,11 @@ VARIANTS: dict[str, tuple[str, dict, dict, dict]] = {
         {"network": "fastmri-varnet"},
     ),
     "fastmri-unet, 32 channels": (QUIET, {}, {}, {"network": "fastmri-unet"}),
-    "with noise: default": (NOISY, {}, {}, {}),
-    "with noise: samples put back as measured": (NOISY, {"consistency": "hard"}, {}, {}),
-    "with noise: weights at most 10": (NOISY, {}, {"weight_cap": 10.0}, {}),
-    "with noise: weights at most 3": (NOISY, {}, {"weight_cap": 3.0}, {}),
-    "with noise: acquisitions exchange samples": (NOISY, {}, {"exchange": True}, {}),
+    "default, under noise": (NOISY, {}, {}, {}),
+    "under noise: samples put back as measured": (NOISY, {"consistency": "hard"}, {}, {}),
+    "under noise: weights at most 10": (NOISY, {}, {"weight_cap": 10.0}, {}),
+    "under noise: weights at most 3": (NOISY, {}, {"weight_cap": 3.0}, {}),
+    "under noise: acquisitions exchange samples": (NOISY, {}, {"exchange": True}, {}),
 }
 
 
@@ -75,37 +76,35 @@ def validation_psnr(options: TrainOptions, run: Path, *, flips: bool) -> float:
     return sum(found) / len(found)
 
 
-def run(data: Path | None, output: Path, docs: Path | None, quick: bool) -> str:
-    data = data_folder(data)
-    folder = output / f"ablation{'-quick' if quick else ''}"
+def run(setting: Setting, part: str) -> str:
+    data, quick = data_folder(setting.data), setting.quick
+    folder = setting.output / f"ablation-{part}{'-quick' if quick else ''}"
     folder.mkdir(parents=True, exist_ok=True)
-    labels = [label for number, label in enumerate(VARIANTS) if not quick or number % 9 == 0]
+    labels = [label for label in VARIANTS if VARIANTS[label][0] == CELL_OF[part]]
+    labels = labels[::4] if quick else labels
     times = folder / "step-seconds.json"
     seconds = json.loads(times.read_text()) if times.exists() else {}
-    for cell in (QUIET, NOISY):  # the variants of a cell in turns
-        wanted = {label: variant_options(data, label, 1) for label in labels if VARIANTS[label][0] == cell}
-        if not set(wanted) <= set(seconds):
-            seconds |= step_seconds(wanted, 1 if quick else 7)
-            with atomic_output(times, force=True) as temporary:
-                temporary.write_text(json.dumps(seconds, indent=2) + "\n")
-    rows, base = [], {}
+    if not set(labels) <= set(seconds):
+        seconds = step_seconds({label: variant_options(data, label, 1) for label in labels}, 1 if quick else 7)
+        with atomic_output(times, force=True) as temporary:
+            temporary.write_text(json.dumps(seconds, indent=2) + "\n")
+    rows, base = [], None
     for label in labels:
-        steps = steps_in(MINUTES, seconds[label], quick)
-        options = variant_options(data, label, steps)
+        options = variant_options(data, label, steps_in(setting.minutes, seconds[label], quick))
         kept = folder / "".join(c if c.isalnum() else "-" for c in label)
         header = trained(options, kept)
         psnr = {flips: validation_psnr(options, kept, flips=flips) for flips in (False, True)}
-        first = base.setdefault(VARIANTS[label][0], (psnr[False], seconds[label]))
+        base = base or (psnr[False], seconds[label])
         rows.append(
             [
                 label,
                 header["parameters"],
-                seconds[label] / first[1],
+                seconds[label] / base[1],
                 header["step"],
                 psnr[False],
-                f"{psnr[False] - first[0]:+.2f}",
+                f"{psnr[False] - base[0]:+.2f}",
                 psnr[True],
             ]
         )
     header = ["", "parameters", "time per step", "steps", "PSNR (dB)", "against the default", "over mirror images"]
-    return f"{MINUTES:g} minutes of training each.\n\n" + table(header, rows)
+    return f"{setting.minutes:g} minutes of training each.\n\n" + table(header, rows)

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mri_n2n.benchmarks.common import SEED, peak_memory, table, verdict
+from mri_n2n.benchmarks.common import SEED, Setting, peak_memory, table, verdict
 from mri_n2n.checkpoint import BUNDLED
 from mri_n2n.coils import sensitivity_maps
 from mri_n2n.formats import write_scan
@@ -173,7 +173,8 @@ def memory_section(heads: list[Tensor], folder: Path, quick: bool) -> str:
     )
 
 
-def run(data: Path | None, output: Path, docs: Path | None, quick: bool) -> str:
+def run(setting: Setting) -> str:
+    quick = setting.quick
     heads = phantom_slices(1 if quick else HEADS, 96 if quick else MATRIX)
     with tempfile.TemporaryDirectory() as folder:
         memory = memory_section(heads, Path(folder), quick)

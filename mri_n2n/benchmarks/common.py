@@ -8,6 +8,7 @@ import platform
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +36,18 @@ from mri_n2n.training import train
 TEST_SUBJECT, VALIDATION_SUBJECT = "patient04", "patient12"
 TEST_CONTRAST = "T1W"
 SEED = 0
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How a benchmark is asked for. data: folder of volumes. output: where trainings and results are kept. docs: folder to
+    write section and pictures into. minutes: of each training, where trainings are compared; of the processor over its threads."""
+
+    data: Path | None
+    output: Path
+    docs: Path | None = None
+    quick: bool = False
+    minutes: float = 4.0
 
 
 @dataclass(frozen=True)
@@ -155,17 +168,23 @@ def verdict(met: bool) -> str:
     return "met" if met else "MISSED"
 
 
-def heading(name: str, question: str, quick: bool, with_data: bool) -> str:
-    """Title, question, and how it was run: command, hardware, versions, date."""
+def heading(question: str) -> str:
+    """Title and question of a benchmark, from its docstring."""
     title, _, rest = question.strip().partition("\n")
-    command = f"mri-n2n benchmark {name}{' --data DIR' if with_data else ''} --docs docs" + (
-        " --quick" if quick else ""
-    )
+    return f"## {title}\n\n{rest.strip()}\n\n"
+
+
+def how_run(name: str, part: str | None, setting: Setting) -> str:
+    """Of a section: title of the part, command, hardware, versions, date."""
+    command = f"mri-n2n benchmark {name}{f' --part {part}' if part else ''}{' --data DIR' if setting.data else ''} --docs docs"
+    command += f" --minutes {setting.minutes:g}" if setting.minutes != Setting.minutes else ""
+    command += " --quick" if setting.quick else ""
     today = datetime.date.today().isoformat()
-    quick_note = "**A quick run: it shows the machinery, not the result.**\n\n" if quick else ""
+    title = f"### {part}\n\n" if part else ""
+    quick = "**A quick run: it shows the machinery, not the result.**\n\n" if setting.quick else ""
     return (
-        f"## {title}\n\n{rest.strip()}\n\n{quick_note}`{command}`; {hardware()}; Python {platform.python_version()}, "
-        f"torch {torch.__version__}, mri-n2n {mri_n2n.__version__}; seed {SEED}; {today}.\n\n"
+        f"{title}{quick}`{command}`; {hardware()}; Python {platform.python_version()}, torch {torch.__version__}, "
+        f"mri-n2n {mri_n2n.__version__}; seed {SEED}; {today}.\n\n"
     )
 
 
@@ -179,12 +198,25 @@ def hardware() -> str:
     return f"{model}, {os.cpu_count()} cores, {torch.get_num_threads()} threads{gpu}"
 
 
-def write_section(document: Path, name: str, section: str) -> None:
-    """Replace the section of one benchmark in the document, or add it at the end."""
-    begin, end = f"<!-- {name} -->", f"<!-- end {name} -->"
+def write_section(
+    document: Path, name: str, title: str, section: str, part: str | None = None, parts: Sequence[str] = ()
+) -> None:
+    """Replace the section of one benchmark in the document, or add it at the end: `title` and `section`; of a benchmark
+    in parts this part of it, the others as they stand, in the order of `parts`."""
     text = document.read_text() if document.exists() else "# Benchmarks\n"
-    block = f"{begin}\n{section.rstrip()}\n{end}"
-    pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
-    text = pattern.sub(lambda _: block, text) if pattern.search(text) else f"{text.rstrip()}\n\n{block}\n"
+    if part:
+        blocks = {one: found[0] for one in parts if (found := _marked(f"{name}: {one}").search(text))}
+        blocks[part] = _block(f"{name}: {part}", section)
+        section = "\n\n".join(blocks[one] for one in parts if one in blocks)
+    block = _block(name, title + section)
+    text = _marked(name).sub(lambda _: block, text) if _marked(name).search(text) else f"{text.rstrip()}\n\n{block}\n"
     with atomic_output(document, force=True) as temporary:
         temporary.write_text(text)
+
+
+def _block(name: str, text: str) -> str:
+    return f"<!-- {name} -->\n{text.rstrip()}\n<!-- end {name} -->"
+
+
+def _marked(name: str) -> re.Pattern:
+    return re.compile(re.escape(f"<!-- {name} -->") + ".*?" + re.escape(f"<!-- end {name} -->"), re.DOTALL)

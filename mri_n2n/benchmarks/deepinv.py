@@ -24,8 +24,8 @@ from torch.optim.swa_utils import AveragedModel
 
 from mri_n2n.acquisition import Acquisition
 from mri_n2n.batches import training_batches
-from mri_n2n.benchmarks.common import comparison_options, data_folder, steps_in, table, test_sources, trained, verdict
-from mri_n2n.benchmarks.methods import CELLS, EVERY, MATRIX, MINUTES, options_of, step_seconds, training_clock
+from mri_n2n.benchmarks.common import Setting, comparison_options, data_folder, steps_in, table, test_sources, trained, verdict
+from mri_n2n.benchmarks.methods import CELLS, EVERY, MATRIX, options_of, step_seconds, training_clock
 from mri_n2n.checkpoint import load_network, load_tensors, save_tensors
 from mri_n2n.coils import with_sensitivity_maps
 from mri_n2n.errors import NotFoundError
@@ -193,12 +193,12 @@ def peer_images(network: nn.Module, acquisition: Acquisition) -> Tensor:
     return torch.cat(images)
 
 
-def run(data: Path | None, output: Path, docs: Path | None, quick: bool) -> str:
+def run(setting: Setting) -> str:
     try:
         import deepinv
     except ImportError:
         raise NotFoundError("this benchmark compares with deepinv; install it: pip install deepinv") from None
-    data = data_folder(data)
+    data, output, quick = data_folder(setting.data), setting.output, setting.quick
     folder = output / f"deepinv{'-quick' if quick else ''}"
     folder.mkdir(parents=True, exist_ok=True)
     # Of single scans this method's input is the whole scan, which deepinv splits itself.
@@ -211,7 +211,7 @@ def run(data: Path | None, output: Path, docs: Path | None, quick: bool) -> str:
         with atomic_output(times, force=True) as temporary:
             temporary.write_text(json.dumps(seconds) + "\n")
     seconds = json.loads(times.read_text())
-    steps = {label: steps_in(MINUTES, seconds[label], quick) for label in seconds}
+    steps = {label: steps_in(setting.minutes, seconds[label], quick) for label in seconds}
     run = folder / f"default-{steps['default']}"
     trained(replace(ours, steps=steps["default"]), run)
     network, _ = load_network(run / "weights.safetensors")
@@ -241,7 +241,7 @@ def run(data: Path | None, output: Path, docs: Path | None, quick: bool) -> str:
     ]
     ahead = np.array(found["default"]) - np.array(found["deepinv"])
     return table(["", "parameters", "steps", "seconds per step", "PSNR per slice (dB)"], rows) + (
-        f"\n{MINUTES:g} minutes of training each, deepinv {deepinv.__version__}, learning rate {rate:g}. The default is {ahead.mean():+.2f} dB ahead "
+        f"\n{setting.minutes:g} minutes of training each, deepinv {deepinv.__version__}, learning rate {rate:g}. The default is {ahead.mean():+.2f} dB ahead "
         f"(one subject, one training; ± {2 * ahead.std(ddof=1) / len(ahead) ** 0.5:.2f}, two standard errors over {len(ahead)} slices); wanted: ahead, "
         f"{verdict(ahead.mean() > 0)}.\n"
     )

@@ -32,6 +32,7 @@ from mri_n2n.baselines import ITERATIONS
 from mri_n2n.batches import training_batches
 from mri_n2n.benchmarks.common import (
     SEED,
+    Setting,
     comparison_options,
     data_folder,
     peak_memory,
@@ -58,7 +59,6 @@ from mri_n2n.simulation import measure, seeded
 from mri_n2n.training import new_network, sources_of, training_step
 
 MATRIX = 128
-MINUTES = 4.0  # of training per method
 EVERY = 2  # of the test subject's slices
 
 
@@ -139,6 +139,9 @@ CELLS = {
         ),
     ),
 }
+
+
+PARTS = tuple(CELLS)
 
 
 def options_of(data: Path, cell: Cell, changes: dict, steps: int) -> TrainOptions:
@@ -266,10 +269,10 @@ def scores(files: list[Path], volumes: list[np.ndarray]) -> dict:
     }
 
 
-def run_cell(name: str, data: Path, output: Path, quick: bool) -> dict[str, dict]:
-    """Train and test everyone of one cell; label -> scores. Finished trainings in `output` are used again."""
-    cell = CELLS[name]
-    folder = output / f"methods-{name}{'-quick' if quick else ''}"
+def run_cell(name: str, data: Path, setting: Setting) -> dict[str, dict]:
+    """Train and test everyone of one cell; label -> scores. Finished trainings in the output folder are used again."""
+    cell, quick = CELLS[name], setting.quick
+    folder = setting.output / f"methods-{name}{'-quick' if quick else ''}"
     folder.mkdir(parents=True, exist_ok=True)
     times = folder / "step-seconds.json"
     seconds = json.loads(times.read_text()) if times.exists() else {}
@@ -283,7 +286,7 @@ def run_cell(name: str, data: Path, output: Path, quick: bool) -> dict[str, dict
     for baseline in cell.baselines:
         found[baseline] = reconstructed(files, folder / "images" / baseline, "--baseline", baseline)
     for label, changes in cell.methods.items():
-        steps = steps_in(MINUTES, seconds[label], quick)
+        steps = steps_in(setting.minutes, seconds[label], quick)
         run = folder / label.replace(" ", "-")
         header = trained(options_of(data, cell, changes, steps), run)
         spent = {"steps": header["step"], "step_seconds": seconds[label]}
@@ -319,7 +322,7 @@ def against(found: dict[str, dict], first: str, second: str) -> str:
 
 
 def section(name: str, found: dict[str, dict], docs: Path | None) -> str:
-    """Title, table, differences and picture of a cell."""
+    """Table, differences and picture of a cell."""
     rows = [
         [
             label,
@@ -335,7 +338,7 @@ def section(name: str, found: dict[str, dict], docs: Path | None) -> str:
         for label, scores in found.items()
     ]
     header = ["", "PSNR per slice (dB)", "PSNR volume (dB)", "SSIM", "NMSE", "steps", "L", "s per slice", "peak MiB"]
-    text = f"\n### {CELLS[name].title}\n\n" + table(header, rows)
+    text = f"\n{CELLS[name].title}:\n\n" + table(header, rows)
     best = max(CELLS[name].baselines, key=lambda label: found[label]["slice_psnr"])
     for first, second, at_least in CELLS[name].wanted:
         second = best if second == BEST else second
@@ -344,7 +347,6 @@ def section(name: str, found: dict[str, dict], docs: Path | None) -> str:
             f"\n- {against(found, first, second)}; wanted: at least {at_least:+.2f}, {verdict(difference >= at_least)}."
         )
     if docs is not None:
-        (docs / "images").mkdir(parents=True, exist_ok=True)
         volume, (reference, _) = next(iter(next(iter(found.values()))["images"].items()))
         panels = [("reference", reference, (0.0, 0.8))]
         panels += [(label, scores["images"][volume][1], (0.0, 0.8)) for label, scores in found.items()]
@@ -353,17 +355,13 @@ def section(name: str, found: dict[str, dict], docs: Path | None) -> str:
     return text
 
 
-def run(data: Path | None, output: Path, docs: Path | None, quick: bool) -> str:
-    data = data_folder(data)
-    text, kept = "", {}
-    for name in CELLS:
-        found = run_cell(name, data, output, quick)
-        text += section(name, found, docs)
-        kept[name] = {
-            label: {key: value for key, value in scores.items() if key != "images"} for label, scores in found.items()
-        }
-    for folder in (output, docs):
+def run(setting: Setting, part: str) -> str:
+    found = run_cell(part, data_folder(setting.data), setting)
+    numbers = {label: {key: value for key, value in one.items() if key != "images"} for label, one in found.items()}
+    for folder in (setting.output, setting.docs):
         if folder is not None:
-            with atomic_output(folder / f"methods{'-quick' if quick else ''}.json", force=True) as temporary:
-                temporary.write_text(json.dumps(kept, indent=2) + "\n")
-    return f"{MINUTES:g} minutes of training each.\n" + text
+            kept = folder / f"methods{'-quick' if setting.quick else ''}.json"
+            others = json.loads(kept.read_text()) if kept.exists() else {}
+            with atomic_output(kept, force=True) as temporary:
+                temporary.write_text(json.dumps(others | {part: numbers}, indent=2) + "\n")
+    return f"{setting.minutes:g} minutes of training each.\n" + section(part, found, setting.docs)

@@ -15,7 +15,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from mri_n2n.benchmarks.common import table
+from mri_n2n.benchmarks.common import Setting, table
 from mri_n2n.errors import NotFoundError
 from mri_n2n.formats import cfl, open_scan, read_reference
 from mri_n2n.fourier import ifft2c
@@ -39,11 +39,12 @@ def bart_pics(kspace: np.ndarray, maps: np.ndarray) -> np.ndarray:
         return np.abs(open_scan(Path(folder) / "image.cfl").read(0, 1).kspace[0, 0].numpy())
 
 
-def run(data: Path | None, output: Path, docs: Path | None, quick: bool) -> str:
+def run(setting: Setting) -> str:
+    data, docs = setting.data, setting.docs
     file = data / f"{NAME}.npy" if data and data.is_dir() else data
     if file is None or not file.is_file():
         raise NotFoundError(f"this benchmark needs --data with {NAME}.npy")
-    results = output / "raw-reconstruction"
+    results = setting.output / "raw-reconstruction"
     [sidecar] = reconstruct_files([file], results, format="npy-coils", force=True)
     picture = ""
     if docs is not None:
@@ -56,7 +57,6 @@ def run(data: Path | None, output: Path, docs: Path | None, quick: bool) -> str:
             "BART wavelets": bart_pics(kspace[0].numpy(), maps),
         }
         panels = [(name, image, (0.0, float(np.percentile(image, 99.5)))) for name, image in images.items()]
-        (docs / "images").mkdir(parents=True, exist_ok=True)
         montage(panels, docs / "images" / "raw.png", columns=3)
         picture = "\n![zero-filled, reconstruction and BART's of the raw scan](images/raw.png)\n"
     size = f"{sidecar['matrix'][0]} x {sidecar['matrix'][1]}"

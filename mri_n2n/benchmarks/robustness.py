@@ -19,6 +19,7 @@ from torch import Tensor
 
 from mri_n2n.benchmarks.common import (
     SEED,
+    Setting,
     TestVolume,
     comparison_options,
     data_folder,
@@ -40,6 +41,7 @@ from mri_n2n.protocol import Protocol, simulated_repetitions
 from mri_n2n.report import montage
 from mri_n2n.simulation import acquire, seeded
 
+PARTS = ("unseen", "moved", "lesions")
 STEPS = 1200  # of 2 slices
 FAMILIES = ("roulette", "gaussian-points", "gaussian-lines")
 UNKNOWN_CONTRAST, UNKNOWN_MASK = "FLAIR", "gaussian-lines"
@@ -181,24 +183,20 @@ def lesion_section(images: np.ndarray, docs: Path | None, quick: bool) -> str:
     return text
 
 
-def run(data: Path | None, output: Path, docs: Path | None, quick: bool) -> str:
-    data = data_folder(data)
-    if docs is not None:
-        (docs / "images").mkdir(parents=True, exist_ok=True)
-    every = 12 if quick else 2
-    images = test_volume(data, 256).reference[::every]
+def run(setting: Setting, part: str) -> str:
+    data, docs, quick = data_folder(setting.data), setting.docs, setting.quick
+    if part == "unseen":
+        return unseen(data, setting.output, quick)
+    images = test_volume(data, 256).reference[:: 12 if quick else 2]
+    return moved_section(images) if part == "moved" else lesion_section(images, docs, quick)
+
+
+def moved_section(images: np.ndarray) -> str:
+    """The table of turned and shifted anatomy."""
     rows = []
     for label, turned in moved(images).items():
         test = acquired(torch.from_numpy(turned.astype(np.float32)))
         after = score(reconstruct_with(BUNDLED, test, flips=True), test.reference)
         before = score(zero_filled(test), test.reference)
         rows.append([label, before["slice_psnr"], after["slice_psnr"], after["psnr"], f"{after['ssim']:.3f}"])
-    motion = table(["anatomy", "zero-filled (dB)", "PSNR per slice (dB)", "PSNR volume (dB)", "SSIM"], rows)
-    return (
-        "### Not seen in training\n\n"
-        + unseen(data, output, quick)
-        + "\n### Bundled weights, moved anatomy\n\n"
-        + motion
-        + "\n### Bundled weights, lesions drawn into the image\n\n"
-        + lesion_section(images, docs, quick)
-    )
+    return table(["anatomy", "zero-filled (dB)", "PSNR per slice (dB)", "PSNR volume (dB)", "SSIM"], rows)

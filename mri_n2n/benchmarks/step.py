@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from mri_n2n.batches import steps_per_epoch, training_batches
-from mri_n2n.benchmarks.common import table
+from mri_n2n.benchmarks.common import Setting, table
 from mri_n2n.checkpoint import build_network
 from mri_n2n.datasets import phantom_sources
 from mri_n2n.device import autocast, choose_device, choose_precision
@@ -73,8 +73,8 @@ def measured(kind: str, method: str, batch_size: int, blocks: int) -> list[objec
     return [kind, method, batch_size, precision, *milliseconds, spread]
 
 
-def run(data: Path | None, output: Path, docs: Path | None, quick: bool) -> str:
-    rows = [measured(*case, blocks=1 if quick else 6) for case in CASES]
+def run(setting: Setting) -> str:
+    rows = [measured(*case, blocks=1 if setting.quick else 6) for case in CASES]
     header = [
         "network",
         "method",

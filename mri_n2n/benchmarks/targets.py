@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from mri_n2n.benchmarks.common import (
+    Setting,
     TestVolume,
     comparison_options,
     data_folder,
@@ -56,8 +57,8 @@ def density_compensated(test: TestVolume) -> np.ndarray:
     ).numpy()
 
 
-def run(data: Path | None, output: Path, docs: Path | None, quick: bool) -> str:
-    data = data_folder(data)
+def run(setting: Setting) -> str:
+    data, output, quick = data_folder(setting.data), setting.output, setting.quick
     test = test_volume(data, 128)
     before = score(zero_filled(test), test.reference)
     divided = score(density_compensated(test), test.reference)

@@ -24,6 +24,7 @@ from mri_n2n.acquisition import Acquisition
 from mri_n2n.baselines import CG_STEPS, ITERATIONS, RELAXATION, STIFFNESS, TOLERANCE, reconstruct_baseline
 from mri_n2n.benchmarks.common import (
     SEED,
+    Setting,
     TestVolume,
     data_folder,
     reconstruct_with,
@@ -46,6 +47,8 @@ SWEEP = (0.000125, 0.00025, 0.0005, 0.001, 0.002, 0.004, 0.008)
 ACCELERATIONS = (4.0, 6.0, 8.0, 10.0, 12.0)
 EVERY = 6  # compressed sensing takes seconds a slice
 COILS, NOISE = 8, 0.05
+SWEPT = {"roulette": 1, "gaussian-lines": COILS}  # mask -> coils, where the sweep of compressed sensing is made
+PARTS = (*SWEPT, "every-mask", "unknown-noise")
 AHEAD, WORST = 2.0, -0.5  # wanted, in dB: in the mean, and on any single slice
 
 
@@ -191,35 +194,38 @@ def blind_noise(full: Tensor) -> str:
     return table(["noise", "variance known (dB)", "from the outermost samples (dB)"], rows)
 
 
-def run(data: Path | None, output: Path, docs: Path | None, quick: bool) -> str:
-    full = test_volume(data_folder(data), 256).full[EVERY // 2 :: 3 * EVERY if quick else EVERY]
-    accelerations = (10.0,) if quick else ACCELERATIONS
-    folder = output / "compressed-sensing"
-    folder.mkdir(parents=True, exist_ok=True)
-    text = ""
-    for kind, coils in (("roulette", 1), ("gaussian-lines", COILS)):
-        title = f"{'one coil' if coils == 1 else f'{coils} coils'}, {kind}"
-        tables, shown, curves = against_compressed_sensing(full, kind, coils, accelerations, folder)
-        text += f"### {title}\n\n{tables}\n"
+def run(setting: Setting, part: str) -> str:
+    quick, docs = setting.quick, setting.docs
+    full = test_volume(data_folder(setting.data), 256).full[EVERY // 2 :: 3 * EVERY if quick else EVERY]
+    if part == "unknown-noise":
+        return f"{COILS} coils, Gaussian lines 6x, of a scan that does not say how noisy it is:\n\n" + blind_noise(full)
+    if part == "every-mask":
+        text, panels = across_acquisitions(full, (8.0,) if quick else (4.0, 8.0, 12.0))
+        text = f"PSNR per slice in dB, zero-filled -> bundled weights:\n\n{text}\n"
         if docs is not None:
-            (docs / "images").mkdir(parents=True, exist_ok=True)
-            plot = docs / "images" / f"accelerations-{kind}.png"
-            series = {label: (accelerations, curve) for label, curve in curves.items()}
-            line_plot(series, plot, "acceleration", "PSNR per slice (dB)", title)
-            text += f"![PSNR by acceleration, {title}](images/{plot.name})\n\n"
-            reference = torch.linalg.vector_norm(ifft2c(full), dim=1).numpy()
-            middle = len(reference) // 2
-            for name, label in (("weights", "bundled weights"), ("compressed-sensing", list(shown)[-1])):
-                path = docs / "images" / f"{name}-{kind}.png"
-                images = (shown["zero-filled"][middle], shown[label][middle])
-                comparison_figure(reference[middle], *images, path, note="simulated k-space")
-                text += f"10x, {label}:\n\n![{label}, {title}](images/{path.name})\n\n"
-    every_mask, panels = across_acquisitions(full, (8.0,) if quick else (4.0, 8.0, 12.0))
-    text += f"### Every mask\n\nPSNR per slice in dB, zero-filled -> bundled weights:\n\n{every_mask}\n"
+            montage(panels, docs / "images" / "masks.png", columns=4, note="simulated k-space")
+            text += (
+                "The middle slice. **An image that looks wrong is wrong, whatever its PSNR: look before you use line masks.**\n\n"
+                "![the bundled weights under every mask](images/masks.png)\n"
+            )
+        return text
+    coils = SWEPT[part]
+    title = f"{'one coil' if coils == 1 else f'{coils} coils'}, {part}"
+    folder = setting.output / "compressed-sensing"
+    folder.mkdir(parents=True, exist_ok=True)
+    accelerations = (10.0,) if quick else ACCELERATIONS
+    tables, shown, curves = against_compressed_sensing(full, part, coils, accelerations, folder)
+    text = f"{title}:\n\n{tables}\n"
     if docs is not None:
-        montage(panels, docs / "images" / "masks.png", columns=4, note="simulated k-space")
-        text += (
-            "The middle slice. **An image that looks wrong is wrong, whatever its PSNR: look before you use line masks.**\n\n"
-            "![the bundled weights under every mask](images/masks.png)\n\n"
-        )
-    return text + "### A scan that does not say how noisy it is\n\n8 coils, Gaussian lines 6x:\n\n" + blind_noise(full)
+        plot = docs / "images" / f"accelerations-{part}.png"
+        series = {label: (accelerations, curve) for label, curve in curves.items()}
+        line_plot(series, plot, "acceleration", "PSNR per slice (dB)", title)
+        text += f"![PSNR by acceleration, {title}](images/{plot.name})\n\n"
+        reference = torch.linalg.vector_norm(ifft2c(full), dim=1).numpy()
+        middle = len(reference) // 2
+        for name, label in (("weights", "bundled weights"), ("compressed-sensing", list(shown)[-1])):
+            path = docs / "images" / f"{name}-{part}.png"
+            images = (shown["zero-filled"][middle], shown[label][middle])
+            comparison_figure(reference[middle], *images, path, note="simulated k-space")
+            text += f"10x, {label}:\n\n![{label}, {title}](images/{path.name})\n\n"
+    return text
