@@ -48,7 +48,9 @@ def find_scans(folder: Path, selection: Selection) -> Split:
             f"{repeated[0]} looks like one of several repetitions; --dataset pairs learns from all", stacklevel=3
         )
     if not train + validation:
-        raise NotFoundError(f"{_lacking('raw scans (' + ', '.join(RAW) + ')', folder)}; give --data a directory that holds some")
+        raise NotFoundError(
+            f"{_lacking('raw scans (' + ', '.join(RAW) + ')', folder)}; give --data a directory that holds some"
+        )
     groups = ({path: [Repetition(path)] for path in part} for part in (train, validation))
     return _repetition_split(folder, *groups, selection)
 

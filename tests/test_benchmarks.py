@@ -12,7 +12,9 @@ import torch
 
 from mri_n2n.benchmarks import BENCHMARKS, ablation, listing, methods, run
 from mri_n2n.benchmarks.common import Setting, peak_memory, steps_in, write_section
-from mri_n2n.errors import InputError, UserError
+from mri_n2n.benchmarks.subjects import PHANTOM_SLICES, phantom_folder, subjects_in
+from mri_n2n.benchmarks.subjects import test_sources as find_test_sources
+from mri_n2n.errors import InputError, NotFoundError, UserError
 from mri_n2n.fourier import ifft2c
 from mri_n2n.metrics import psnr_per_slice
 from mri_n2n.options import check_options
@@ -38,22 +40,40 @@ def volumes(tmp_path_factory) -> Path:
 
 def test_every_benchmark_is_listed_with_its_question():
     assert [line.split()[0] for line in listing().splitlines()] == list(BENCHMARKS)
-    modules = {path.stem for path in Path(methods.__file__).parent.glob("*.py")} - {"__init__", "common"}
+    modules = {path.stem for path in Path(methods.__file__).parent.glob("*.py")} - {"__init__", "common", "subjects"}
     assert modules == set(BENCHMARKS)
 
 
+def test_whom_the_benchmarks_test_and_choose_on(volumes, tmp_path):
+    """Of open_ms as published; of other data the last subjects by name; nobody from data of two."""
+    assert subjects_in(volumes) == ("patient04", "patient12")
+    phantoms = phantom_folder(tmp_path / "phantoms", SMALL)
+    assert subjects_in(phantoms) == ("phantom5", "phantom4")
+    [test] = find_test_sources(phantoms, SMALL)
+    assert test.subject == "phantom5" and test.load().shape == (PHANTOM_SLICES, 1, SMALL, SMALL)
+    written = {path: path.stat().st_mtime_ns for path in phantoms.iterdir()}
+    phantom_folder(tmp_path / "phantoms", SMALL)
+    assert written == {path: path.stat().st_mtime_ns for path in phantoms.iterdir()}
+    for path in sorted(phantoms.iterdir())[:3]:
+        path.unlink()
+    with pytest.raises(NotFoundError, match="volumes of phantom4, phantom5; at least three subjects"):
+        subjects_in(phantoms)
+    options = methods.options_of(volumes, methods.CELLS["roulette"], {"method": "noise2noise"}, 1)
+    assert (options.excluded_subjects, options.validation_subjects) == (("patient04",), ("patient12",))
+
+
 @pytest.mark.parametrize("name", methods.CELLS)
-def test_what_a_cell_compares_is_in_it(name):
+def test_what_a_cell_compares_is_in_it(name, volumes):
     cell = methods.CELLS[name]
     there = {*cell.methods, *cell.baselines, methods.BEST, *([methods.ONE_PASS] if methods.N2N in cell.methods else [])}
     assert {label for first, second, _ in cell.wanted for label in (first, second)} <= there
     for changes in cell.methods.values():
-        check_options(methods.options_of(Path("volumes"), cell, changes, 1))
+        check_options(methods.options_of(volumes, cell, changes, 1))
 
 
 @pytest.mark.parametrize("label", ablation.VARIANTS)
-def test_variants_of_the_ablation_can_be_trained(label):
-    options = ablation.variant_options(Path("volumes"), label, 1)
+def test_variants_of_the_ablation_can_be_trained(label, volumes):
+    options = ablation.variant_options(volumes, label, 1)
     check_options(options)
     with torch.device("meta"):
         network = new_network(options, torch.device("meta"), "float32")
@@ -125,4 +145,5 @@ def test_a_cell_from_training_to_table(volumes, tmp_path, monkeypatch):
     assert {methods.N2N, methods.ONE_PASS, "2018 recipe", "zero-filled", "tv"} <= set(rows)
     assert "wanted: at least -100.00, met" in text and "wanted: at least +100.00, MISSED" in text
     assert "nan" not in rows["tv"] and (tmp_path / "docs" / "images" / "methods-roulette.png").stat().st_size > 1000
+    assert "Not open_ms" not in text
     assert (tmp_path / "runs" / "methods-quick.json").exists() and not (tmp_path / "runs" / "methods.json").exists()

@@ -739,7 +739,9 @@ def test_a_grown_network_starts_as_the_one_it_grew_from(unet, before, after, dat
     np.testing.assert_allclose(*images, atol=1e-6)
     assert np.abs(images[0] - ifft2c(torch.from_numpy(kspace)).numpy()).max() > 1e-4
     if before == "soft":  # the old cascade keeps what it learned of its error, the added ones begin as new
-        learned, new = (load_tensors(tmp_path / name / "weights.safetensors")[0]["error"] for name in ("small", "grown"))
+        learned, new = (
+            load_tensors(tmp_path / name / "weights.safetensors")[0]["error"] for name in ("small", "grown")
+        )
         fresh = build_network("unrolled", larger).error[1:]
         assert not torch.equal(learned, fresh[:1]) and torch.allclose(new, torch.cat((learned, fresh)), atol=1e-6)
     wrongs = [(small, "grown"), ({**larger, "memory": 2}, "small")]

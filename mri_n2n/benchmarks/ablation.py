@@ -15,8 +15,9 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from mri_n2n.benchmarks.common import Setting, data_folder, steps_in, table, trained
+from mri_n2n.benchmarks.common import Setting, steps_in, table, trained
 from mri_n2n.benchmarks.methods import CELLS, options_of, step_seconds
+from mri_n2n.benchmarks.subjects import data_folder
 from mri_n2n.checkpoint import load_network
 from mri_n2n.files import atomic_output
 from mri_n2n.inference import reconstruct_acquisition

@@ -14,13 +14,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 import mri_n2n
-from mri_n2n.acquisition import Acquisition
+from mri_n2n.benchmarks.subjects import SEED, TestVolume, subjects_in
 from mri_n2n.checkpoint import load_network, load_tensors
-from mri_n2n.datasets import find_sources
-from mri_n2n.errors import InputError, NotFoundError
+from mri_n2n.errors import InputError
 from mri_n2n.files import atomic_output
 from mri_n2n.fourier import ifft2c
 from mri_n2n.inference import reconstruct_acquisition
@@ -28,14 +26,7 @@ from mri_n2n.metrics import evaluate_arrays, psnr_per_slice
 from mri_n2n.operators import root_sum_of_squares
 from mri_n2n.options import TrainOptions
 from mri_n2n.protocol import Protocol
-from mri_n2n.simulation import acquire, seeded
-from mri_n2n.sources import Source
 from mri_n2n.training import train
-
-# Lesjak et al., Neuroinformatics 2016: subjects 01, 03, 09, 12 train, 04 is reported and never chosen on.
-TEST_SUBJECT, VALIDATION_SUBJECT = "patient04", "patient12"
-TEST_CONTRAST = "T1W"
-SEED = 0
 
 
 @dataclass(frozen=True)
@@ -48,38 +39,6 @@ class Setting:
     docs: Path | None = None
     quick: bool = False
     minutes: float = 4.0
-
-
-@dataclass(frozen=True)
-class TestVolume:
-    """The test volume, acquired once with one mask: full k-space (slices, 1, y, x), volume maximum 1."""
-
-    full: Tensor
-    acquisition: Acquisition
-
-    @property
-    def reference(self) -> np.ndarray:
-        return root_sum_of_squares(ifft2c(self.full)).numpy()
-
-
-def data_folder(data: Path | None) -> Path:
-    if data is None or not data.is_dir():
-        raise NotFoundError(
-            "this benchmark needs --data DIR with the open_ms volumes (patientNN_studyN_CONTRAST.nii.gz)"
-        )
-    return data
-
-
-def test_sources(data: Path, matrix_size: int) -> list[Source]:
-    """All volumes of subject 04."""
-    return find_sources("nifti", data, matrix_size=matrix_size, validation_subjects=(TEST_SUBJECT,)).validation
-
-
-def test_volume(data: Path, matrix_size: int, *, kind: str = "roulette", acceleration: float = 10.0) -> TestVolume:
-    """The T1W volume of subject 04 at `matrix_size`, one mask for all slices from a seed of its own."""
-    source = next(s for s in test_sources(data, matrix_size) if TEST_CONTRAST in s.name)
-    full = source.load()
-    return TestVolume(full, acquire(full, kind, acceleration, seeded(SEED, "test", kind), hermitian=True))
 
 
 def trained(options: TrainOptions, run: Path) -> dict:
@@ -142,14 +101,15 @@ def zero_filled(test: TestVolume) -> np.ndarray:
 
 
 def comparison_options(data: Path, *, steps: int, matrix_size: int = 128, **changes) -> TrainOptions:
-    """A training for comparisons: roulette 10x, seed 0, 128 x 128, validated on subject 12, the test subject left out."""
+    """A training for comparisons: roulette 10x, seed 0, 128 x 128, the test subject left out."""
     protocol = Protocol(seed=SEED, **changes.pop("protocol", {}))
+    test, validation = subjects_in(data)
     return TrainOptions(
         dataset="nifti",
         data=str(data),
         matrix_size=matrix_size,
-        excluded_subjects=(TEST_SUBJECT,),
-        validation_subjects=(VALIDATION_SUBJECT,),
+        excluded_subjects=(test,),
+        validation_subjects=(validation,),
         protocol=protocol,
         steps=steps,
         validate_every=120,

@@ -24,8 +24,9 @@ from torch.optim.swa_utils import AveragedModel
 
 from mri_n2n.acquisition import Acquisition
 from mri_n2n.batches import training_batches
-from mri_n2n.benchmarks.common import Setting, comparison_options, data_folder, steps_in, table, test_sources, trained, verdict
+from mri_n2n.benchmarks.common import Setting, comparison_options, steps_in, table, trained, verdict
 from mri_n2n.benchmarks.methods import CELLS, EVERY, MATRIX, options_of, step_seconds, training_clock
+from mri_n2n.benchmarks.subjects import data_folder, test_sources
 from mri_n2n.checkpoint import load_network, load_tensors, save_tensors
 from mri_n2n.coils import with_sensitivity_maps
 from mri_n2n.errors import NotFoundError

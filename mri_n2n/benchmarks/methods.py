@@ -30,18 +30,8 @@ import torch
 import mri_n2n
 from mri_n2n.baselines import ITERATIONS
 from mri_n2n.batches import training_batches
-from mri_n2n.benchmarks.common import (
-    SEED,
-    Setting,
-    comparison_options,
-    data_folder,
-    peak_memory,
-    steps_in,
-    table,
-    test_sources,
-    trained,
-    verdict,
-)
+from mri_n2n.benchmarks.common import SEED, Setting, comparison_options, peak_memory, steps_in, table, trained, verdict
+from mri_n2n.benchmarks.subjects import TEST_SUBJECT, data_folder, phantom_folder, subjects_in, test_sources
 from mri_n2n.checkpoint import find_weights, load_network, load_tensors, save_tensors
 from mri_n2n.device import choose_device, choose_precision
 from mri_n2n.files import atomic_output, sha256_of
@@ -356,7 +346,8 @@ def section(name: str, found: dict[str, dict], docs: Path | None) -> str:
 
 
 def run(setting: Setting, part: str) -> str:
-    found = run_cell(part, data_folder(setting.data), setting)
+    data = phantom_folder(setting.output / "phantoms", MATRIX) if setting.data is None else data_folder(setting.data)
+    found = run_cell(part, data, setting)
     numbers = {label: {key: value for key, value in one.items() if key != "images"} for label, one in found.items()}
     for folder in (setting.output, setting.docs):
         if folder is not None:
@@ -364,4 +355,6 @@ def run(setting: Setting, part: str) -> str:
             others = json.loads(kept.read_text()) if kept.exists() else {}
             with atomic_output(kept, force=True) as temporary:
                 temporary.write_text(json.dumps(others | {part: numbers}, indent=2) + "\n")
-    return f"{setting.minutes:g} minutes of training each.\n" + section(part, found, setting.docs)
+    test, validation = subjects_in(data)
+    whom = "" if test == TEST_SUBJECT else f" Not open_ms: tested on {test}, validated on {validation}."
+    return f"{setting.minutes:g} minutes of training each.{whom}\n" + section(part, found, setting.docs)

@@ -20,19 +20,17 @@ from torch import Tensor
 from mri_n2n.benchmarks.common import (
     SEED,
     Setting,
-    TestVolume,
     comparison_options,
-    data_folder,
     reconstruct_with,
     score,
     table,
-    test_sources,
-    test_volume,
     trained,
     zero_filled,
 )
+from mri_n2n.benchmarks.subjects import TestVolume, data_folder, test_sources, test_volume
 from mri_n2n.checkpoint import BUNDLED, load_network
 from mri_n2n.coils import with_sensitivity_maps
+from mri_n2n.errors import NotFoundError
 from mri_n2n.fourier import fft2c, ifft2c
 from mri_n2n.inference import reconstruct_acquisition
 from mri_n2n.metrics import psnr_per_slice
@@ -67,8 +65,10 @@ def protocol_of(masks: tuple[str, ...]) -> dict:
 def psnr_on(network: torch.nn.Module, data: Path, contrast: str, mask: str, every: int) -> float:
     """Mean PSNR over every n-th slice of the test subject's volumes of a contrast, under a mask, in dB."""
     protocol = Protocol(seed=SEED, **protocol_of((mask,)))
-    found = []
-    for source in (source for source in test_sources(data, 128) if contrast in source.name):
+    found, sources = [], [source for source in test_sources(data, 128) if contrast in source.name]
+    if not sources:
+        raise NotFoundError(f"the test subject in {data} has no {contrast} volume")
+    for source in sources:
         for full in source.load()[::every]:
             measured = simulated_repetitions(full[None], 0, f"test {source.name}", protocol)
             reference = root_sum_of_squares(ifft2c(measured.full)).numpy()

@@ -14,17 +14,15 @@ import numpy as np
 
 from mri_n2n.benchmarks.common import (
     Setting,
-    TestVolume,
     comparison_options,
-    data_folder,
     reconstruct_with,
     score,
     table,
-    test_volume,
     trained,
     verdict,
     zero_filled,
 )
+from mri_n2n.benchmarks.subjects import TestVolume, data_folder, test_volume
 from mri_n2n.fourier import ifft2c
 from mri_n2n.operators import density_weights, root_sum_of_squares
 from mri_n2n.options import TrainOptions

@@ -22,18 +22,8 @@ from torch import Tensor
 
 from mri_n2n.acquisition import Acquisition
 from mri_n2n.baselines import CG_STEPS, ITERATIONS, RELAXATION, STIFFNESS, TOLERANCE, reconstruct_baseline
-from mri_n2n.benchmarks.common import (
-    SEED,
-    Setting,
-    TestVolume,
-    data_folder,
-    reconstruct_with,
-    score,
-    table,
-    test_volume,
-    verdict,
-    zero_filled,
-)
+from mri_n2n.benchmarks.common import SEED, Setting, reconstruct_with, score, table, verdict, zero_filled
+from mri_n2n.benchmarks.subjects import TestVolume, data_folder, test_volume
 from mri_n2n.checkpoint import BUNDLED
 from mri_n2n.coils import with_sensitivity_maps
 from mri_n2n.files import atomic_output
