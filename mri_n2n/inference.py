@@ -103,7 +103,20 @@ def reconstruct_array(
     Errors: InputError for shapes that do not fit, and for non-finite or all-zero data.
     """
     check_baseline(baseline, regularisation, weights, flips)
-    kspace = np.asarray(kspace)
+    acquisition = acquisition_of_arrays(np.asarray(kspace), mask, noise_variance)
+    if baseline is None:
+        images, said = _by_network(acquisition, Path(weights) if weights else None, device, flips)
+    else:
+        images, said = _by_baseline(acquisition, baseline, regularisation, device)
+    for caution in said:
+        warnings.warn(caution, stacklevel=3)
+    return images.reshape(*np.shape(kspace)[:-2][:1], *images.shape[-2:]).numpy()
+
+
+def acquisition_of_arrays(
+    kspace: np.ndarray, mask: np.ndarray | Tensor | None, noise_variance: float | None
+) -> Acquisition:
+    """What the arrays of `reconstruct_array` say was measured, without maps. Errors: InputError, OptionError."""
     shape = kspace.shape
     if kspace.dtype.kind != "c" or kspace.ndim not in (2, 3, 4):
         raise InputError(f"k-space must be complex with 2 to 4 axes (slices, coils, y, x); got {kspace.dtype} {shape}")
@@ -118,37 +131,32 @@ def reconstruct_array(
         found = mask_from_samples((full != 0).any(dim=1).numpy())
         sampled = torch.from_numpy(found[:, None].astype(np.float32))
     else:
-        mask = np.asarray(mask)
-        if mask.dtype.kind not in "fiub":
-            raise InputError(f"mask must hold zeros and ones only; got {mask.dtype}")
-        sampled = torch.from_numpy(mask.astype(np.float32))
-        if sampled.ndim == 4 and sampled.shape[1] == 1:
-            sampled = sampled[:, 0] if len(sampled) > 1 or len(full) == 1 else sampled[0, 0]
-        fits = {
-            1: sampled.shape[-1:] == shape[-1:],
-            2: sampled.shape == shape[-2:],
-            3: sampled.shape == (full.shape[0], *shape[-2:]),
-        }
-        if not fits.get(sampled.ndim, False):
-            raise InputError(
-                f"mask must be (x,), (y, x) or (slices, y, x) for k-space {tuple(shape)}; got {tuple(sampled.shape)}"
-            )
-        if not ((sampled == 0) | (sampled == 1)).all():
-            raise InputError("mask must hold zeros and ones only")
-        sampled = sampled.expand(shape[-2:]) if sampled.ndim < 3 else sampled
-        sampled = sampled.reshape(-1, 1, *shape[-2:])
+        sampled = _mask_of_array(np.asarray(mask), len(full), shape)
     if not (full * sampled).any():
         raise InputError("k-space is zero at every location that the mask calls sampled")
     if noise_variance is not None and not 0 <= noise_variance < math.inf:
         raise OptionError(f"the noise variance must be zero or positive and finite; got {noise_variance}")
-    acquisition = Acquisition(full * sampled, sampled.contiguous(), noise_variance=noise_variance)
-    if baseline is None:
-        images, said = _by_network(acquisition, Path(weights) if weights else None, device, flips)
-    else:
-        images, said = _by_baseline(acquisition, baseline, regularisation, device)
-    for caution in said:
-        warnings.warn(caution, stacklevel=3)
-    return images.reshape(*shape[:-2][:1], *shape[-2:]).numpy()
+    return Acquisition(full * sampled, sampled.contiguous(), noise_variance=noise_variance)
+
+
+def _mask_of_array(mask: np.ndarray, slices: int, shape: tuple[int, ...]) -> Tensor:
+    """(slices or 1, 1, y, x) of a mask for k-space of `shape`. Errors: InputError."""
+    if mask.dtype.kind not in "fiub":
+        raise InputError(f"mask must hold zeros and ones only; got {mask.dtype}")
+    sampled = torch.from_numpy(mask.astype(np.float32))
+    if sampled.ndim == 4 and sampled.shape[1] == 1:
+        sampled = sampled[:, 0] if len(sampled) > 1 or slices == 1 else sampled[0, 0]
+    fits = {
+        1: sampled.shape[-1:] == shape[-1:],
+        2: sampled.shape == shape[-2:],
+        3: sampled.shape == (slices, *shape[-2:]),
+    }
+    if not fits.get(sampled.ndim, False):
+        raise InputError(f"mask must be (x,), (y, x) or (slices, y, x) for k-space {shape}; got {tuple(sampled.shape)}")
+    if not ((sampled == 0) | (sampled == 1)).all():
+        raise InputError("mask must hold zeros and ones only")
+    sampled = sampled.expand(shape[-2:]) if sampled.ndim < 3 else sampled
+    return sampled.reshape(-1, 1, *shape[-2:])
 
 
 def _by_network(

@@ -110,16 +110,7 @@ def train(options: TrainOptions, run: Path | str, *, resume: bool = False) -> Tr
             raise UserError(
                 "the images of this data set are complex, of which the U-Net sees the real part; use --network unrolled"
             )
-    listed = [[(source.name, source.slices) for source in part] for part in (sources.train, sources.validation)]
-    simulated = {source.simulated for source in sources.train}
-    data = {
-        "simulated": simulated.pop() if len(simulated) == 1 else None,
-        "split": sources.rule,
-        "sources_sha256": hashlib.sha256(json.dumps(listed).encode()).hexdigest(),
-        "train_volumes": len(sources.train),
-        "train_slices": sum(s.slices for s in sources.train),
-        "validation_volumes": len(sources.validation),
-    }
+    data = described(sources)
     checkpoint, saved = read_checkpoint(run, asdict(options), data) if resume else ({}, {})
     step, seconds, loss, quality = (saved[key] if saved else new for key, new in FRESH.items())
     precision = choose_precision(saved.get("precision", options.precision), device)
@@ -224,6 +215,20 @@ def sources_of(options: TrainOptions) -> Split:
         excluded_subjects=options.excluded_subjects,
         coils=options.coils,
     )
+
+
+def described(sources: Split) -> dict:
+    """What a run says of its data; names only as a hash."""
+    listed = [[(source.name, source.slices) for source in part] for part in (sources.train, sources.validation)]
+    simulated = {source.simulated for source in sources.train}
+    return {
+        "simulated": simulated.pop() if len(simulated) == 1 else None,
+        "split": sources.rule,
+        "sources_sha256": hashlib.sha256(json.dumps(listed).encode()).hexdigest(),
+        "train_volumes": len(sources.train),
+        "train_slices": sum(s.slices for s in sources.train),
+        "validation_volumes": len(sources.validation),
+    }
 
 
 def new_network(options: TrainOptions, device: torch.device, precision: str) -> nn.Module:
