@@ -142,14 +142,13 @@ def with_sensitivity_maps(acquisition: Acquisition) -> tuple[Acquisition, str | 
     """
     kspace, mask = acquisition.kspace, acquisition.mask
     maps = torch.zeros_like(kspace)
-    regions = [calibration_region(one[0]) for one in mask]
+    regions = [region_of_maps(calibration_region(one[0])) for one in mask]
     caution = None
     for index in range(len(kspace)):  # one at a time: memory stays the same, and so does the result
         one, (high, wide) = kspace[index : index + 1], regions[index if len(mask) > 1 else 0]
         if not one.any():
             continue
         if min(high, wide) >= SMALLEST:
-            high, wide = min(high, max(SIDE, SIDE**2 // wide)), min(wide, max(SIDE, SIDE**2 // high))
             maps[index] = sensitivity_maps(one, (high, wide), kernel=6 if min(high, wide) >= 12 else 4)[0]
         else:
             caution = (
@@ -158,6 +157,15 @@ def with_sensitivity_maps(acquisition: Acquisition) -> tuple[Acquisition, str | 
             )
             maps[index] = low_resolution_maps(one)[0]
     return replace(acquisition, sensitivity_maps=maps), caution
+
+
+def region_of_maps(calibration: tuple[int, int]) -> tuple[int, int]:
+    """Size (y, x), about the k-space centre, of what maps are found from, of a calibration region: most of it, where it is
+    not large; (0, 0) where it is too small, and maps are of low resolution, from the samples within `SIDE` / 2."""
+    high, wide = calibration
+    if min(high, wide) < SMALLEST:
+        return 0, 0
+    return min(high, max(SIDE, SIDE**2 // wide)), min(wide, max(SIDE, SIDE**2 // high))
 
 
 def low_resolution_maps(kspace: Tensor, radius: int = SIDE // 2) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 
 from mri_n2n.acquisition import Acquisition
 from mri_n2n.baselines import compressed_sensing, normalised
-from mri_n2n.coils import SIDE, calibration_region
+from mri_n2n.coils import SIDE, calibration_region, region_of_maps
 from mri_n2n.density import estimate_probability
 from mri_n2n.errors import InputError
 from mri_n2n.fourier import mirror_axes
@@ -20,7 +20,7 @@ from mri_n2n.operators import density_weights, forward
 from mri_n2n.penalties import PENALTIES
 
 # The share of samples held out to choose L, how many lines or points at least (slices of few lines are taken several
-# times), the L that are tried, and the largest at which the search may end.
+# times, each time without others), the L that are tried, and the largest at which the search may end.
 HELD_OUT, FEWEST, GRID = 0.1, 8, tuple(0.064 / 2**k for k in range(10))
 END = GRID[4]
 NOTHING_OUTSIDE = (
@@ -74,11 +74,14 @@ def choose_regularisation(acquisition: Acquisition, baseline: str) -> tuple[floa
     """
     generator, slices = Generator().manual_seed(0), len(acquisition.kspace)
     masks = acquisition.mask.cpu().expand(slices, -1, -1, -1).split(1)
-    draws = [hold_out(mask, generator) for mask in masks]
-    again = -(-FEWEST // sum(count for _, count in draws))
-    draws += [hold_out(mask, generator) for mask in (again - 1) * masks]
-    acquisition = acquisition.slices(torch.arange(slices, device=acquisition.mask.device).repeat(again))
-    held = torch.cat([mask for mask, _ in draws]).to(acquisition.mask.device)
+    parts = [hold_out(mask, generator, with_maps=acquisition.sensitivity_maps is not None) for mask in masks]
+    counts = sum(count for _, count in parts)
+    if not counts:
+        raise InputError(NOTHING_OUTSIDE)
+    # The first part of every slice; where that is little, the second of every slice that has one, and so on.
+    chosen = [(i, held[n]) for n in range(-(-FEWEST // counts)) for i, (held, _) in enumerate(parts) if n < len(held)]
+    acquisition = acquisition.slices(torch.tensor([i for i, _ in chosen], device=acquisition.mask.device))
+    held = torch.cat([mask for _, mask in chosen]).to(acquisition.mask.device)
     _, scale = normalised(acquisition)
     kspace, mask, maps = acquisition.kspace / scale, acquisition.mask * ~held, acquisition.sensitivity_maps
     samples = held * kspace
@@ -127,25 +130,28 @@ def at_an_end(facts: dict) -> list[str]:
     return [f"the best L is the last of those tried, {best:g}; {side} may be better, give it with --regularisation"]
 
 
-def hold_out(mask: Tensor, generator: Generator) -> tuple[Tensor, int]:
-    """Which samples of a mask (1, 1, y, x) are left out, (1, 1, y, x) bool: `HELD_OUT` of those outside its full centre; and
-    how many lines, points, or pairs of points these are.
-
-    Errors: InputError where there are none.
-    """
+def hold_out(mask: Tensor, generator: Generator, *, with_maps: bool) -> tuple[list[Tensor], int]:
+    """Which samples of a mask (1, 1, y, x) may be left out, (1, 1, y, x) bool: those outside its full centre, and outside of
+    what maps are found from, divided at random into parts of `HELD_OUT` of them; and how many lines, points, or pairs of
+    points each part has. ([], 0) where there are none."""
     y, x = mask.shape[-2:]
     along_y, along_x = is_along(mask, -2), is_along(mask, -1)
     lines_along_y, lines_along_x = along_y and not along_x, along_x and not along_y  # all or nothing are points
-    drawn = torch.rand((1 if lines_along_y else y, 1 if lines_along_x else x), generator=generator)
-    high, wide = (min(n, SIDE) for n in calibration_region(mask[0, 0]))
-    high, wide = y if lines_along_y else high, x if lines_along_x else wide
+    size = (1 if lines_along_y else y, 1 if lines_along_x else x)
+    drawn = torch.rand(size, dtype=torch.float64, generator=generator)  # in float32 some would be equal
+    calibration = calibration_region(mask[0, 0])
+    high, wide = (min(n, SIDE) for n in calibration)
+    if with_maps:
+        of_maps = region_of_maps(calibration)
+        high, wide = (max(pair) for pair in zip((high, wide), of_maps if all(of_maps) else (SIDE, SIDE), strict=True))
+    high, wide = y if lines_along_y else min(high, y), x if lines_along_x else min(wide, x)
     outside = torch.ones((y, x), dtype=torch.bool)
     outside[y // 2 - high // 2 :, x // 2 - wide // 2 :][:high, :wide] = False
     if torch.equal(mask, mirror_axes(mask, (-2, -1))):
         drawn, outside = mirror(drawn), outside & mirror_axes(outside, (-2, -1))
     drawn, candidates = drawn.expand(y, x), (mask[0, 0] > 0) & outside
     values = drawn[candidates].unique()  # sorted; one for each line, or point, or pair
-    if not len(values):
-        raise InputError(NOTHING_OUTSIDE)
-    count = max(1, round(HELD_OUT * len(values)))
-    return (candidates & (drawn <= values[count - 1]))[None, None], count
+    count = max(1, round(HELD_OUT * len(values))) if len(values) else 0
+    ends = values[count - 1 :: count].tolist() if count else []
+    between = zip([-1.0, *ends], ends, strict=False)
+    return [(candidates & (drawn > low) & (drawn <= high))[None, None] for low, high in between], count

@@ -274,7 +274,9 @@ def test_a_mask_without_the_centre_gives_finite_images():
 def test_what_is_held_out(kind, hermitian, shape):
     mask = draw_mask(kind, shape, 4.0, seeded(1), hermitian=hermitian).mask[None, None]
     for turned in (mask, mask.mT.contiguous()):
-        held, count = hold_out(turned, seeded(0))
+        parts, count = hold_out(turned, seeded(0), with_maps=False)
+        assert sum(part.int() for part in parts).max() == 1, "each is left out once at most"
+        held = parts[-1]
         y, x = turned.shape[-2:]
         assert held.any() and not (held & (turned == 0)).any() and not held[..., y // 2, x // 2].any()
         if hermitian:
@@ -289,13 +291,32 @@ def test_what_is_held_out(kind, hermitian, shape):
 
 def test_the_calibration_centre_is_not_held_out():
     mask = torch.ones((1, 1, 64, 64))
-    held, _ = hold_out(mask, seeded(0))
+    held = torch.stack(hold_out(mask, seeded(0), with_maps=False)[0]).any(dim=0)
     centre = held[..., 32 - SIDE // 2 : 32 + SIDE // 2, 32 - SIDE // 2 : 32 + SIDE // 2]
     assert held.any() and not centre.any()
     mask = torch.zeros((1, 1, 64, 64))
     mask[..., 28:36, 28:36] = 1
+    assert hold_out(mask, seeded(0), with_maps=False) == ([], 0)
     with pytest.raises(InputError, match="give --regularisation"):
-        hold_out(mask, seeded(0))
+        choose_regularisation(Acquisition(full_kspace(head((64, 64))) * mask, mask), "tv")
+    both = Acquisition(full_kspace(head((64, 64))).expand(2, -1, -1, -1), torch.cat((mask, torch.ones_like(mask))))
+    assert choose_regularisation(replace(both, kspace=both.kspace * both.mask), "tv")[1], "the second slice has some"
+
+
+@pytest.mark.parametrize("block", [(60, 8), (24, 24), (4, 4)])
+def test_maps_do_not_see_what_is_held_out(block):
+    """Of a long narrow block among random points ESPIRiT takes more than 24 rows; of a small one no window but 24 x 24."""
+    full = full_kspace(head((64, 64)), coils=3, phase=True, generator=seeded(7))
+    mask = (torch.rand((1, 1, 64, 64), generator=seeded(1)) < 0.3).float()
+    (high, wide) = block
+    mask[..., 32 - high // 2 : 32 + high // 2, 32 - wide // 2 : 32 + wide // 2] = 1
+    parts, _ = hold_out(mask, seeded(0), with_maps=True)
+    noise = torch.randn(full.shape, dtype=full.dtype, generator=seeded(2))
+    maps = [
+        with_sensitivity_maps(Acquisition(mask * kspace, mask))[0].sensitivity_maps
+        for kspace in (full, full + torch.stack(parts).any(dim=0) * noise)
+    ]
+    assert len(parts) >= 10 and torch.equal(*maps)
 
 
 @pytest.mark.parametrize("method", PENALTIES)
