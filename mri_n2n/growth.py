@@ -15,18 +15,20 @@ def initial_weights(init: Path, kind: str, options: dict, fresh: dict[str, Tenso
     """The tensors of the weights file `init`, over the `fresh` ones of a new network. InputError when they do not fit it.
 
     An unrolled network without memory may have more cascades than `init`: the added ones begin as the identity (under
-    noise, as one more step towards the samples). And it may have soft consistency where `init` has hard: it begins blind to
+    noise or with several coils, as one more step towards the samples). And it may have soft consistency where `init` has hard: it begins blind to
     the noise level, and without noise as what it grew from.
     """
     network, header = load_network(init)
+    if header["network"] != kind:
+        raise InputError(f"{init} holds {header['network']}, not {kind}")
     wanted, found = network_options(kind, options), network_options(kind, header["network_options"])
     grown = dict(found)
-    if kind == header["network"] == "unrolled" and not wanted["memory"]:
+    if kind == "unrolled" and not wanted["memory"]:
         if wanted["cascades"] > found["cascades"]:
             grown["cascades"] = wanted["cascades"]
         if wanted["consistency"] == "soft":
             grown["consistency"] = "soft"
-    if header["network"] != kind or grown != wanted:
+    if grown != wanted:
         raise InputError(f"{init} holds {header['network']} {found}, not {kind} {wanted}")
     return fresh | {name: _widened(value, fresh[name]) for name, value in network.state_dict().items()}
 

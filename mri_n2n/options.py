@@ -27,7 +27,7 @@ class TrainOptions:
     coils: of phantoms, with sensitivities and phase. average: decay per step of the moving average of the weights, which
     are what is validated and saved (0: the last ones). checkpointing: activations of a cascade are computed again when
     they are needed: less memory, a third more time. init: weights file or run to start from, of the same
-    network or one with fewer cascades.
+    network, or of one that grows into it, see `growth`.
     batch_size: None is `default_batch_size`.
     validate_every: seconds between validations, which save too.
     """

@@ -125,6 +125,8 @@ def exchange(first: Acquisition, second: Acquisition, draw: Generator) -> tuple[
     known = first.probability is not None and second.probability is not None
     if not known or not torch.equal(first.probability, second.probability):
         raise OptionError("only acquisitions of one design, of equal sampling probability, exchange samples")
+    if not _equal(first.noise_variance, second.noise_variance):
+        raise OptionError("only acquisitions of one design, of equal noise, exchange samples")
     units = first.mask + 2 * second.mask  # of lines, and symmetric, where both masks are
     swapped = _coin(torch.full_like(first.probability, 0.5), units, draw) * (first.probability < 1)
     taken = lambda a, b: torch.where(swapped > 0, b, a)  # noqa: E731
@@ -259,6 +261,13 @@ def _coin(probability: Tensor, mask: Tensor, draw: Generator) -> Tensor:
     if torch.equal(mirror_axes(mask, (-2, -1)), mask):
         coin = mirror(coin[0, 0])[None, None]
     return (coin < probability).to(mask.dtype)
+
+
+def _equal(a: Tensor | float | None, b: Tensor | float | None) -> bool:
+    """Of noise variances, which are estimates: within a fifth."""
+    if a is None or b is None:
+        return a is b
+    return torch.allclose(torch.as_tensor(a).double(), torch.as_tensor(b).double(), rtol=0.2, atol=0.0)
 
 
 def _second(measured: Measured) -> Acquisition:

@@ -40,7 +40,8 @@ def read_checkpoint(run: Path, options: dict, data: dict) -> tuple[dict[str, Ten
     before, now = header["training"], json.loads(json.dumps(options))
     changed = sorted(key for key in now if key not in MAY_CHANGE and before.get(key) != now[key])
     if "protocol" in changed and isinstance(before.get("protocol"), dict):  # its parts are what was given
-        changed += sorted(key for key in now["protocol"] if before["protocol"].get(key) != now["protocol"][key])
+        was, is_now = before["protocol"], now["protocol"]
+        changed += sorted(key for key in {*was, *is_now} if was.get(key) != is_now.get(key))
         changed.remove("protocol")
     if now["init"] and not header.get("init_sha256"):
         raise InputError(f"{run} did not begin with --init; leave it out to resume")
@@ -54,6 +55,12 @@ def read_checkpoint(run: Path, options: dict, data: dict) -> tuple[dict[str, Ten
         told = "; ".join(f"{name} {header[name]} then, {data[name]} now" for name in counts) or "other names or slices"
         raise InputError(f"{run} began with other files ({told}); give the same --data, or start a new run")
     return tensors, header
+
+
+def saved_batch_size(run: Path) -> int | None:
+    """That of an interrupted run; None where there is none."""
+    checkpoint = run / "checkpoint.safetensors"
+    return load_tensors(checkpoint)[1]["training"].get("batch_size") if checkpoint.exists() else None
 
 
 def start_run(run: Path, options: dict, step: int) -> None:

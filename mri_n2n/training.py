@@ -33,7 +33,16 @@ from mri_n2n.losses import loss_of
 from mri_n2n.options import TrainOptions, check_options
 from mri_n2n.pairs import Pair
 from mri_n2n.process import progress_shown
-from mri_n2n.runs import check_unused, discard_run, read_checkpoint, read_log, save_run, start_run, write_log
+from mri_n2n.runs import (
+    check_unused,
+    discard_run,
+    read_checkpoint,
+    read_log,
+    save_run,
+    saved_batch_size,
+    start_run,
+    write_log,
+)
 from mri_n2n.sources import Split
 from mri_n2n.validation import validate, validation_set
 
@@ -96,8 +105,9 @@ def train(options: TrainOptions, run: Path | str, *, resume: bool = False) -> Tr
     if not resume:
         check_unused(run)
     device = choose_device(options.device)
-    if options.batch_size is None:
-        options = replace(options, batch_size=default_batch_size(options.protocol.recipe_2018, device))
+    if options.batch_size is None:  # a run that goes on elsewhere keeps its own
+        kept = saved_batch_size(run) if resume else None
+        options = replace(options, batch_size=kept or default_batch_size(options.protocol.recipe_2018, device))
     sources = sources_of(options)
     if options.protocol.method == "auto":
         method, why = choose_method(options.dataset, sources.train, options.protocol)

@@ -10,15 +10,18 @@ import numpy as np
 import pytest
 import torch
 
+from mri_n2n import cli, process
 from mri_n2n.benchmarks import BENCHMARKS, ablation, listing, methods, run
 from mri_n2n.benchmarks.common import Setting, peak_memory, steps_in, write_section
 from mri_n2n.benchmarks.subjects import PHANTOM_SLICES, phantom_folder, subjects_in
 from mri_n2n.benchmarks.subjects import test_sources as find_test_sources
 from mri_n2n.errors import InputError, NotFoundError, UserError
+from mri_n2n.formats import open_scan
 from mri_n2n.fourier import ifft2c
 from mri_n2n.metrics import psnr_per_slice
 from mri_n2n.options import check_options
 from mri_n2n.phantom import phantom_kspace
+from mri_n2n.protocol import simulated_repetitions
 from mri_n2n.training import new_network
 
 SMALL = 32
@@ -97,6 +100,8 @@ def test_a_part_that_is_not_there_is_named(tmp_path):
             run(name, Setting(None, tmp_path), [part])
     with pytest.raises(UserError, match="--minutes must be above zero"):
         run("step", Setting(None, tmp_path, minutes=0.0))
+    with pytest.raises(UserError, match="--minutes is of methods, ablation, deepinv, not of step"):
+        run("step", Setting(None, tmp_path, minutes=5.0))
 
 
 def test_psnr_per_slice_is_of_clamped_magnitudes():
@@ -127,7 +132,7 @@ def test_steps_in_a_time():
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_cell_from_training_to_table(volumes, tmp_path, monkeypatch):
+def test_a_cell_from_training_to_table(volumes, tmp_path, monkeypatch, capsys):
     cell = methods.CELLS["roulette"]
     cell = replace(
         cell,
@@ -137,13 +142,58 @@ def test_a_cell_from_training_to_table(volumes, tmp_path, monkeypatch):
     )
     monkeypatch.setattr(methods, "CELLS", {"roulette": cell})
     monkeypatch.setattr(methods, "MATRIX", SMALL)
-    setting = Setting(volumes, tmp_path / "runs", tmp_path / "docs", quick=True)
-    text = run("methods", setting, ["roulette"])
+    command = [
+        "benchmark",
+        "methods",
+        "--part",
+        "roulette",
+        "--data",
+        str(volumes),
+        "-o",
+        str(tmp_path / "runs"),
+        "--quick",
+    ]
+    command += ["--docs", str(tmp_path / "docs"), "--minutes", "3"]
+    monkeypatch.setattr(process, "tune_process", lambda: None)  # which would last for the whole test run
+    assert cli.main(command) == 0
+    text = capsys.readouterr().out
+    document = (tmp_path / "docs" / "benchmarks.md").read_text()
+    assert "<!-- methods: roulette -->\n### roulette\n" in document and "--part roulette --data DIR" in document
+    assert all(line in document for line in text.splitlines())
     monkeypatch.setattr(methods, "peak_memory", lambda command: pytest.fail(f"again: {command}"))
-    assert run("methods", setting, ["roulette"]) == text
+    assert cli.main(command) == 0
+    tables = [[line for line in said.splitlines() if line.startswith("|")] for said in (text, capsys.readouterr().out)]
+    assert tables[0] == tables[1]
+    monkeypatch.setattr(methods, "code_hash", lambda: "other")  # other code makes the images again
+    with pytest.raises(pytest.fail.Exception, match="again"):
+        run("methods", Setting(volumes, tmp_path / "runs", quick=True), ["roulette"])
     rows = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("|")}
     assert {methods.N2N, methods.ONE_PASS, "2018 recipe", "zero-filled", "tv"} <= set(rows)
     assert "wanted: at least -100.00, met" in text and "wanted: at least +100.00, MISSED" in text
     assert "nan" not in rows["tv"] and (tmp_path / "docs" / "images" / "methods-roulette.png").stat().st_size > 1000
     assert "Not open_ms" not in text
-    assert (tmp_path / "runs" / "methods-quick.json").exists() and not (tmp_path / "runs" / "methods.json").exists()
+    for folder in ("runs", "docs"):
+        assert [path.name for path in (tmp_path / folder).glob("*.json")] == ["methods-roulette-quick.json"]
+
+
+@pytest.mark.parametrize("name", methods.CELLS)
+def test_what_is_tested_is_acquired_as_what_is_trained_on(name, volumes, tmp_path):
+    """The slices of a test file have one mask, of the sampling probability of the training inputs, and noise of their own."""
+    cell = methods.CELLS[name]
+    protocol = methods.options_of(volumes, cell, {"method": "noise2noise"}, 1).protocol
+    [path] = methods.write_tests(volumes, cell, tmp_path, quick=False)
+    scan = open_scan(path)
+    found = scan.read(0, scan.shape[0])
+    [source] = [s for s in find_test_sources(volumes, methods.MATRIX)]
+    of_training = [simulated_repetitions(source.load()[:1], 0, f"train {i}", protocol).first for i in range(3)]
+    assert found.mask.shape[0] == 1 and found.kspace.shape[1] == of_training[0].kspace.shape[1]
+    assert all(torch.equal(found.probability, one.probability) for one in of_training) or protocol.one_mask
+    assert not protocol.one_mask or torch.equal(found.mask, of_training[0].mask)
+    assert found.noise_variance == pytest.approx(of_training[0].noise_variance)
+    full = torch.cat(
+        [simulated_repetitions(one[None], 0, f"test {source.name}", protocol).full for one in source.load()[::2]]
+    )
+    noise = (found.kspace - full * found.mask)[:, :, found.mask[0, 0] > 0]
+    assert noise.abs().square().mean().item() == pytest.approx(found.noise_variance, rel=0.1, abs=1e-12)
+    if found.noise_variance:
+        assert (noise[0] - noise[1]).abs().square().mean().item() == pytest.approx(2 * found.noise_variance, rel=0.1)

@@ -260,6 +260,22 @@ def test_maps_of_the_input_never_know_the_samples_of_the_target(method, mask, ac
             assert torch.equal(other.input.sensitivity_maps, pair.input.sensitivity_maps)
 
 
+@pytest.mark.parametrize("measured", [False, True])
+def test_the_lines_of_a_simulated_comb_are_not_exchanged(measured):
+    """Of simulated acquisitions, and of measured ones that are undersampled by simulation; other masks are."""
+    full = phantom(slices=1)
+    one = torch.ones((1, 1, *full.shape[-2:]))
+    data = (Acquisition(full, one, one), Acquisition(full, one, one)) if measured else full
+    for kind, stays in (("equispaced-lines", True), ("gaussian-lines", False)):
+        inputs = []
+        for exchange in (False, True):
+            protocol = Protocol(
+                pair=PairOptions(exchange=exchange), masks=(kind,), acceleration=(4.0, 4.0), undersample=measured
+            )
+            inputs.append(_example(data, 0, "a", protocol, seeded(0, "draw"), {}).input.mask)
+        assert torch.equal(*inputs) == stays
+
+
 def test_single_scan_methods_take_two_acquisitions_as_one_and_one_as_it_is():
     full = phantom(slices=1)
     source = Source("a", "a", 1, lambda: full)

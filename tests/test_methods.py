@@ -96,7 +96,7 @@ def symmetric(mask: torch.Tensor) -> bool:
 
 @pytest.mark.parametrize(("kind", "hermitian"), POINTS + LINES)
 def test_exchanged_masks_keep_their_design(kind, hermitian):
-    """Each has probability p, for fixed as for redrawn acquisitions; lines stay whole and symmetric masks symmetric."""
+    """Each has probability p; lines stay whole and symmetric masks symmetric."""
     count, draw, p = 700 if kind.endswith("lines") else 1500, generator(1), design(kind, hermitian)
     masks = torch.empty(2, count, *SHAPE, dtype=torch.float64)
     for i in range(count):
@@ -138,9 +138,15 @@ def test_exchanged_samples_move_with_their_mask(kind, hermitian):
 def test_only_acquisitions_of_one_design_exchange_samples():
     first, other = sample("roulette", generator()), sample("roulette", generator(1), acceleration=3.0)
     unknown = Acquisition(other.kspace, other.mask)
-    for two in ((first, other), (first, unknown), (unknown, first), (unknown, unknown)):
+    quiet, louder, loud = (replace(first, noise_variance=torch.full((1, 1, 1, 1), v)) for v in (1e-3, 1.1e-3, 2e-3))
+    told = replace(first, noise_variance=1e-3)
+    wrong = [(first, other), (first, unknown), (unknown, first), (unknown, unknown)]
+    wrong += [(quiet, loud), (loud, quiet), (quiet, replace(first, noise_variance=None))]
+    for two in wrong:
         with pytest.raises(OptionError, match="one design"):
             exchange(*two, generator())
+    for two in ((quiet, louder), (told, quiet)):  # variances are estimates
+        exchange(*two, generator())
 
 
 def test_expected_loss_with_exchange_is_the_error_of_the_full_kspace():

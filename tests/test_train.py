@@ -346,6 +346,14 @@ def test_equal_seeds_make_equal_weights(data, tmp_path):
     assert not equal(tmp_path / "a", tmp_path / "c")
 
 
+def test_a_run_that_goes_on_keeps_its_batch_size_where_the_default_is_another(data, tmp_path, monkeypatch):
+    chosen = options("nifti", data, steps=1, batch_size=None)
+    train(chosen, tmp_path / "run")
+    monkeypatch.setattr(training, "default_batch_size", lambda *_: 7)  # as on another device
+    train(replace(chosen, steps=2), tmp_path / "run", resume=True)
+    assert load_tensors(tmp_path / "run" / "weights.safetensors")[1]["training"]["batch_size"] == 2
+
+
 def test_a_run_is_not_overwritten_and_resumes_with_the_same_options_only(data, tmp_path):
     chosen, run = options("nifti", data, steps=2), tmp_path / "run"
     with pytest.raises(NotFoundError, match="run"):
@@ -367,6 +375,12 @@ def test_a_run_is_not_overwritten_and_resumes_with_the_same_options_only(data, t
             train(options("nifti", data, **{"steps": 2, name: value}), run, resume=True)
     with pytest.raises(InputError, match="did not begin with --init"):
         train(replace(chosen, init=str(run)), run, resume=True)
+    tensors, header = load_tensors(run / "checkpoint.safetensors")
+    header["training"]["protocol"]["vanished"] = 1.0  # an option of an earlier version
+    save_tensors(run / "checkpoint.safetensors", tensors, header)
+    with pytest.raises(InputError, match=r"other options \(vanished\)"):
+        train(chosen, run, resume=True)
+    (run / "checkpoint.safetensors").write_bytes(before["checkpoint.safetensors"])
     assert {path.name: path.read_bytes() for path in run.iterdir()} == before
     assert (
         train(replace(chosen, steps=3, validate_every=1.0), run, resume=True).steps == 3

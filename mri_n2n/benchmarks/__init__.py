@@ -30,6 +30,9 @@ BENCHMARKS = (
 )
 
 
+TIMED = ("methods", "ablation", "deepinv")  # those that compare trainings at equal time
+
+
 def listing() -> str:
     """One line per benchmark: its name, its question and its parts."""
     lines = []
@@ -43,12 +46,14 @@ def listing() -> str:
 def run(name: str, setting: Setting, parts: Sequence[str] = ()) -> str:
     """Run one benchmark, or some of its parts; finished trainings found in the output folder are used again. Returns, and
     with `setting.docs` writes, its sections: each part as soon as it is done, beside what the document has of the others."""
-    from mri_n2n.benchmarks.common import heading, how_run, write_section
+    from mri_n2n.benchmarks.common import Setting, heading, how_run, write_section
 
     if name not in BENCHMARKS:
         raise UserError(f"unknown benchmark {name!r}; choose one of {', '.join(BENCHMARKS)}")
     if not 0 < setting.minutes < math.inf:
         raise UserError(f"--minutes must be above zero; got {setting.minutes:g}")
+    if setting.minutes != Setting.minutes and name not in TIMED:
+        raise UserError(f"--minutes is of {', '.join(TIMED)}, not of {name}")
     module = import_module(f"mri_n2n.benchmarks.{name}")
     there = getattr(module, "PARTS", ())
     unknown = [part for part in parts if part not in there]

@@ -11,15 +11,13 @@ hundredths say nothing. Batches of 2. Time is that of the processor over its thr
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
-from mri_n2n.benchmarks.common import Setting, steps_in, table, trained
-from mri_n2n.benchmarks.methods import CELLS, options_of, step_seconds
+from mri_n2n.benchmarks.common import Setting, made_of, steps_in, table, trained
+from mri_n2n.benchmarks.methods import CELLS, kept_step_seconds, options_of
 from mri_n2n.benchmarks.subjects import data_folder
 from mri_n2n.checkpoint import load_network
-from mri_n2n.files import atomic_output
 from mri_n2n.inference import reconstruct_acquisition
 from mri_n2n.metrics import psnr_per_slice
 from mri_n2n.options import TrainOptions
@@ -83,17 +81,13 @@ def run(setting: Setting, part: str) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     labels = [label for label in VARIANTS if VARIANTS[label][0] == CELL_OF[part]]
     labels = labels[::4] if quick else labels
-    times = folder / "step-seconds.json"
-    seconds = json.loads(times.read_text()) if times.exists() else {}
-    if not set(labels) <= set(seconds):
-        seconds = step_seconds({label: variant_options(data, label, 1) for label in labels}, 1 if quick else 7)
-        with atomic_output(times, force=True) as temporary:
-            temporary.write_text(json.dumps(seconds, indent=2) + "\n")
-    rows, base = [], None
+    seconds = kept_step_seconds({label: variant_options(data, label, 1) for label in labels}, folder, quick)
+    rows, made, base = [], [], None
     for label in labels:
         options = variant_options(data, label, steps_in(setting.minutes, seconds[label], quick))
         kept = folder / "".join(c if c.isalnum() else "-" for c in label)
         header = trained(options, kept)
+        made.append(header["made"])
         psnr = {flips: validation_psnr(options, kept, flips=flips) for flips in (False, True)}
         base = base or (psnr[False], seconds[label])
         rows.append(
@@ -108,4 +102,4 @@ def run(setting: Setting, part: str) -> str:
             ]
         )
     header = ["", "parameters", "time per step", "steps", "PSNR (dB)", "against the default", "over mirror images"]
-    return f"{setting.minutes:g} minutes of training each.\n\n" + table(header, rows)
+    return f"{setting.minutes:g} minutes of training each. Trained on: {made_of(made)}.\n\n" + table(header, rows)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
+import json
 import os
 import platform
 import re
@@ -10,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -42,17 +45,50 @@ class Setting:
 
 
 def trained(options: TrainOptions, run: Path) -> dict:
-    """Train into `run`, resume it, or find it finished; returns the header of its weights.
+    """Train into `run`, resume it, or find it finished; returns the header of its weights, and under "made" where, when and
+    by which code it began.
 
     InputError when `run` holds a run of another budget or other options.
     """
-    checkpoint = run / "checkpoint.safetensors"
+    checkpoint, made = run / "checkpoint.safetensors", run.with_name(f"{run.name}.made.json")
     started = checkpoint.exists()
+    if not started:
+        run.parent.mkdir(parents=True, exist_ok=True)
+        write_json(made, made_now())
     if started and load_tensors(checkpoint)[1]["training"]["steps"] != options.steps:
         raise InputError(f"{run} holds a run of another length; give another -o")
     if not train(options, run, resume=started).finished:
         raise KeyboardInterrupt  # saved; the same benchmark goes on from there
-    return load_tensors(checkpoint)[1]
+    return load_tensors(checkpoint)[1] | {"made": json.loads(made.read_text()) if made.exists() else {}}
+
+
+def made_now() -> dict[str, str]:
+    """Where, when and by which code something is made: kept beside what is used again in a later run."""
+    return {
+        "hardware": hardware(),
+        "date": datetime.date.today().isoformat(),
+        "torch": torch.__version__,
+        "code": code_hash(),
+    }
+
+
+def made_of(many: list[dict[str, str]]) -> str:
+    """In words, for a document."""
+    words = {f"{one['hardware']}, torch {one['torch']}, {one['date']}, code {one['code']}" for one in many if one}
+    return "; ".join(sorted(words)) or "unknown"
+
+
+@cache
+def code_hash() -> str:
+    """Of the package's sources, without the benchmarks."""
+    package = Path(mri_n2n.__file__).parent
+    sources = sorted(path for path in package.rglob("*.py") if "benchmarks" not in path.relative_to(package).parts)
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:12]
+
+
+def write_json(path: Path, value: object) -> None:
+    with atomic_output(path, force=True) as temporary:
+        temporary.write_text(json.dumps(value, indent=2) + "\n")
 
 
 def steps_in(minutes: float, step_seconds: float, quick: bool) -> int:

@@ -49,11 +49,11 @@ def run(setting: Setting) -> str:
     picture = ""
     if docs is not None:
         kspace = open_scan(file, "npy-coils").read(0, 1).kspace
-        with h5py.File(results / f"{NAME}.h5") as result:
+        with h5py.File(results / f"{file.stem}.h5") as result:
             maps = result["sensitivity_maps"][0]
         images = {
             "zero-filled": root_sum_of_squares(ifft2c(kspace))[0].numpy(),
-            "bundled weights": read_reference(results / f"{NAME}.h5")[0],
+            "bundled weights": read_reference(results / f"{file.stem}.h5")[0],
             "BART wavelets": bart_pics(kspace[0].numpy(), maps),
         }
         panels = [(name, image, (0.0, float(np.percentile(image, 99.5)))) for name, image in images.items()]

@@ -53,7 +53,8 @@ def without(data: Path, contrast: str, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for path in sorted(data.iterdir()):
         link = folder / path.name
-        if contrast not in path.name and path.name.endswith((".nii", ".nii.gz")) and not link.exists():
+        if contrast not in path.name and path.name.endswith((".nii", ".nii.gz")):
+            link.unlink(missing_ok=True)
             link.symlink_to(path.resolve())
     return folder
 

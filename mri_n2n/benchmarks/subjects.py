@@ -49,12 +49,12 @@ def subjects_in(data: Path) -> tuple[str, str]:
     """(test, validation): of open_ms as published, of other data the last subject by name and the one before."""
     split = find_sources("nifti", data, validation_subjects=("none",))
     subjects = sorted({source.subject for source in split.train})
-    if {TEST_SUBJECT, VALIDATION_SUBJECT} <= set(subjects):
-        return TEST_SUBJECT, VALIDATION_SUBJECT
     if len(subjects) < 3:
         raise NotFoundError(
             f"{data} holds volumes of {', '.join(subjects)}; at least three subjects are needed: to train on, to choose on, to test"
         )
+    if {TEST_SUBJECT, VALIDATION_SUBJECT} <= set(subjects):
+        return TEST_SUBJECT, VALIDATION_SUBJECT
     return subjects[-1], subjects[-2]
 
 
@@ -82,6 +82,6 @@ def phantom_folder(folder: Path, matrix_size: int) -> Path:
             drawn = (phantom_kspace(shape, generator=seeded(SEED, path.name, i)) for i in range(PHANTOM_SLICES))
             images = torch.stack([ifft2c(one)[0].abs() for one in drawn])
             volume = nibabel.Nifti1Image(images.numpy().T.astype(np.float32), np.eye(4))
-            with atomic_output(path, force=False) as temporary:
+            with atomic_output(path, force=True) as temporary:
                 temporary.write_bytes(volume.to_bytes())
     return folder

@@ -6,7 +6,7 @@ roulette masks, and 8 simulated coils, with sensitivity maps from the scan's own
 shown, and its best row is chosen on the test volume itself, for each acceleration, in its favour. The weights were trained on
 subjects 01, 03, 09, 12 without ever using a full k-space as target (see the model card); no choice was made on subject 04 but
 for what the head of this document says; they are told that there is no noise, and average over mirror images as `reconstruct` does
-(four passes). Then every mask, one coil and 8, without and with noise.
+(four passes). Zero-filled is the root-sum-of-squares of the coil images. Then every mask, one coil and 8, without and with noise.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mri_n2n import baselines, operators, penalties
 from mri_n2n.acquisition import Acquisition
-from mri_n2n.baselines import CG_STEPS, ITERATIONS, RELAXATION, STIFFNESS, TOLERANCE, reconstruct_baseline
+from mri_n2n.baselines import ITERATIONS, reconstruct_baseline
 from mri_n2n.benchmarks.common import SEED, Setting, reconstruct_with, score, table, verdict, zero_filled
 from mri_n2n.benchmarks.subjects import TestVolume, data_folder, test_volume
 from mri_n2n.checkpoint import BUNDLED
@@ -57,7 +58,7 @@ def swept(acquisition: Acquisition, baseline: str, strength: float, folder: Path
     """Magnitudes (slices, y, x) by compressed sensing, seconds per slice and how many slices were not converged, from
     `folder` when they are there."""
     scan = hashlib.sha256(acquisition.kspace.numpy())
-    scan.update(repr((ITERATIONS, TOLERANCE, STIFFNESS, RELAXATION, CG_STEPS)).encode())
+    scan.update(b"".join(Path(module.__file__).read_bytes() for module in (baselines, penalties, operators)))
     if acquisition.sensitivity_maps is not None:
         scan.update(acquisition.sensitivity_maps.numpy())
     kept = folder / f"{baseline}-{strength:g}-{scan.hexdigest()[:12]}.npz"
