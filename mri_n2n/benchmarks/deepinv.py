@@ -158,7 +158,8 @@ def trained_peer(options: TrainOptions, steps: int, rate: float, kept: Path) -> 
         set_schedule(optimizer, replace(options, learning_rate=rate), number / steps)
         step(network, loss, optimizer, next(batches)[0].input)
         average.update_parameters(network)
-    save_tensors(kept, average.module.state_dict(), {"steps": steps, "learning_rate": rate})
+    own = {name: value.clone() for name, value in average.module.state_dict().items()}  # some share memory
+    save_tensors(kept, own, {"steps": steps, "learning_rate": rate})
     return average.module.eval()
 
 
