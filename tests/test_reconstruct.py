@@ -619,14 +619,18 @@ def test_weights_of_the_2018_recipe_use_the_stored_probability(scans, tmp_path):
 def gain(
     full: torch.Tensor, kind: str, acceleration: float, seed: int, hermitian: bool = False
 ) -> tuple[float, np.ndarray]:
-    """dB won over the zero-filled image of full k-space (y, x), and the reconstruction."""
+    """dB won over the zero-filled image of full k-space (y, x), and the reconstruction: without noise its samples are as
+    measured, and without being told so it is no worse than the zero-filled image."""
     mask = draw_mask(kind, tuple(full.shape), acceleration, generator(seed), hermitian=hermitian).mask
-    image = mri_n2n.reconstruct((full * mask).numpy(), mask=mask.numpy())
+    image = mri_n2n.reconstruct((full * mask).numpy(), mask=mask.numpy(), noise_variance=0.0)
     assert image.shape == tuple(full.shape) and np.isfinite(image).all()
     sampled = fft2c(torch.from_numpy(image))[mask > 0]
     torch.testing.assert_close(sampled, full[mask > 0], rtol=0, atol=1e-5 * full.abs().max().item())
     reference, zero_filled = ifft2c(full).abs().numpy(), ifft2c(full * mask).abs().numpy()
-    return psnr(reference[None], np.abs(image)[None]) - psnr(reference[None], zero_filled[None]), image
+    before = psnr(reference[None], zero_filled[None])
+    untold = mri_n2n.reconstruct((full * mask).numpy(), mask=mask.numpy())
+    assert psnr(reference[None], np.abs(untold)[None]) > before
+    return psnr(reference[None], np.abs(image)[None]) - before, image
 
 
 def test_bundled_weights_gain_two_decibels_on_a_head_they_never_saw():
