@@ -253,7 +253,7 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--init",
         metavar="RUN|FILE",
-        help="start from the weights of another run of the same network, or of an unrolled one with fewer cascades or hard consistency",
+        help="start from the weights of another run of the same network, or of an unrolled one (without memory) with fewer cascades or hard consistency",
     )
     train.add_argument("--resume", action="store_true", help="continue the run in RUN")
 

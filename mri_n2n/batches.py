@@ -163,9 +163,8 @@ def _example(
     shift = tuple(round((2 * torch.rand((), generator=draw).item() - 1) * protocol.translation * n) for n in (y, x))
     axes = tuple(axis for axis in (-2, -1) if protocol.flips and torch.rand((), generator=draw) < 0.5)
     options = protocol.pair
-    if options.exchange and (
-        isinstance(data, Tensor) or protocol.undersample
-    ):  # a comb's lines are not drawn one by one
+    if options.exchange and (isinstance(data, Tensor) or protocol.undersample):
+        # The lines of a comb are not drawn one by one.
         kind, *_ = design(protocol, seeded(protocol.seed, "slice", name, index))
         options = replace(options, exchange=kind != "equispaced-lines")
     pair = PAIR_MAKERS[protocol.method](moved(measured, shift, axes), options, draw)
