@@ -40,7 +40,7 @@ from mri_n2n.report import montage
 from mri_n2n.simulation import acquire, seeded
 
 PARTS = ("unseen", "moved", "lesions")
-STEPS = 1200  # of 2 slices
+STEPS = 400  # of 2 slices
 FAMILIES = ("roulette", "gaussian-points", "gaussian-lines")
 UNKNOWN_CONTRAST, UNKNOWN_MASK = "FLAIR", "gaussian-lines"
 RADII = (1.5, 3.0, 6.0)  # of lesions, in pixels
