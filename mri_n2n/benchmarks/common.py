@@ -148,7 +148,7 @@ def comparison_options(data: Path, *, steps: int, matrix_size: int = 128, **chan
         validation_subjects=(validation,),
         protocol=protocol,
         steps=steps,
-        validate_every=120,
+        validate_every=600,
         **changes,
     )
 
