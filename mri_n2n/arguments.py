@@ -182,7 +182,7 @@ def parser() -> argparse.ArgumentParser:
         help="robust-ssdu: the input is given further noise, A times the scan's",
     )
     train.add_argument("--network", choices=NETWORKS, help="default unrolled (unet with the methods of 2018)")
-    train.add_argument("--cascades", type=int, help="unrolled: number of cascades")
+    train.add_argument("--cascades", type=int, help="unrolled, fastmri-varnet: number of cascades")
     train.add_argument("--channels", type=int, help="channels of the U-Net(s)")
     train.add_argument(
         "--consistency",
@@ -253,7 +253,7 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--init",
         metavar="RUN|FILE",
-        help="start from the weights of another run of the same network, or of an unrolled one (without memory) with fewer cascades or hard consistency",
+        help="start from the weights of another run of the same network, or of an unrolled one with fewer cascades or hard consistency",
     )
     train.add_argument("--resume", action="store_true", help="continue the run in RUN")
 
@@ -332,7 +332,7 @@ def parser() -> argparse.ArgumentParser:
     benchmark = command("benchmark", "Run one of the measurements behind docs/benchmarks.md.")
     benchmark.add_argument("name", nargs="?", help="which one; without a name they are listed")
     benchmark.add_argument(
-        "--data", type=path, metavar="DIR", help="directory of NIfTI volumes named patientNN_studyN_CONTRAST.nii.gz"
+        "--data", type=path, metavar="DIR", help="directory of NIfTI volumes of at least three subjects, or what the benchmark asks for; methods, step and coils do without"
     )
     benchmark.add_argument(
         "-o",

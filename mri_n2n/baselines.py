@@ -9,7 +9,7 @@ With A = M F S the measurement, s its samples and W the largest magnitude of A^H
 R of `tv` is isotropic total variation: the sum over pixels of sqrt(|d_y x|^2 + |d_x x|^2), differences to the neighbour
 before, with periodic ends. R of `wavelet` is the mean, over all shifts of the image, of the l1 norm of its coefficients
 (those of the coarsest scale too) in Daubechies' orthonormal wavelets of four taps. Both are in `penalties`. L is on
-the scale of BART's `pics -w W -R T:3:0:L` and `pics -w W -R W:3:0:L`.
+the scale of BART's `pics -w W -R T:3:0:L` and `pics -w W -m -R W:3:0:L`.
 
 Sources: Pruessmann et al., MRM 46, 2001 (SENSE by conjugate gradients); Lustig, Donoho, Pauly, MRM 58, 2007 (wavelets);
 Block, Uecker, Frahm, MRM 57, 2007 (total variation, several coils); Boyd, Parikh, Chu, Peleato, Eckstein, Found. Trends
@@ -18,7 +18,6 @@ Mach. Learn. 3, 2011 (ADMM); Coifman, Donoho, Translation-invariant de-noising, 
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -37,6 +36,9 @@ FEWEST, ITERATIONS, TOLERANCE = 10, 150, 3e-4
 STIFFNESS, RELAXATION = 15.0, 1.7
 CG_STEPS = 5  # in each step of ADMM with several coils, from where the step before ended
 
+
+# Of L: below, ADMM goes nowhere in float32; above, what is left is a constant.
+LIMITS = (1e-6, 10.0)
 
 BASELINES = ("zero-filled", "sense", *PENALTIES)
 
@@ -119,8 +121,9 @@ def check_baseline(
         return
     if baseline not in PENALTIES:
         raise OptionError(f"--regularisation belongs to --baseline {' or '.join(PENALTIES)}")
-    if not (math.isfinite(regularisation) and regularisation > 0):
-        raise OptionError(f"--regularisation must be positive and finite; got {regularisation}")
+    least, most = LIMITS
+    if not least <= regularisation <= most:
+        raise OptionError(f"--regularisation must be between {least:g} and {most:g}; got {regularisation}")
 
 
 @torch.inference_mode()

@@ -104,7 +104,8 @@ def load_network(path: Path) -> tuple[nn.Module, dict]:
         raise InputError(f"{path}: {' '.join(str(error).split())[:300]}") from None
     expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
     if expected != {name: tuple(value.shape) for name, value in tensors.items()}:
-        raise InputError(f"{path} does not hold the tensors of its network {header['network']!r}")
+        advice = "; give weights.safetensors, which lies beside it" if path.name == "checkpoint.safetensors" else ""
+        raise InputError(f"{path} does not hold the tensors of its network {header['network']!r}{advice}")
     if not all(torch.isfinite(value).all() for value in tensors.values()):
         raise InputError(f"{path} holds weights that are not finite; it is damaged, or its training diverged")
     network.load_state_dict({name: value.float() for name, value in tensors.items()}, assign=True)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
 import sys
 import threading
 import warnings
+from importlib import import_module
 
 from mri_n2n.arguments import MASKS, parser
-from mri_n2n.errors import PartialError, UserError
+from mri_n2n.errors import InputError, PartialError, UserError
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -21,6 +23,7 @@ def main(arguments: list[str] | None = None) -> int:
         for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
             if threading.current_thread() is threading.main_thread():
                 signal.signal(number, interrupted)  # a batch system's time limit: cleaned up as after Ctrl-C
+        interruptible(options.command)
         COMMANDS[options.command](options)
         if sys.stdout is not None:
             sys.stdout.flush()  # here a full disk behind it is still an error of ours
@@ -41,19 +44,60 @@ def main(arguments: list[str] | None = None) -> int:
         where = f"{error.filename}: " if error.filename else ""
         print("mri-n2n: error:", *f"{where}{error.strerror or error}".split(), file=sys.stderr)
         return 4
-    except Exception as error:  # a bug: say so in one line, and how to see more
-        if options.debug:
-            raise
+    except (MemoryError, RuntimeError) as error:
+        if options.debug or not is_out_of_memory(error):
+            return internal_error(error, options.debug)
         print(
-            f"mri-n2n: internal error: {type(error).__name__}: {' '.join(str(error).split())} (--debug shows where)",
+            "mri-n2n: error: not enough memory; use a smaller --batch-size or --matrix-size, fewer coils, --checkpointing, or a "
+            "machine with more",
             file=sys.stderr,
         )
-        return 1
+        return InputError.exit_code
+    except Exception as error:  # a bug: say so in one line, and how to see more
+        return internal_error(error, options.debug)
     return options.exit_code if hasattr(options, "exit_code") else 0
+
+
+def internal_error(error: Exception, debug: bool) -> int:
+    """One line, and how to see more; with `debug` the error itself."""
+    if debug:
+        raise error
+    print(
+        f"mri-n2n: internal error: {type(error).__name__}: {' '.join(str(error).split())} (--debug shows where)",
+        file=sys.stderr,
+    )
+    return 1
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """MemoryError, or what torch raises in its place."""
+    words = ("can't allocate memory", "out of memory", "not enough memory")
+    return isinstance(error, MemoryError) or any(one in str(error).lower() for one in words)
 
 
 def interrupted(_number: int, _frame: object) -> None:
     raise KeyboardInterrupt
+
+
+def interruptible(command: str) -> None:
+    """Import what a command needs; signals wait until that is done, for within an import an exception gets lost in
+    extension modules. A second one ends the process."""
+    waiting: list[int] = []
+
+    def note(number: int, _frame: object) -> None:
+        if waiting:
+            os._exit(130)
+        waiting.append(number)
+
+    numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+    previous = {number: signal.signal(number, note) for number in numbers}
+    try:
+        import_module(MODULES[command])
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    if waiting:
+        raise KeyboardInterrupt
 
 
 def run_demo(options: argparse.Namespace) -> None:
@@ -136,7 +180,8 @@ def train_options_from(options: argparse.Namespace):
     given = [name for name, value in simulated_only.items() if value is not None]
     if measured and given:
         raise UserError(
-            f"{' and '.join(given)} say how to simulate acquisitions; --dataset {options.dataset} holds measured ones"
+            f"{' and '.join(given)} say{'s' * (len(given) == 1)} how to simulate acquisitions; --dataset {options.dataset} holds "
+            "measured ones"
         )
     default_mask, default_acceleration = ("gaussian-lines", "4") if options.dataset == "m4raw" else ("roulette", "10")
     masks = (
@@ -320,6 +365,18 @@ COMMANDS = {
     "info": run_info,
     "convert": run_convert,
     "benchmark": run_benchmark,
+}
+
+
+MODULES = {
+    "demo": "mri_n2n.demo",
+    "simulate": "mri_n2n.simulation",
+    "train": "mri_n2n.training",
+    "reconstruct": "mri_n2n.reconstruction",
+    "evaluate": "mri_n2n.evaluation",
+    "info": "mri_n2n.inspection",
+    "convert": "mri_n2n.conversion",
+    "benchmark": "mri_n2n.benchmarks.common",
 }
 
 

@@ -29,7 +29,8 @@ def initial_weights(init: Path, kind: str, options: dict, fresh: dict[str, Tenso
         if wanted["consistency"] == "soft":
             grown["consistency"] = "soft"
     if grown != wanted:
-        raise InputError(f"{init} holds {header['network']} {found}, not {kind} {wanted}")
+        differ = [f"{name} {found[name]}, not {wanted[name]}" for name in wanted if found[name] != wanted[name]]
+        raise InputError(f"{init} holds {kind} with {'; '.join(differ)}")
     return fresh | {name: _widened(value, fresh[name]) for name, value in network.state_dict().items()}
 
 

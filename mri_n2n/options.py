@@ -60,7 +60,7 @@ def check_options(options: TrainOptions) -> None:
     """UserError for a number that makes no sense."""
     given = [value for value in (options.epochs, options.steps, options.minutes) if value is not None]
     if len(given) != 1 or not 0 < given[0] < math.inf:
-        raise UserError("give exactly one of --epochs, --steps, --minutes, above zero")
+        raise UserError("give exactly one of --epochs, --steps, --minutes, a finite number above zero")
     protocol = options.protocol
     (low, high), (quiet, loud), pair = protocol.acceleration, protocol.noise, protocol.pair
     wrong = {
@@ -68,13 +68,13 @@ def check_options(options: TrainOptions) -> None:
         f"--batch-size must be at least 1; got {options.batch_size}": (
             options.batch_size is None or options.batch_size >= 1
         ),
-        f"--learning-rate must be between 0 and 1; got {options.learning_rate}": 0 < options.learning_rate < 1,
+        f"--learning-rate must be above 0 and below 1; got {options.learning_rate}": 0 < options.learning_rate < 1,
         f"--acceleration must be 1 or more, a range rising; got {low}:{high}": 1 <= low <= high < math.inf,
         f"--noise must be between 0 and 1000, a range rising; got {quiet}:{loud}": 0 <= quiet <= loud <= 1000,
-        f"--average must be between 0 and 1; got {options.average}": 0 <= options.average < 1,
+        f"--average must be at least 0 and below 1; got {options.average}": 0 <= options.average < 1,
         f"--weight-cap must be above zero; got {pair.weight_cap}": pair.weight_cap is None or pair.weight_cap > 0,
-        f"--input-share must be between 0 and 1; got {pair.input_share}": 0 < pair.input_share < 1,
-        f"--extra-noise must be between 0 and 100; got {pair.extra_noise}": 0 < pair.extra_noise <= 100,
+        f"--input-share must be above 0 and below 1; got {pair.input_share}": 0 < pair.input_share < 1,
+        f"--extra-noise must be above 0 and at most 100; got {pair.extra_noise}": 0 < pair.extra_noise <= 100,
         f"--acquisitions must be 1 or 2; got {protocol.acquisitions}": protocol.acquisitions in (1, 2),
         f"--seed must be between 0 and 2^63 - 1; got {protocol.seed}": 0 <= protocol.seed < 2**63,
         f"--phase must be in 0..1; got {protocol.phase}": 0 <= protocol.phase <= 1,
@@ -112,6 +112,9 @@ def check_options(options: TrainOptions) -> None:
         ),
         f"--extra-noise is of robust-ssdu, not of {protocol.method}": (
             pair.extra_noise == PairOptions.extra_noise or protocol.method in ("auto", "robust-ssdu")
+        ),
+        "--exchange has nothing to exchange of equispaced lines, which are not drawn one by one": (
+            not pair.exchange or protocol.masks != ("equispaced-lines",)
         ),
         f"--checkpointing is of --network unrolled, not of {options.network}": (
             not options.checkpointing or options.network == "unrolled"

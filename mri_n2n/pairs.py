@@ -120,7 +120,7 @@ def exchange(first: Acquisition, second: Acquisition, draw: Generator) -> tuple[
 
     Both samples of a location have the same distribution, so masks of independent points give another pair of that design:
     fresh masks at every step from two fixed acquisitions. Lines keep their probabilities but not their number, and
-    equispaced ones not their spacing: there the masks depend on one another. OptionError when probabilities differ.
+    equispaced ones not their spacing: there the masks depend on one another. OptionError when probabilities or noise differ.
     """
     known = first.probability is not None and second.probability is not None
     if not known or not torch.equal(first.probability, second.probability):
@@ -141,16 +141,16 @@ def exchange(first: Acquisition, second: Acquisition, draw: Generator) -> tuple[
 
 def ssdu(measured: Measured, options: PairOptions, draw: Generator) -> Pair:
     """Self-supervision by data undersampling (Yaman et al., MRM 84, 2020): a part of the samples as input, the others,
-    each alike, as target."""
+    each alike, as target; and those that are in every input, which the papers leave to data consistency alone."""
     kept, held_out = split(measured.first, options.input_share, draw)
-    return Pair(kept, held_out.kspace, held_out.mask)
+    return Pair(kept, measured.first.kspace, held_out.mask + always(kept))
 
 
 def k_weighted_ssdu(measured: Measured, options: PairOptions, draw: Generator) -> Pair:
     """SSDU weighted by 1 / (1 - K) (Millard and Chiew, IEEE TCI 9, 2023): 1 - K = P (1 - Pt) / (1 - P Pt) is the
-    probability that a location not in the input is in the target."""
+    probability that a location not in the input is in the target. Samples that are in every input count once, as in `ssdu`."""
     kept, held_out = split(measured.first, options.input_share, draw)
-    return target_pair(kept, held_out, options.weight_cap)
+    return Pair(kept, measured.first.kspace, _weights(held_out, options.weight_cap) + always(kept))
 
 
 def robust_ssdu(measured: Measured, options: PairOptions, draw: Generator) -> Pair:
@@ -223,6 +223,12 @@ def split(scan: Acquisition, input_share: float, draw: Generator) -> tuple[Acqui
     return replace(inside, probability=reached), replace(outside, probability=left)
 
 
+def always(scan: Acquisition) -> Tensor:
+    """1 for the samples that every scan of this design has, else 0. Without them in the loss, a network that does not put its samples
+    back, or not wholly, would learn nothing of the centre of k-space."""
+    return scan.mask * (scan.probability >= 1)
+
+
 def keep_probability(scan: Acquisition, input_share: float) -> Tensor:
     """With which probability (1, 1, y, x) a sample stays in the input, see `split`; 1 where all always do."""
     if scan.probability is None:
@@ -264,10 +270,11 @@ def _coin(probability: Tensor, mask: Tensor, draw: Generator) -> Tensor:
 
 
 def _equal(a: Tensor | float | None, b: Tensor | float | None) -> bool:
-    """Of noise variances, which are estimates: within a fifth."""
+    """Of noise variances, which are estimates: within a fifth of the larger."""
     if a is None or b is None:
         return a is b
-    return torch.allclose(torch.as_tensor(a).double(), torch.as_tensor(b).double(), rtol=0.2, atol=0.0)
+    a, b = (torch.as_tensor(one).double() for one in (a, b))
+    return bool(((a - b).abs() <= 0.2 * torch.maximum(a, b)).all())
 
 
 def _second(measured: Measured) -> Acquisition:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 import warnings
 from collections import Counter
@@ -79,6 +80,8 @@ def reconstruct_files(
     rank, processes = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
     share = list(zip(scans, targets, strict=True))[rank::processes]
     work = [(scan, target) for scan, target in share if not (skip_existing and target.sidecar.exists())]
+    if len(work) < len(share) and not quiet:
+        tqdm.write(f"{len(share) - len(work)} of {len(share)} left out: their results are there", file=sys.stderr)
     if bids:
         check_dataset(output)
     series = read_series(dicom) if dicom is not None and work else None

@@ -24,7 +24,8 @@ from mri_n2n.penalties import PENALTIES
 HELD_OUT, FEWEST, GRID = 0.1, 8, tuple(0.064 / 2**k for k in range(10))
 END = GRID[4]
 NOTHING_OUTSIDE = (
-    "there are no samples outside the calibration centre to choose the regularisation by; give --regularisation"
+    "there are no samples outside the centre, and outside what sensitivity maps are found from, to choose the regularisation "
+    "by; give --regularisation"
 )
 
 
@@ -132,8 +133,8 @@ def at_an_end(facts: dict) -> list[str]:
 
 def hold_out(mask: Tensor, generator: Generator, *, with_maps: bool) -> tuple[list[Tensor], int]:
     """Which samples of a mask (1, 1, y, x) may be left out, (1, 1, y, x) bool: those outside its full centre, and outside of
-    what maps are found from, divided at random into parts of `HELD_OUT` of them; and how many lines, points, or pairs of
-    points each part has. ([], 0) where there are none."""
+    what maps are found from, divided at random into parts of `HELD_OUT` of them, a list; and how many lines, points, or pairs
+    of points each part has. ([], 0) where there are none."""
     y, x = mask.shape[-2:]
     along_y, along_x = is_along(mask, -2), is_along(mask, -1)
     lines_along_y, lines_along_x = along_y and not along_x, along_x and not along_y  # all or nothing are points

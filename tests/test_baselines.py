@@ -478,3 +478,12 @@ def test_the_command_line_knows_the_baselines():
     assert arguments.BASELINES == baselines.BASELINES
     code = "import sys; from mri_n2n import cli\ntry: cli.main(['reconstruct', '--help'])\nexcept SystemExit: assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=60)
+
+
+@pytest.mark.parametrize("strength", ["1e30", "1e-30", "0", "nan", "11"])
+def test_absurd_regularisations_are_refused(strength, tmp_path, capsys):
+    from mri_n2n.cli import main
+
+    assert main(["reconstruct", str(tmp_path / "s.h5"), "--baseline", "tv", "--regularisation", strength]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "between 1e-06 and 10" in said

@@ -250,6 +250,35 @@ def test_an_internal_error_is_code_1_and_one_line(tmp_path, capsys, monkeypatch)
     assert said.count("\n") == 1 and "ZeroDivisionError: two lines" in said and "--debug" in said
 
 
+def test_ctrl_c_while_modules_are_imported_is_not_lost(tmp_path, capsys, monkeypatch):
+    """Extension modules swallow exceptions that come up while they are imported: the signal has to wait."""
+    (tmp_path / "deaf_module.py").write_text(
+        "import os, signal, time\ntry:\n    os.kill(os.getpid(), signal.SIGINT)\n    time.sleep(0.05)\nexcept BaseException:\n    pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(cli.MODULES, "info", "deaf_module")
+    monkeypatch.setitem(cli.COMMANDS, "info", lambda options: pytest.fail("it went on"))
+    assert cli.main(["info", str(tmp_path)]) == 130
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_every_command_names_its_module():
+    assert set(cli.MODULES) == set(cli.COMMANDS)
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")]
+)
+def test_too_little_memory_is_one_line_and_no_bug(error, tmp_path, capsys, monkeypatch):
+    def fails(options):
+        raise error
+
+    monkeypatch.setitem(cli.COMMANDS, "info", fails)
+    assert cli.main(["info", str(tmp_path)]) == 3
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "not enough memory" in said and "--batch-size" in said
+
+
 def test_ctrl_c_is_code_130(tmp_path, capsys, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt

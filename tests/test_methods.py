@@ -138,7 +138,8 @@ def test_exchanged_samples_move_with_their_mask(kind, hermitian):
 def test_only_acquisitions_of_one_design_exchange_samples():
     first, other = sample("roulette", generator()), sample("roulette", generator(1), acceleration=3.0)
     unknown = Acquisition(other.kspace, other.mask)
-    quiet, louder, loud = (replace(first, noise_variance=torch.full((1, 1, 1, 1), v)) for v in (1e-3, 1.1e-3, 2e-3))
+    quiet, louder, loud = (replace(first, noise_variance=torch.full((1, 1, 1, 1), v)) for v in (1e-3, 1.22e-3, 2e-3))
+    exchange(louder, quiet, generator())  # the order does not matter
     told = replace(first, noise_variance=1e-3)
     wrong = [(first, other), (first, unknown), (unknown, first), (unknown, unknown)]
     wrong += [(quiet, loud), (loud, quiet), (quiet, replace(first, noise_variance=None))]
@@ -242,7 +243,7 @@ def test_division_where_all_scans_have_one_mask(lines):
 @pytest.mark.parametrize("method", ["ssdu", "k-weighted-ssdu"])
 def test_expected_loss_over_masks_and_divisions(method, coils):
     """Of a prediction that does not depend on them: the sum of |F S f - s|^2 (1 - P Pt) / pixels where weighted, and of
-    |F S f - s|^2 P (1 - Pt) where not; nothing where every scan samples."""
+    |F S f - s|^2 P (1 - Pt) where not; the whole error where every scan samples."""
     maps = None if coils == 1 else unit_maps(coils)
     full, prediction = complex_normal(1, coils, *SHAPE, seed=1), complex_normal(1, 1, *SHAPE, seed=2)
     draw, losses = generator(5), []
@@ -255,7 +256,7 @@ def test_expected_loss_over_masks_and_divisions(method, coils):
     total, out = 1 - (1 - p) ** 2, held_out_share(p, 0.4)
     factor = (1 - total * (1 - out)) if method == "k-weighted-ssdu" else total * out
     error = (fft2c(prediction if maps is None else maps * prediction) - full).abs().square().sum(dim=1)[0]
-    expected = (error * torch.where(p == 1, 0.0, factor)).sum().item() / math.prod(SHAPE)
+    expected = (error * torch.where(p == 1, 1.0, factor)).sum().item() / math.prod(SHAPE)
     assert abs(np.mean(losses) - expected) < 5 * np.std(losses) / math.sqrt(len(losses))
     assert np.std(losses) / math.sqrt(len(losses)) < 0.05 * expected
 
@@ -265,13 +266,14 @@ def test_weights_of_the_division_and_their_cap():
     for cap in (None, 2.0):
         pair = PAIR_MAKERS["k-weighted-ssdu"](Measured(scan), PairOptions(weight_cap=cap), generator(1))
         inside, outside = split(scan, 0.5, generator(1))
-        where = outside.mask > 0
+        where, certain = outside.mask > 0, (inside.probability == 1).float()  # what every input has counts once
         expected = 1 / outside.probability[where]
         torch.testing.assert_close(pair.weight[where], expected if cap is None else expected.clamp_max(cap))
-        assert not pair.weight[~where].any() and torch.equal(pair.input.kspace, inside.kspace)
+        assert torch.equal(pair.weight[~where], certain[~where]) and torch.equal(pair.input.kspace, inside.kspace)
     assert (1 / outside.probability[where]).max() > 2
     plain = PAIR_MAKERS["ssdu"](Measured(scan), PairOptions(), generator(1))
-    assert torch.equal(plain.weight, outside.mask) and torch.equal(plain.target, outside.kspace)
+    assert certain.any() and torch.equal(plain.weight, outside.mask + certain)
+    assert torch.equal(plain.target, scan.kspace)
 
 
 def test_two_acquisitions_as_one_scan():
@@ -619,3 +621,14 @@ def test_robust_ssdu_is_trained_and_used_in_float32(tmp_path):
         warnings.simplefilter("ignore")
         image = mri_n2n.reconstruct(kspace.numpy(), weights=tmp_path / "run")
     assert image.dtype == np.complex64 and np.isfinite(image).all()
+
+
+def test_a_network_without_data_consistency_learns_the_centre_from_single_scans():
+    """The samples of every input are in the loss: without them nothing tells such a network what the centre of k-space is."""
+    scan = sample("gaussian-lines", generator(), full=complex_normal(1, 1, *SHAPE, seed=1))
+    for method in ("ssdu", "k-weighted-ssdu"):
+        pair = PAIR_MAKERS[method](Measured(scan), PairOptions(), generator(1))
+        image = torch.zeros(1, 1, *SHAPE, dtype=torch.complex64, requires_grad=True)
+        weighted_squared_error(image, pair).backward()
+        centre = fft2c(image.grad)[..., SHAPE[0] // 2, SHAPE[1] // 2]
+        torch.testing.assert_close(centre, -2 * scan.kspace[..., SHAPE[0] // 2, SHAPE[1] // 2] / math.prod(SHAPE))

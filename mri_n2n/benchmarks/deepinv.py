@@ -3,7 +3,8 @@
 deepinv (`pip install deepinv`) is the best known library with self-supervised losses for MRI. Cell `lines` of `benchmark
 methods` (8 simulated coils, Gaussian lines 6x, 128x128, fixed acquisitions): its MultiCoilMRI physics with our sensitivity
 maps, its unrolled MoDL with its U-Net, of about as many parameters as the default here, its WeightedSplittingLoss with the
-densities of these masks, given the union of the two acquisitions (equal scan time), Adam with the default's schedule and the better
+densities of these masks, split as the default's splitting methods do, but that in the
+centre too a tenth of the lines is held out, given the union of the two acquisitions (equal scan time), Adam with the default's schedule and the better
 of two learning rates on subject 12, the moving average of its weights, its own arithmetic (float32), no limit of gradients,
 batches of the same size and as many processor seconds of training as the default, which runs on the processor too. Its initial weights are not seeded. Tested on the same samples, network alone, without the mean over mirror images; zero-filled
 is the root-sum-of-squares of the coil images.
@@ -53,6 +54,7 @@ from mri_n2n.validation import validation_set
 CELL = CELLS["lines"]
 RATES = (3e-4, 1e-3)  # of learning
 ITERATIONS = 3  # of MoDL, its default
+KEPT = 0.9  # at most, of the centre too: where nothing is held out its loss says nothing, and MoDL keeps no samples as measured
 CHANNELS = (32, 64, 128, 256)  # of its U-Net: 2.1 million parameters; the default here has 2.4
 
 
@@ -74,7 +76,7 @@ def splitting_loss(acquisition: Acquisition):
     from deepinv.loss.mri import WeightedSplittingLoss
     from deepinv.physics.generator import BaseMaskGenerator, MultiplicativeSplittingMaskGenerator
 
-    keep = keep_probability(acquisition.slices(torch.tensor([0])), 0.5)[0]
+    keep = keep_probability(acquisition.slices(torch.tensor([0])), 0.5)[0].clamp_max(KEPT)
 
     class Known(BaseMaskGenerator):
         """Lines drawn with a known probability (1, y, x)."""
@@ -250,8 +252,10 @@ def run(setting: Setting) -> str:
         for label, values in found.items()
     ]
     ahead = np.array(found["default"]) - np.array(found["deepinv"])
+    short = np.mean(found["deepinv"]) < np.mean(found["zero-filled"])
+    caution = "In this time deepinv's network did not come above zero-filling: no comparison yet. " if short else ""
     return table(["", "parameters", "steps", "seconds per step", "PSNR per slice (dB)"], rows) + (
-        f"\n{setting.minutes:g} minutes of training each (ours on: {made_of([made])}), deepinv {deepinv.__version__}, learning rate {rate:g}. The default is {ahead.mean():+.2f} dB ahead "
+        f"\n{caution}{setting.minutes:g} minutes of training each (ours on: {made_of([made])}), deepinv {deepinv.__version__}, learning rate {rate:g}. The default is {ahead.mean():+.2f} dB ahead "
         f"(one subject, one training; ± {2 * ahead.std(ddof=1) / len(ahead) ** 0.5:.2f}, two standard errors over {len(ahead)} slices); wanted: ahead, "
         f"{verdict(ahead.mean() > 0)}.\n"
     )

@@ -51,11 +51,11 @@ BRIGHTER = 0.3  # of the mean tissue
 def without(data: Path, contrast: str, folder: Path) -> Path:
     """A folder of links to all volumes but those of a contrast."""
     folder.mkdir(parents=True, exist_ok=True)
+    for link in folder.iterdir():
+        link.unlink()
     for path in sorted(data.iterdir()):
-        link = folder / path.name
         if contrast not in path.name and path.name.endswith((".nii", ".nii.gz")):
-            link.unlink(missing_ok=True)
-            link.symlink_to(path.resolve())
+            (folder / path.name).symlink_to(path.resolve())
     return folder
 
 

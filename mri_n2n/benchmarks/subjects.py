@@ -41,7 +41,10 @@ class TestVolume:
 
 def data_folder(data: Path | None) -> Path:
     if data is None or not data.is_dir():
-        raise NotFoundError("this benchmark needs --data DIR with NIfTI volumes of at least three subjects")
+        raise NotFoundError(
+            "this benchmark needs --data DIR with NIfTI volumes of at least three subjects"
+            + ("" if data is None else f"; there is no directory {data}")
+        )
     return data
 
 
