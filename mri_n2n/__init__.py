@@ -1,7 +1,7 @@
 """mri-n2n: MRI reconstruction that learns from scans nobody ever sampled fully. Research use only.
 
-The verbs of the command line: `simulate`, `train`, `reconstruct`, `evaluate`, `info`, `convert`. `simulate`, `reconstruct`
-and `evaluate` take arrays or paths.
+The verbs of the command line: `simulate`, `train`, `reconstruct`, `denoise`, `evaluate`, `info`, `convert`. `simulate`, `reconstruct`,
+`denoise` and `evaluate` take arrays or paths.
 Importing this package changes no process-wide setting and imports torch only when a verb is used.
 """
 
@@ -19,6 +19,7 @@ _VERBS = {
     "TrainOptions": ("mri_n2n.options", "TrainOptions"),
     "Protocol": ("mri_n2n.batches", "Protocol"),
     "reconstruct": ("mri_n2n.reconstruction", "reconstruct"),
+    "denoise": ("mri_n2n.denoising.denoise", "denoise"),
     "evaluate": ("mri_n2n.evaluation", "evaluate"),
     "info": ("mri_n2n.inspection", "describe"),
     "convert": ("mri_n2n.conversion", "convert"),

@@ -19,12 +19,26 @@ METHODS = (
     "robust-equivariant",
     "multi-operator",
     "robust-multi-operator",
+    "noise2void",
     "supervised",
     "noise2noise-2018",
     "supervised-2018",
 )
-NETWORKS = ("unrolled", "unet", "fastmri-varnet", "fastmri-unet")
+NETWORKS = ("unrolled", "unet", "fastmri-varnet", "fastmri-unet", "denoiser")
 BASELINES = ("zero-filled", "sense", "tv", "wavelet")
+CORRUPTIONS = (
+    "gaussian",
+    "rician",
+    "rician-corrected",
+    "brown",
+    "poisson",
+    "bernoulli",
+    "text",
+    "impulse",
+    "spikes",
+)
+BODIES = ("n2v2", "n2v", "red30", "dncnn")
+DENOISERS = ("auto", "n2v", "n2v2", "structn2v")
 SCAN_FORMATS = ("fastmri-hdf5", "mrd", "cfl", "npy", "npy-coils", "npy-slices")
 EXIT_CODES = (
     "exit codes: 0 done; 1 internal error; 2 wrong usage; 3 input that cannot be read or does not fit; "
@@ -61,6 +75,19 @@ def add_scan_options(command: argparse.ArgumentParser) -> None:
     )
 
 
+def add_corruption(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--corrupt",
+        choices=CORRUPTIONS,
+        help="corrupt fully sampled images in place of undersampling them; docs/denoising.md has them all",
+    )
+    command.add_argument(
+        "--strength",
+        metavar="S",
+        help="of --corrupt: a number, or a range such as 0:0.5, drawn per slice; default: its own",
+    )
+
+
 def parser() -> argparse.ArgumentParser:
     top = OneLineParser(
         prog="mri-n2n",
@@ -93,7 +120,10 @@ def parser() -> argparse.ArgumentParser:
         "--axis", type=int, choices=(0, 1, 2), default=2, help="array axis along which slices are taken"
     )
     simulate.add_argument("--mask", choices=MASKS, default="roulette")
-    simulate.add_argument("--acceleration", type=float, default=10.0, help="one sample in this many is kept")
+    simulate.add_argument(
+        "--acceleration", type=float, help="one sample in this many is kept; default 10 (1, all, with --corrupt)"
+    )
+    add_corruption(simulate)
     simulate.add_argument("--coils", type=int, default=1)
     part = simulate.add_mutually_exclusive_group()
     part.add_argument(
@@ -181,7 +211,26 @@ def parser() -> argparse.ArgumentParser:
         metavar="A",
         help="robust-ssdu: the input is given further noise, A times the scan's",
     )
-    train.add_argument("--network", choices=NETWORKS, help="default unrolled (unet with the methods of 2018)")
+    add_corruption(train)
+    train.add_argument("--body", choices=BODIES, help="denoiser: its network; default n2v2 with noise2void, else n2v")
+    train.add_argument(
+        "--hidden-share",
+        type=float,
+        default=0.00198,
+        metavar="P",
+        help="noise2void: share of the pixels that are hidden",
+    )
+    train.add_argument(
+        "--hidden-rule",
+        choices=("median", "uniform"),
+        default="median",
+        help="noise2void: what replaces a hidden pixel, the median around it (N2V2) or one of them",
+    )
+    train.add_argument(
+        "--network",
+        choices=NETWORKS,
+        help="default unrolled (unet with the methods of 2018, denoiser with noise2void and --corrupt)",
+    )
     train.add_argument("--cascades", type=int, help="unrolled, fastmri-varnet: number of cascades")
     train.add_argument("--channels", type=int, help="channels of the U-Net(s)")
     train.add_argument(
@@ -300,6 +349,62 @@ def parser() -> argparse.ArgumentParser:
     )
     reconstruct.add_argument("--skip-existing", action="store_true", help="leave out scans whose sidecar is there")
     reconstruct.add_argument("--json", action="store_true", help="print the sidecars on stdout")
+
+    denoise = command(
+        "denoise",
+        "Clean one noisy, fully sampled scan or volume by Noise2Void on itself; writes the files of reconstruct.",
+    )
+    denoise.add_argument("scan", type=path, metavar="SCAN|VOLUME.nii.gz")
+    add_scan_options(denoise)
+    denoise.add_argument("-o", "--output", type=path, default=Path("denoised"), metavar="DIR", help="made when missing")
+    denoise.add_argument(
+        "--method",
+        choices=DENOISERS,
+        default="auto",
+        help="auto measures the noise: white: n2v2; correlated along one axis: structn2v",
+    )
+    denoise.add_argument(
+        "--noise",
+        type=float,
+        metavar="S",
+        help="of magnitudes: standard deviation of the complex noise they were taken of, in the volume's units; its bias is taken away",
+    )
+    budget = denoise.add_mutually_exclusive_group()
+    budget.add_argument("--minutes", type=float, help="of training on the scan; default 3")
+    budget.add_argument("--steps", type=int)
+    denoise.add_argument(
+        "--dimensions", type=int, choices=(2, 3), default=2, help="learn from slices, or from the volume"
+    )
+    denoise.add_argument("--axis", type=int, choices=(0, 1, 2), default=2, help="slice axis of a volume")
+    part = denoise.add_mutually_exclusive_group()
+    part.add_argument("--phase-volume", type=path, metavar="PHASE.nii.gz", help="the phase of VOLUME, as in simulate")
+    part.add_argument(
+        "--imaginary-volume", type=path, metavar="IMAG.nii.gz", help="the imaginary part, where VOLUME is the real one"
+    )
+    denoise.add_argument(
+        "--share", type=float, default=0.00198, metavar="P", help="share of the pixels that are hidden and predicted"
+    )
+    denoise.add_argument("--window", type=int, default=11, help="side of the window hidden pixels are replaced from")
+    denoise.add_argument(
+        "--noise-map",
+        action="store_true",
+        help="also write NAME.noise.nii.gz, the local standard deviation of what was removed",
+    )
+    denoise.add_argument(
+        "--residual",
+        action="store_true",
+        help="also write NAME.residual.nii.gz, magnitude before minus after: look for structure in it",
+    )
+    denoise.add_argument(
+        "--weights",
+        type=path,
+        metavar="RUN|FILE",
+        help="of train --method noise2void, in place of a training on the scan itself",
+    )
+    denoise.add_argument("--seed", type=int, default=0)
+    denoise.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ...")
+    denoise.add_argument("--force", action="store_true", help="replace earlier results (never the input)")
+    denoise.add_argument("--json", action="store_true", help="print the sidecar on stdout")
 
     evaluate = command(
         "evaluate", "NMSE, PSNR and SSIM of reconstructions against references, as fastMRI defines them."

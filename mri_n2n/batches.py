@@ -15,6 +15,7 @@ from torch import Generator, Tensor
 
 from mri_n2n.acquisition import Acquisition
 from mri_n2n.coils import SMALLEST, calibration_region, with_sensitivity_maps
+from mri_n2n.corruptions import corrupted_pair
 from mri_n2n.fourier import mirror_axes
 from mri_n2n.masks import draw_mask
 from mri_n2n.movement import flip, translate
@@ -148,6 +149,8 @@ def _example(
     maps: sensitivity maps of inputs that come again, by what they are of; filled here. other: of a scan without
     repetitions the mask of another one, where the method needs one.
     """
+    if protocol.corrupt:
+        return _corrupted(data, index, name, protocol, draw)
     if isinstance(data, Tensor):
         measured, which = _simulated(data, index, name, protocol, draw)
         comes_again = protocol.pairs == "fixed"
@@ -159,9 +162,7 @@ def _example(
     # Maps are of the input's samples alone: found now where these are known before the pair is made, else after it.
     if measured.first.kspace.shape[1] > 1:
         measured = replace(measured, first=_with_maps(measured.first, key, protocol, maps))
-    *_, y, x = measured.first.kspace.shape
-    shift = tuple(round((2 * torch.rand((), generator=draw).item() - 1) * protocol.translation * n) for n in (y, x))
-    axes = tuple(axis for axis in (-2, -1) if protocol.flips and torch.rand((), generator=draw) < 0.5)
+    shift, axes = _movement(measured.first, protocol, draw)
     options = protocol.pair
     if options.exchange and (isinstance(data, Tensor) or protocol.undersample):
         # The lines of a comb are not drawn one by one.
@@ -171,6 +172,36 @@ def _example(
     if pair.input.kspace.shape[1] > 1 and pair.input.sensitivity_maps is None:
         pair = replace(pair, input=_calibrated(pair.input, pair.input))
     return pair
+
+
+def _corrupted(data: Tensor, index: int, name: str, protocol: Protocol, draw: Generator) -> Pair:
+    """The training pair of one slice whose image is corrupted, not undersampled."""
+    if protocol.pairs == "redrawn":
+        draws = [draw, draw]
+    else:
+        draws = [seeded(protocol.seed, "corruption", repetition, name, index) for repetition in (1, 2)]
+        if torch.rand((), generator=draw) < 0.5:
+            draws.reverse()
+    clean = protocol.method == "supervised"
+    pair = corrupted_pair(data[index : index + 1], protocol.corrupt, protocol.strength, tuple(draws), clean=clean)
+    return moved_pair(pair, *_movement(pair.input, protocol, draw))
+
+
+def _movement(acquisition: Acquisition, protocol: Protocol, draw: Generator) -> tuple[tuple[int, int], tuple[int, ...]]:
+    """(shift by (y, x) pixels, axes to mirror along), drawn."""
+    *_, y, x = acquisition.kspace.shape
+    shift = tuple(round((2 * torch.rand((), generator=draw).item() - 1) * protocol.translation * n) for n in (y, x))
+    return shift, tuple(axis for axis in (-2, -1) if protocol.flips and torch.rand((), generator=draw) < 0.5)
+
+
+def moved_pair(pair: Pair, shift: tuple[int, int], axes: tuple[int, ...]) -> Pair:
+    """With the object of input and target shifted by (y, x) pixels and mirrored along `axes`."""
+    given = flip(translate(pair.input, shift), axes)
+    if pair.domain == "kspace":
+        target = flip(translate(Acquisition(pair.target, pair.input.mask), shift), axes).kspace
+        return replace(pair, input=given, target=target, weight=mirror_axes(pair.weight, axes))
+    target, weight = (mirror_axes(value.roll(shift, (-2, -1)), axes) for value in (pair.target, pair.weight))
+    return replace(pair, input=given, target=target, weight=weight)
 
 
 def moved(measured: Measured, shift: tuple[int, int], axes: tuple[int, ...]) -> Measured:

@@ -10,6 +10,7 @@ from mri_n2n.datasets import MEASURED
 from mri_n2n.fourier import ifft2c
 from mri_n2n.noise import noise_variance_at_most
 from mri_n2n.operators import root_sum_of_squares
+from mri_n2n.pairs import FULL
 from mri_n2n.protocol import Protocol
 from mri_n2n.sources import Source
 
@@ -22,21 +23,27 @@ NOISY = 0.02
 
 def choose_method(dataset: str, sources: list[Source], protocol: Protocol) -> tuple[str, str]:
     """(method, why) for a data set: Noise2Noise wherever slices were or can be acquired twice; of single scans splitting,
-    or equivariant imaging where all of them have one mask; with noise their robust forms."""
+    or equivariant imaging where all of them have one mask; with noise their robust forms; Noise2Void where they are fully
+    sampled."""
     if dataset not in MEASURED:
         if protocol.acquisitions == 2:
             return "noise2noise", "every slice is acquired twice, by simulation"
+        if protocol.acceleration[1] == 1:
+            return "noise2void", "every slice is acquired once, fully sampled, by simulation"
         masks = "one mask for all" if protocol.one_mask else "different masks"
         return _of_single_scans("simulated", masks, not protocol.one_mask, protocol.noise[1])
-    coils, repetitions, share, masks = 1, [], 0.0, set()
+    coils, repetitions, share, masks, full = 1, [], 0.0, set(), True
     for source in sources[:LOOKED_AT]:  # one in memory at a time
         scan = source.load()
         coils, share = max(coils, scan[0].kspace.shape[1]), max(share, _noise_share(scan[0]))
         repetitions.append(len(scan))
+        full = full and scan[0].mask.mean().item() >= FULL
         masks |= {mask.numpy().tobytes() for mask in scan[0].mask}
     of = f"{coils} coils" if coils > 1 else "one coil"
     if min(repetitions) > 1:
         return "noise2noise", f"the scans have repetitions ({of}), whose noise is independent too"
+    if full:
+        return "noise2void", f"single training scans ({of}), fully sampled: only their noise can be taken away"
     told = "different masks" if len(masks) > 1 else f"one mask in all of the {len(repetitions)} looked at"
     return _of_single_scans(of, told, len(masks) > 1, share)
 

@@ -112,16 +112,19 @@ def run_simulate(options: argparse.Namespace) -> None:
     from mri_n2n.formats import open_scan
     from mri_n2n.simulation import SimulationOptions, simulate_file
 
+    default_acceleration = 1.0 if options.corrupt else 10.0
     simulation = SimulationOptions(
         axis=options.axis,
         mask=options.mask,
-        acceleration=options.acceleration,
+        acceleration=default_acceleration if options.acceleration is None else options.acceleration,
         coils=options.coils,
         phase=options.phase,
         noise=options.noise,
         repetitions=options.repetitions,
         seed=options.seed,
         reference=not options.no_reference,
+        corrupt=options.corrupt,
+        strength=strength_of(options),
     )
     parts = {"phase": options.phase_volume, "imaginary": options.imaginary_volume}
     for path in simulate_file(options.volume, options.output, simulation, **parts, force=options.force):
@@ -151,12 +154,16 @@ def run_train(options: argparse.Namespace) -> None:
 
 def train_options_from(options: argparse.Namespace):
     """The options of a run from those of the command line; the methods of 2018 change the defaults that were not given."""
+    from mri_n2n.denoising.blind_spot import BlindSpot
     from mri_n2n.options import TrainOptions
     from mri_n2n.pairs import PairOptions
     from mri_n2n.protocol import Protocol
 
     recipe = options.method.endswith("-2018")
-    network = options.network or ("unet" if recipe else "unrolled")
+    blind, images = options.method == "noise2void", options.method == "noise2void" or options.corrupt
+    network = options.network or ("unet" if recipe else "denoiser" if images else "unrolled")
+    if options.body and network != "denoiser":
+        raise UserError(f"--body belongs to --network denoiser, not {network}")
     unrolled_only = {"--cascades": options.cascades, "--consistency": options.consistency, "--unet": options.unet}
     if network == "unrolled":
         unrolled_only = {}
@@ -184,6 +191,7 @@ def train_options_from(options: argparse.Namespace):
             "measured ones"
         )
     default_mask, default_acceleration = ("gaussian-lines", "4") if options.dataset == "m4raw" else ("roulette", "10")
+    default_acceleration = "1" if images else default_acceleration
     masks = (
         MASKS if options.mask == "all" else tuple((default_mask if options.mask is None else options.mask).split(","))
     )
@@ -199,6 +207,8 @@ def train_options_from(options: argparse.Namespace):
         raise UserError(f"phantoms have one number of coils; got {options.coils}")
     network_options = {name: getattr(options, name) for name in ("channels", "cascades", "consistency", "unet")}
     network_options = {name: value for name, value in network_options.items() if value is not None}
+    if network == "denoiser":
+        network_options["body"] = options.body or ("n2v2" if blind else "n2v")
     # The images of these are not real.
     if network == "unet" and (options.phase or coils or measured or options.dataset == "fastmri"):
         network_options["complex_images"] = True
@@ -219,9 +229,10 @@ def train_options_from(options: argparse.Namespace):
                 exchange=options.exchange,
                 input_share=options.input_share,
                 extra_noise=options.extra_noise,
+                blind_spot=BlindSpot(share=options.hidden_share, rule=options.hidden_rule),
             ),
             pairs=options.pairs or ("redrawn" if recipe else "fixed"),
-            acquisitions=options.acquisitions or 2,
+            acquisitions=options.acquisitions or (1 if blind else 2),
             masks=masks,
             acceleration=acceleration,
             one_mask=options.one_mask,
@@ -230,6 +241,8 @@ def train_options_from(options: argparse.Namespace):
             phase=options.phase or 0.0,
             flips=not recipe,
             undersample=undersample,
+            corrupt=options.corrupt,
+            strength=strength_of(options),
             seed=options.seed,
         ),
         network=network,
@@ -255,6 +268,10 @@ def number_range(name: str, text: str, example: str) -> tuple[float, float]:
         return float(low), float(high if colon else low)
     except ValueError:
         raise UserError(f"{name} must be a number or a range such as {example}; got {text!r}") from None
+
+
+def strength_of(options: argparse.Namespace) -> tuple[float, float] | None:
+    return None if options.strength is None else number_range("--strength", options.strength, "0:0.5")
 
 
 def coil_numbers(text: str | None) -> tuple[int, ...]:
@@ -305,6 +322,42 @@ def run_reconstruct(options: argparse.Namespace) -> None:
             )
     if failed:
         raise failed
+
+
+def run_denoise(options: argparse.Namespace) -> None:
+    from mri_n2n.denoising.blind_spot import BlindSpot
+    from mri_n2n.denoising.denoise import Plan, denoise_file
+    from mri_n2n.denoising.self_training import DenoiseOptions
+    from mri_n2n.process import tune_process
+
+    tune_process()
+    minutes = 3.0 if options.minutes is options.steps is None else options.minutes
+    training = DenoiseOptions(
+        spot=BlindSpot(share=options.share, window=options.window),
+        dimensions=options.dimensions,
+        minutes=minutes,
+        steps=options.steps,
+        seed=options.seed,
+    )
+    sidecar = denoise_file(
+        options.scan,
+        options.output,
+        Plan(options.method, options.noise, training, options.noise_map, options.residual),
+        weights=options.weights,
+        axis=options.axis,
+        phase=options.phase_volume,
+        imaginary=options.imaginary_volume,
+        format=options.format,
+        repetition=options.repetition,
+        force=options.force,
+        device=options.device,
+        quiet=options.quiet,
+    )
+    if options.json:
+        print(json.dumps(sidecar, indent=2))
+    else:
+        name = options.output / sidecar["output"]
+        print(f"{name}.h5 .nii.gz .png .json: {sidecar['slices']} slices in {sidecar['seconds']} s")
 
 
 def run_evaluate(options: argparse.Namespace) -> None:
@@ -361,6 +414,7 @@ COMMANDS = {
     "simulate": run_simulate,
     "train": run_train,
     "reconstruct": run_reconstruct,
+    "denoise": run_denoise,
     "evaluate": run_evaluate,
     "info": run_info,
     "convert": run_convert,
@@ -373,6 +427,7 @@ MODULES = {
     "simulate": "mri_n2n.simulation",
     "train": "mri_n2n.training",
     "reconstruct": "mri_n2n.reconstruction",
+    "denoise": "mri_n2n.denoising.denoise",
     "evaluate": "mri_n2n.evaluation",
     "info": "mri_n2n.inspection",
     "convert": "mri_n2n.conversion",

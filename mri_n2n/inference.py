@@ -164,6 +164,7 @@ def _by_network(
 ) -> tuple[Tensor, list[str]]:
     """Images, coils combined, and what speaks against the weights."""
     loaded = load_for_use(weights, device)
+    check_reconstructs(loaded)
     if loaded.header["network"] == "unet":
         raise InputError(
             "weights of the 2018 recipe need the sampling probability, which arrays do not carry; reconstruct a scan file, or use others"
@@ -220,6 +221,14 @@ def load_for_use(weights: Path | None, device: str) -> LoadedNetwork:
     corrected = {key: value for key, value in protocol.get("pair", {}).items() if key in ("extra_noise", "correction")}
     network = in_use(network, protocol.get("method"), PairOptions(**corrected))
     return LoadedNetwork(network.to(chosen), path, sha256_of(path), header, chosen)
+
+
+def check_reconstructs(loaded: LoadedNetwork) -> None:
+    """OptionError for the weights of a denoiser."""
+    if loaded.header["network"] == "denoiser":
+        raise OptionError(
+            f"{loaded.path} are weights of train --method noise2void; they are for mri-n2n denoise --weights"
+        )
 
 
 def cautions(loaded: LoadedNetwork, mask: Tensor, measured_share: float) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -14,15 +16,16 @@ from mri_n2n.pairs import Pair
 PROBE_STEP = 0.1
 
 
-def loss_of(network: nn.Module, pair: Pair) -> Tensor:
-    """What training minimises: the weighted squared error of f(s), and of equivariant imaging its further terms.
+def loss_of(network: nn.Module, pair: Pair, progress: float = 0.0) -> Tensor:
+    """What training minimises: the loss of the pair, the weighted squared error unless it says otherwise, of f(s), and of
+    equivariant imaging its further terms. progress: of the training, in [0, 1], which anneals L0.
 
     In those T x is taken as given. Where f puts its samples back |A f(s) - s|^2 has no gradient either, and the first pass
     needs none: two thirds of the time."""
     given = pair.again is not None and network.puts_samples_back(pair.input)
     with torch.set_grad_enabled(torch.is_grad_enabled() and not given):
         prediction = network(pair.input)
-    loss = weighted_squared_error(prediction, pair)
+    loss = LOSSES[pair.loss](prediction, pair, progress)
     if pair.again is not None:
         loss = loss + equivariance_error(network, prediction, pair)
         if pair.again.probe is not None:
@@ -30,18 +33,42 @@ def loss_of(network: nn.Module, pair: Pair) -> Tensor:
     return loss
 
 
-def weighted_squared_error(prediction: Tensor, pair: Pair) -> Tensor:
+def weighted_squared_error(prediction: Tensor, pair: Pair, _: float = 0.0) -> Tensor:
     """Mean over the batch of sum weight |F S prediction - target|^2 / (pixels), in k-space or in the image.
 
     In k-space with weight = mask2 / probability2 its expectation over the second mask is the squared error of the full
     k-space (plus a constant under noise): the importance-weighted Noise2Noise loss.
     prediction: image (batch, 1, y, x) complex. Returns a scalar in squared intensity units.
     """
-    if pair.domain == "kspace":
-        difference = forward(prediction, pair.weight.new_ones(()), pair.input.sensitivity_maps) - pair.target
-    else:
-        difference = prediction - pair.target
-    return _mean_square(difference, pair.weight)
+    return _mean_square(_difference(prediction, pair), pair.weight)
+
+
+def absolute_error(prediction: Tensor, pair: Pair, _: float = 0.0) -> Tensor:
+    """Mean over batch and pixels of weight |f - y|, of real and imaginary part each: its minimiser is the median."""
+    difference = torch.view_as_real(_difference(prediction, pair))
+    return _mean(difference.abs().sum(dim=-1), pair.weight)
+
+
+def annealed_l0(prediction: Tensor, pair: Pair, progress: float) -> Tensor:
+    """Mean over batch and pixels of weight (|f - y| + 1e-8)^g, g falling from 2 to 0 with progress (Lehtinen et al. 2018): its
+    minimiser approaches the mode, exactly where that is an atom of the distribution."""
+    distance = _difference(prediction, pair).abs()
+    return _mean((distance + 1e-8) ** (2 * (1 - progress)), pair.weight)
+
+
+def error_of_squares(prediction: Tensor, pair: Pair, _: float = 0.0) -> Tensor:
+    """Mean over batch and pixels of weight (|f|^2 - y)^2: for targets y = m^2 - v its minimiser is the signal's root mean
+    square, without the bias of magnitudes."""
+    return _mean((prediction.abs().square() - pair.target.real).square(), pair.weight)
+
+
+# What a pair can ask for: (prediction, pair, progress) -> scalar.
+LOSSES: dict[str, Callable[[Tensor, Pair, float], Tensor]] = {
+    "l2": weighted_squared_error,
+    "l1": absolute_error,
+    "l0": annealed_l0,
+    "l2-of-squares": error_of_squares,
+}
 
 
 def equivariance_error(network: nn.Module, prediction: Tensor, pair: Pair) -> Tensor:
@@ -86,6 +113,16 @@ def rotate(images: Tensor, angle: Tensor) -> Tensor:
     return torch.complex(turned[:, :1], turned[:, 1:])
 
 
+def _difference(prediction: Tensor, pair: Pair) -> Tensor:
+    if pair.domain == "kspace":
+        prediction = forward(prediction, pair.weight.new_ones(()), pair.input.sensitivity_maps)
+    return prediction - pair.target
+
+
 def _mean_square(difference: Tensor, weight: Tensor | float = 1.0) -> Tensor:
-    batch, _, y, x = difference.shape
-    return (weight * (difference.real.square() + difference.imag.square())).sum() / (batch * y * x)
+    return _mean(difference.real.square() + difference.imag.square(), weight)
+
+
+def _mean(value: Tensor, weight: Tensor | float) -> Tensor:
+    batch, _, y, x = value.shape
+    return (weight * value).sum() / (batch * y * x)

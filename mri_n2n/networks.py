@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mri_n2n.acquisition import Acquisition
+from mri_n2n.denoising.networks import build_body
 from mri_n2n.errors import OptionError
 from mri_n2n.fastmri_networks import FastMRIUNet, FastMRIVarNet
 from mri_n2n.fourier import ifft2c
@@ -165,6 +166,32 @@ class Unrolled(nn.Module):
         return (measured.noise_variance * torch.exp(-center - change * distance)).clamp_max(MOST_NOISE)
 
 
+class Denoiser(nn.Module):
+    """A network on the image of a fully sampled scan, A^H s, without data consistency: of noise and other corruption, samples
+    are not to be trusted, and what Noise2Void says of a pixel must not come from it.
+
+    body: of `denoising.networks.BODIES`. An input scaled by a complex constant gives the output scaled by it; a real image
+    gives a real one.
+    """
+
+    def __init__(self, body: str = "n2v2", channels: int = 32) -> None:
+        super().__init__()
+        self.body = build_body(body, 2, channels)
+
+    def puts_samples_back(self, acquisition: Acquisition) -> bool:
+        return False
+
+    def forward(self, acquisition: Acquisition) -> Tensor:
+        image = adjoint(acquisition.kspace, acquisition.mask, acquisition.sensitivity_maps)
+        phase = complex_scale(image)
+        size = image.abs().square().mean(dim=(1, 2, 3), keepdim=True).sqrt()  # one bright pixel does not change it much
+        scale = (phase / phase.abs() * torch.where(size > 0, size, 1.0)).detach()
+        image = image / scale
+        real = image.imag.abs().amax(dim=(1, 2, 3), keepdim=True) <= 1e-4
+        cleaned = _to_complex(self.body(_to_real(image)))
+        return torch.where(real, cleaned.real.to(cleaned.dtype), cleaned) * scale
+
+
 @dataclass(frozen=True)
 class Measurement:
     """What the cascades of one forward pass share, on the scale of the network. noise_variance: (batch, 1, 1, 1)."""
@@ -182,6 +209,7 @@ NETWORKS: dict[str, type[nn.Module]] = {
     "unet": UNet2018,
     "fastmri-varnet": FastMRIVarNet,
     "fastmri-unet": FastMRIUNet,
+    "denoiser": Denoiser,
 }
 
 

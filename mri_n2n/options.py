@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+from mri_n2n.corruptions import check_strength
 from mri_n2n.datasets import MEASURED
+from mri_n2n.denoising.blind_spot import BlindSpot
 from mri_n2n.errors import UserError
 from mri_n2n.pairs import (
     CORRECTIONS,
@@ -125,6 +127,30 @@ def check_options(options: TrainOptions) -> None:
         "--network unet sees every coil alone; --coils simulates coils that are combined": (
             options.network != "unet" or not protocol.coils
         ),
+        f"--hidden-share must be above 0 and at most 0.25; got {pair.blind_spot.share}": 0
+        < pair.blind_spot.share
+        <= 0.25,
+        f"--hidden-share and --hidden-rule are of noise2void, not of {protocol.method}": (
+            pair.blind_spot == BlindSpot() or protocol.method in ("auto", "noise2void")
+        ),
+        "--corrupt is of simulated data (nifti, ixi, fastmri, phantom) and goes with --network denoiser, --method noise2noise or "
+        "supervised, and two acquisitions": (
+            protocol.corrupt is None
+            or options.dataset not in MEASURED
+            and (options.network, protocol.acquisitions) == ("denoiser", 2)
+            and protocol.method in ("noise2noise", "supervised", "auto")
+        ),
+        "--corrupt takes the place of an acquisition: leave out --noise, --coils, --phase and --exchange": (
+            protocol.corrupt is None
+            or (protocol.noise, protocol.coils, protocol.phase, pair.exchange) == ((0, 0), (), 0, False)
+        ),
+        "--strength is of --corrupt": protocol.strength is None or protocol.corrupt is not None,
+        f"--method noise2void, given or chosen, goes with --network denoiser, not {options.network}": (
+            protocol.method != "noise2void" or options.network == "denoiser"
+        ),
+        "--network denoiser cleans images of fully sampled scans, --acceleration 1": (
+            options.network != "denoiser" or options.dataset in MEASURED or high == 1
+        ),
         f"the 2018 recipe (--method {protocol.method}) is defined with --network unet": (
             not protocol.recipe_2018 or options.network == "unet"
         ),
@@ -132,3 +158,5 @@ def check_options(options: TrainOptions) -> None:
     for message, fits in wrong.items():
         if not fits:
             raise UserError(message)
+    if protocol.corrupt is not None:
+        check_strength(protocol.corrupt, protocol.strength)

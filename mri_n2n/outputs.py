@@ -27,12 +27,15 @@ from mri_n2n.resample import crop_or_pad
 
 @dataclass(frozen=True)
 class Target:
-    """Where the results of one scan go: `directory`/`name` and a suffix each; `root` is the output directory."""
+    """Where the results of one scan go: `directory`/`name` and a suffix each; `root` is the output directory.
+
+    more: names of further volumes, NAME.more.nii.gz."""
 
     directory: Path
     name: str
     root: Path
     bids: bool = False
+    more: tuple[str, ...] = ()
 
     @property
     def label(self) -> str:
@@ -61,7 +64,10 @@ class Target:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        return self.h5, self.nifti, self.picture, self.sidecar
+        return self.h5, self.nifti, self.picture, self.sidecar, *map(self.further, self.more)
+
+    def further(self, name: str) -> Path:
+        return self.directory / f"{self.name}.{name}.nii.gz"
 
 
 def target_of(scan: Path, output: Path, *, bids: bool) -> Target:
@@ -110,10 +116,12 @@ def write_beside(
     middle: tuple[np.ndarray, np.ndarray],
     layout: Layout | None,
     facts: dict,
+    volumes: dict[str, np.ndarray],
     started: float,
 ) -> dict:
     """Write NIfTI, picture, DICOM where there is a `layout`, and sidecar into `folder`, where NAME.h5 is complete.
 
+    volumes: further ones (slice, y, x), by their names in `target.more`.
     reconstruction: (slice, y, x) float32 magnitude. middle: (y, x), the middle slice zero-filled and reconstructed.
     facts: what the sidecar says of this reconstruction beside what the scan says itself.
     started: when it began, on the clock of `time.monotonic`. Returns the sidecar.
@@ -126,8 +134,14 @@ def write_beside(
         middle = tuple(crop_or_pad(torch.from_numpy(image), *reference.shape).numpy() for image in middle)
     notes = ["simulated k-space"] if scan.simulated else []
     notes += ["see the warnings in its .json"] if facts["warnings"] else []
-    comparison_figure(reference, *middle, here.picture, geometry=scan.image_geometry, note=" | ".join(notes))
+    given = "noisy" if "denoise" in facts else "zero-filled"
+    comparison_figure(
+        reference, *middle, here.picture, geometry=scan.image_geometry, note=" | ".join(notes), given=given
+    )
     written = [here.h5, here.nifti]
+    for name, volume in volumes.items():
+        write_nifti(here.further(name), volume, scan.image_geometry, simulated=bool(scan.simulated))
+        written.append(here.further(name))
     if layout is not None:
         write_series(here.dicom, reconstruction, layout, simulated=scan.simulated)
         written += sorted(here.dicom.iterdir())

@@ -18,10 +18,14 @@ from torch import Generator, Tensor
 
 from mri_n2n.acquisition import Acquisition, concatenate
 from mri_n2n.coils import calibration_region
+from mri_n2n.denoising.blind_spot import BlindSpot, hide
 from mri_n2n.errors import OptionError
-from mri_n2n.fourier import ifft2c, mirror_axes
+from mri_n2n.fourier import fft2c, ifft2c, mirror_axes
 from mri_n2n.masks import is_along, mirror
-from mri_n2n.operators import density_weights
+from mri_n2n.operators import adjoint, density_weights
+
+# A scan with this share of its samples is fully sampled.
+FULL = 0.99
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,7 @@ class PairOptions:
     smaller one less variance under noise. exchange: Noise2Noise's two acquisitions exchange samples at random.
     input_share: of the splitting methods, the share of the rarely sampled locations that stays in the input.
     extra_noise: a of robust SSDU: the input is given further noise of variance a^2 v. correction: how its images are
-    corrected in use, see `correction.Corrected`.
+    corrected in use, see `correction.Corrected`. blind_spot: of Noise2Void.
     """
 
     weight_cap: float | None = None
@@ -52,6 +56,7 @@ class PairOptions:
     input_share: float = 0.5
     extra_noise: float = 1.0
     correction: str = "noisier"
+    blind_spot: BlindSpot = BlindSpot()
 
 
 @dataclass(frozen=True)
@@ -69,17 +74,25 @@ class Remeasurement:
 @dataclass(frozen=True)
 class Pair:
     """input: what the network sees; target: k-space (batch, coils, y, x) or image (batch, 1, y, x), complex;
-    weight: real, broadcastable to the target, 0 where the target says nothing. again: of equivariant imaging."""
+    weight: real, broadcastable to the target, 0 where the target says nothing. again: of equivariant imaging. loss: of
+    `losses.LOSSES`."""
 
     input: Acquisition
     target: Tensor
     weight: Tensor
     domain: Literal["kspace", "image"] = "kspace"
     again: Remeasurement | None = None
+    loss: str = "l2"
 
     def to(self, device: torch.device | str) -> Pair:
         again = self.again and Remeasurement(*(v if v is None else v.to(device) for v in vars(self.again).values()))
-        return Pair(self.input.to(device), self.target.to(device), self.weight.to(device), self.domain, again)
+        return replace(
+            self,
+            input=self.input.to(device),
+            target=self.target.to(device),
+            weight=self.weight.to(device),
+            again=again,
+        )
 
 
 # ---- two acquisitions ----
@@ -194,6 +207,19 @@ def multi_operator(measured: Measured, options: PairOptions, draw: Generator) ->
 def robust_multi_operator(measured: Measured, options: PairOptions, draw: Generator) -> Pair:
     """The same for noise, with SURE."""
     return _with_probe(multi_operator(measured, options, draw), draw)
+
+
+def noise2void(measured: Measured, options: PairOptions, draw: Generator) -> Pair:
+    """Noise2Void (Krull, Buchholz, Jug, CVPR 2019): the noisy image of a fully sampled scan with a few pixels hidden as input,
+    these pixels as target, see `denoising.blind_spot`. OptionError for a scan that is undersampled."""
+    scan = measured.first
+    if scan.mask.mean() < FULL:
+        raise OptionError("Noise2Void learns from fully sampled noisy scans; these are undersampled")
+    image = adjoint(scan.kspace, scan.mask, scan.sensitivity_maps)
+    hidden, predicted = hide(torch.cat((image.real, image.imag), dim=1), options.blind_spot, draw)
+    kspace = fft2c(torch.complex(hidden[:, :1], hidden[:, 1:]))
+    given = Acquisition(kspace, torch.ones_like(scan.mask), None, None, scan.noise_variance)
+    return Pair(given, image, predicted / predicted.mean().clamp_min(1e-12), "image")
 
 
 def union(first: Acquisition, second: Acquisition) -> Acquisition:
@@ -313,6 +339,7 @@ def joined(pairs: Sequence[Pair]) -> Pair:
         torch.cat([pair.weight for pair in pairs]),
         pairs[0].domain,
         together,
+        pairs[0].loss,
     )
 
 
@@ -328,6 +355,7 @@ PAIR_MAKERS: dict[str, Callable[[Measured, PairOptions, Generator], Pair]] = {
     "multi-operator": multi_operator,
     "robust-equivariant": robust_equivariant,
     "robust-multi-operator": robust_multi_operator,
+    "noise2void": noise2void,
 }
 
 # Those that know one acquisition of a slice; of these, those that divide its samples, those that need another's mask,
@@ -336,5 +364,5 @@ SPLITTING_METHODS = ("ssdu", "k-weighted-ssdu", "robust-ssdu")
 OTHER_MASK_METHODS = ("multi-operator", "robust-multi-operator")
 NOISE_METHODS = ("robust-ssdu", "robust-equivariant", "robust-multi-operator")
 REMEASURING_METHODS = (*OTHER_MASK_METHODS, "equivariant", "robust-equivariant")
-SINGLE_SCAN_METHODS = (*SPLITTING_METHODS, *REMEASURING_METHODS)
+SINGLE_SCAN_METHODS = (*SPLITTING_METHODS, *REMEASURING_METHODS, "noise2void")
 WEIGHTED_METHODS = ("noise2noise", "k-weighted-ssdu", "robust-ssdu")

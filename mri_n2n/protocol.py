@@ -30,6 +30,8 @@ class Protocol:
     as it is. phase: share of the slices given a smooth phase. translation: largest shift, as a share of the matrix.
     flips: mirror half of the examples along each axis. combined: of several coils one image, by sensitivity maps from the
     input's own k-space centre, the loss over all coils; else, and always with the 2018 U-Net, each coil is an image of its own.
+    corrupt: in place of an acquisition, a corruption of the fully sampled images, see `corruptions`; strength: (lowest,
+    highest), drawn per slice.
     """
 
     method: str = "noise2noise"
@@ -46,6 +48,8 @@ class Protocol:
     flips: bool = True
     combined: bool = True
     undersample: bool = False
+    corrupt: str | None = None
+    strength: tuple[float, float] | None = None
     seed: int = 0
 
     @property

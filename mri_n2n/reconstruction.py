@@ -27,7 +27,7 @@ from mri_n2n.formats.derived_dicom import lay_out
 from mri_n2n.formats.dicom import Series, read_series
 from mri_n2n.formats.sampling import Box, acquired_box, doubtful_edges
 from mri_n2n.fourier import fft2c, ifft2c
-from mri_n2n.inference import PIXELS_AT_ONCE, load_for_use, reconstruct_array
+from mri_n2n.inference import PIXELS_AT_ONCE, check_reconstructs, load_for_use, reconstruct_array
 from mri_n2n.operators import root_sum_of_squares
 from mri_n2n.outputs import Target, check_target, result_attributes, target_of, write_beside
 from mri_n2n.process import progress_shown
@@ -90,6 +90,7 @@ def reconstruct_files(
         check_target(target, [*scans, *(series.files if series else ())], replace_it, dicom=series is not None)
     if baseline is None:
         loaded = load_for_use(weights, device)
+        check_reconstructs(loaded)
         reconstructor = network_reconstructor(loaded, flips=loaded.trained_on_flips if flips is None else flips)
     else:
         reconstructor = baseline_reconstructor(baseline, regularisation, device)
@@ -220,7 +221,8 @@ def reconstruct_file(
         mask = scan.read(slices // 2, slices // 2 + 1).mask[..., y0:y1, x0:x1]
         measured /= max(held, 1)  # slices without samples say nothing of the acceleration
         share = min(1.0, measured * y * x / ((y1 - y0) * (x1 - x0)))
-        facts, against = finish(mask, share)
+        facts, against, volumes = finish(mask, share)
+        volumes = {name: crop_or_pad(torch.from_numpy(one), *matrix).numpy() for name, one in volumes.items()}
         said = sorted(found) + against
         combination = "none" if coils == 1 else "coils reconstructed one by one, then root-sum-of-squares"
         combination = "sensitivity maps from the scan's own centre" if combined else combination
@@ -231,7 +233,7 @@ def reconstruct_file(
             "acquired": {"y": list(acquired[0]), "x": list(acquired[1])},
             "warnings": said,
         }
-        sidecar = write_beside(folder, target, scan, reconstruction, middle, layout, facts, started)
+        sidecar = write_beside(folder, target, scan, reconstruction, middle, layout, facts, volumes, started)
     for caution in said:
         warnings.warn(f"{scan.path.name}: {caution}", stacklevel=2)
     return sidecar

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,7 +20,7 @@ from mri_n2n.regularisation import at_an_end, chosen_regularisation
 
 Read = Callable[[int, int], Acquisition]
 ImagesOf = Callable[[Acquisition], Tensor]
-Finish = Callable[[Tensor, float], tuple[dict, list[str]]]
+Finish = Callable[[Tensor, float], tuple[dict, list[str], dict[str, np.ndarray]]]
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,8 @@ class Reconstructor:
 
     begin: (scan, read) -> (images_of, finish). read(start, stop) gives slices as `images_of` takes them, on the device,
     whitened, with maps. images_of(acquisition) gives complex images (slices, 1 or coils, y, x) on the CPU, on the scan's
-    scale. After the last of them finish(mask, measured share) gives what the sidecar says, and what speaks against the
-    method for this scan; see `inference.cautions`.
+    scale; they are asked for in order. After the last of them finish(mask, measured share) gives what the sidecar says, what
+    speaks against the method for this scan, see `inference.cautions`, and further volumes to write.
     """
 
     device: torch.device
@@ -56,7 +57,7 @@ def network_reconstructor(loaded: LoadedNetwork, *, flips: bool) -> Reconstructo
             },
             "options": {"device": loaded.device.type, "precision": "float32", "flips": flips},
         }
-        return images_of, lambda mask, share: (facts, cautions(loaded, mask, share))
+        return images_of, lambda mask, share: (facts, cautions(loaded, mask, share), {})
 
     return Reconstructor(loaded.device, loaded.header["network"] != "unet", begin)  # the 2018 U-Net knows no coils
 
@@ -74,11 +75,12 @@ def baseline_reconstructor(baseline: str, regularisation: float | None, device: 
             taken.append(steps)
             return images
 
-        def finish(_: Tensor, __: float) -> tuple[dict, list[str]]:
+        def finish(_: Tensor, __: float) -> tuple[dict, list[str], dict[str, np.ndarray]]:
             steps = torch.cat(taken)
             said = {"name": baseline, **facts, "most_iterations": int(steps.max())}
             options = {"device": chosen.type, "precision": "float32"}
-            return {"weights": None, "baseline": said, "options": options}, at_an_end(facts) + not_done(baseline, steps)
+            against = at_an_end(facts) + not_done(baseline, steps)
+            return {"weights": None, "baseline": said, "options": options}, against, {}
 
         return images_of, finish
 

@@ -141,8 +141,10 @@ def comparison_figure(
     path: Path | str,
     geometry: Geometry | None = None,
     note: str = "",
+    given: str = "zero-filled",
 ) -> None:
-    """Write reference, zero-filled, reconstruction and the error times 5 of one slice, all on one window.
+    """Write reference, zero-filled (or what `given` calls it), reconstruction and the error times 5 of one slice, all on one
+    window.
 
     reference, zero_filled, reconstruction: (y, x), one shape and one intensity unit; without a reference, two panels.
     The window runs from 0 to the 99.8th percentile of the reference (else of the reconstruction), so that one bright
@@ -158,7 +160,7 @@ def comparison_figure(
     high = float(np.percentile(basis, 99.8)) if basis.size else 0.0
     if not high > 0:  # a nearly empty slice: its brightest pixel, or any window when there is none
         high = float(basis.max(initial=0)) or 1.0
-    names = ["reference", "zero-filled", "reconstruction"][-len(images) :]
+    names = ["reference", given, "reconstruction"][-len(images) :]
     panels = [(name, image, (0.0, high)) for name, image in zip(names, images, strict=True)]
     if reference is not None:
         panels.append((f"error x{ERROR_GAIN}", np.abs(images[2] - images[0]), (0.0, high / ERROR_GAIN)))

@@ -11,6 +11,7 @@ import torch
 from torch import Generator, Tensor
 
 from mri_n2n.acquisition import Acquisition
+from mri_n2n.corruptions import check_strength, corrupted_kspace
 from mri_n2n.errors import InputError, OptionError, OutputError, UserError
 from mri_n2n.files import atomic_outputs, check_free
 from mri_n2n.formats import ImageFiles, read_images, write_scan
@@ -87,7 +88,8 @@ def measure(kspace: Tensor, sampling: Sampling, generator: Generator, *, noise_v
 @dataclass(frozen=True)
 class SimulationOptions:
     """How `simulate_file` acquires a volume. noise: standard deviation of the complex noise as a share of the volume's
-    maximum; repetitions share coils and phase, and have independent masks and noise."""
+    maximum; repetitions share coils and phase, and have independent masks and noise. corrupt: one of `CORRUPTIONS`, of fully
+    sampled images of one coil, each repetition's its own. strength: (lowest, highest) of it, drawn per slice; None: its default."""
 
     axis: int = 2
     mask: str = "roulette"
@@ -98,6 +100,8 @@ class SimulationOptions:
     repetitions: int = 1
     seed: int = 0
     reference: bool = True
+    corrupt: str | None = None
+    strength: tuple[float, float] | None = None
 
 
 def simulate_file(
@@ -143,7 +147,10 @@ def simulate_file(
         return _full(torch.from_numpy(images[index : index + 1]), options, volume.name)
 
     def acquired(index: int, sampling: Sampling, draw: Generator, noise_variance: float) -> np.ndarray:
-        kspace = measure(full(index), sampling, draw, noise_variance=noise_variance).kspace[0]
+        if options.corrupt:
+            kspace = peak * corrupted_kspace(full(index) / peak, options.corrupt, options.strength, draw)[0]
+        else:
+            kspace = measure(full(index), sampling, draw, noise_variance=noise_variance).kspace[0]
         _check_finite(kspace, str(volume), peak)
         return kspace.numpy()
 
@@ -163,7 +170,7 @@ def simulate_file(
                 geometry=geometry,
                 attributes={
                     "simulated": True,
-                    "noise_variance": noise_variance,
+                    **({"corruption": options.corrupt} if options.corrupt else {"noise_variance": noise_variance}),
                     "mask_kind": options.mask,
                     "acceleration": options.acceleration,
                     "seed": options.seed,
@@ -187,6 +194,8 @@ def simulate_array(images, options: SimulationOptions | None = None) -> list[Acq
     if images.ndim != 3 or images.dtype.kind not in "fiu" or not np.isfinite(images).all():
         raise InputError(f"expected finite real images (slices, y, x) or (y, x); got {images.dtype} {images.shape}")
     peak = magnitude_peak(images, "the array")
+    if options.corrupt:
+        raise OptionError("arrays are acquired, not corrupted: see mri_n2n.corruptions")
     full = _full(torch.from_numpy(images.astype(np.float32)), options, "array")
     acquisitions = []
     for repetition in range(1, options.repetitions + 1):
@@ -218,6 +227,15 @@ def _check(options: SimulationOptions) -> None:
     for name, (value, low, high) in limits.items():
         if not low <= value <= high:
             raise UserError(f"{name} must be between {low} and {high}; got {value}")
+    if options.corrupt is None:
+        if options.strength is not None:
+            raise OptionError("--strength is of --corrupt")
+        return
+    check_strength(options.corrupt, options.strength)
+    if (options.acceleration, options.coils, options.noise) != (1, 1, 0):
+        raise OptionError(
+            "--corrupt is of fully sampled images of one coil: leave out --acceleration, --coils and --noise"
+        )
 
 
 def magnitude_peak(images: np.ndarray, name: str) -> float:

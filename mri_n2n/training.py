@@ -180,7 +180,7 @@ def train(options: TrainOptions, run: Path | str, *, resume: bool = False) -> Tr
             if progress >= 1:
                 break
             set_schedule(optimizer, options, progress)
-            loss = training_step(network, optimizer, next(upcoming), device, precision)
+            loss = training_step(network, optimizer, next(upcoming), device, precision, progress)
             average.update_parameters(network)
             if not math.isfinite(loss):
                 raise InputError(
@@ -278,7 +278,7 @@ def set_schedule(optimizer: torch.optim.Optimizer, options: TrainOptions, progre
 
     Recipe: cosine ramp-up over the first 10 of 300 epochs, squared cosine ramp-down over the last 30, in which beta1 goes
     0.9 -> 0.5.
-    Default: linear ramp-up over the first 3 %, then a cosine to zero, which suits any budget.
+    Default: `share_of_learning_rate`.
     """
     if options.protocol.recipe_2018:
         up = min(1.0, progress * 300 / 10)
@@ -286,15 +286,25 @@ def set_schedule(optimizer: torch.optim.Optimizer, options: TrainOptions, progre
         falling = 0.5 + 0.5 * math.cos(math.pi * down)
         rate, beta1 = (0.5 - 0.5 * math.cos(math.pi * up)) * falling**2, 0.5 + 0.4 * falling
     else:
-        rate, beta1 = min(1.0, (progress + 1e-3) / 0.03) * (0.5 + 0.5 * math.cos(math.pi * progress)), 0.9
+        rate, beta1 = share_of_learning_rate(progress), 0.9
     for group in optimizer.param_groups:
         group["lr"], group["betas"] = options.learning_rate * rate, (beta1, 0.99)
 
 
+def share_of_learning_rate(progress: float) -> float:
+    """Linear ramp-up over the first 3 %, then a cosine to zero, which suits any budget."""
+    return min(1.0, (progress + 1e-3) / 0.03) * (0.5 + 0.5 * math.cos(math.pi * progress))
+
+
 def training_step(
-    network: nn.Module, optimizer: torch.optim.Optimizer, pairs: list[Pair], device: torch.device, precision: str
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    pairs: list[Pair],
+    device: torch.device,
+    precision: str,
+    progress: float = 0.0,
 ) -> float:
-    """One step on one batch (a list of pairs, one per matrix size); returns its loss."""
+    """One step on one batch (a list of pairs, one per matrix size); returns its loss. progress: of the training, in [0, 1]."""
     network.train()
     optimizer.zero_grad(set_to_none=True)
     count = sum(pair.input.kspace.shape[0] for pair in pairs)
@@ -302,7 +312,7 @@ def training_step(
     for pair in pairs:
         pair = pair.to(device)
         with autocast(device, precision):
-            loss = loss_of(network, pair) * (pair.input.kspace.shape[0] / count)
+            loss = loss_of(network, pair, progress) * (pair.input.kspace.shape[0] / count)
         loss.backward()
         total += loss.item()
     limit_gradient(optimizer)

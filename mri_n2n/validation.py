@@ -10,13 +10,14 @@ from torch import Tensor, nn
 
 from mri_n2n.acquisition import Acquisition
 from mri_n2n.coils import with_sensitivity_maps
+from mri_n2n.corruptions import corrupted_kspace
 from mri_n2n.device import autocast
 from mri_n2n.files import atomic_output
 from mri_n2n.fourier import ifft2c
 from mri_n2n.losses import weighted_squared_error
 from mri_n2n.metrics import psnr_per_slice
 from mri_n2n.operators import root_sum_of_squares
-from mri_n2n.pairs import split, target_pair
+from mri_n2n.pairs import Measured, Pair, noise2void, split, target_pair
 from mri_n2n.protocol import Protocol, one_slice, simulated_repetitions, undersampled
 from mri_n2n.report import comparison_figure
 from mri_n2n.simulation import seeded
@@ -28,12 +29,11 @@ VALIDATION_SHARE = 0.8  # of the rarely sampled locations of a single scan, for 
 
 @dataclass(frozen=True)
 class ValidationSlice:
-    """One slice with the acquisition it is reconstructed from, a second one when it is real, its reference when it is not.
-
-    note: what its picture has to say."""
+    """One slice with the acquisition it is reconstructed from; its reference when it is simulated, else a pair whose target
+    says how good the reconstruction of its input is. note: what its picture has to say."""
 
     first: Acquisition
-    second: Acquisition | None
+    pair: Pair | None
     reference: Tensor | None
     note: str
 
@@ -53,6 +53,12 @@ def validation_set(sources: list[Source], protocol: Protocol) -> list[Validation
             if isinstance(data, Tensor):
                 # The draws know the file, not the slice: every slice of a file has the same mask.
                 kspace = data[index : index + 1] if protocol.combined else data[index : index + 1, :1]
+                if protocol.corrupt:
+                    draw = seeded(protocol.seed, "validation", source.name, index)
+                    given = corrupted_kspace(kspace, protocol.corrupt, protocol.strength, draw)
+                    first = Acquisition(given, torch.ones(1, 1, *given.shape[-2:]))
+                    chosen.append(ValidationSlice(first, None, ifft2c(kspace).abs(), f"simulated {protocol.corrupt}"))
+                    continue
                 measured = simulated_repetitions(kspace, 0, f"validation {source.name}", protocol)
                 first = measured.first
                 first = with_sensitivity_maps(first)[0] if first.kspace.shape[1] > 1 else first
@@ -62,6 +68,12 @@ def validation_set(sources: list[Source], protocol: Protocol) -> list[Validation
             else:
                 coil = None if protocol.combined else 0
                 first = one_slice(data[0], index, coil)
+                note = "simulated k-space" if source.simulated else ""
+                if protocol.method == "noise2void":
+                    first = with_sensitivity_maps(first)[0] if first.kspace.shape[1] > 1 else first
+                    pair = noise2void(Measured(first), protocol.pair, seeded(protocol.seed, "validation", source.name))
+                    chosen.append(ValidationSlice(pair.input, pair, None, note))
+                    continue
                 if len(data) > 1:
                     second = one_slice(data[1], index, coil)
                 else:  # of a single scan a part of the samples says how good the image of the others is
@@ -70,7 +82,7 @@ def validation_set(sources: list[Source], protocol: Protocol) -> list[Validation
                 if protocol.undersample:  # the input; all samples of the second say how good it is
                     first = undersampled(first, 0, f"validation {source.name}", 0, protocol)
                 first = with_sensitivity_maps(first)[0] if first.kspace.shape[1] > 1 else first
-                chosen.append(ValidationSlice(first, second, None, "simulated k-space" if source.simulated else ""))
+                chosen.append(ValidationSlice(first, target_pair(first, second), None, note))
     return chosen
 
 
@@ -79,7 +91,8 @@ def validate(
     network: nn.Module, validation: list[ValidationSlice], device: torch.device, precision: str, figure: Path
 ) -> dict[str, float]:
     """With references `psnr`: mean over slices, in dB, of the magnitude clamped to [0, 1], peak 1 (the volume maximum).
-    With second acquisitions `validation_loss`: the weighted squared error against them."""
+    Without `validation_loss`: the weighted squared error against second acquisitions, samples that were held out, or of
+    Noise2Void hidden pixels."""
     network.eval()
     values = []
     for number, item in enumerate(validation):
@@ -89,7 +102,7 @@ def validate(
         if item.reference is not None:
             values += psnr_per_slice(item.reference[:, 0].numpy(), magnitude[:, 0].numpy()).tolist()
         else:
-            values.append(weighted_squared_error(image, target_pair(item.first, item.second)).item())
+            values.append(weighted_squared_error(image, item.pair).item())
         if number == len(validation) // 2:
             reference = None if item.reference is None else item.reference[0, 0].numpy()
             zero_filled = root_sum_of_squares(ifft2c(item.first.kspace))[0].numpy()

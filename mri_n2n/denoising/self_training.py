@@ -1,0 +1,154 @@
+"""Noise2Void on one scan: a network trained on the very images that it then cleans."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import product
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+from tqdm import tqdm
+
+from mri_n2n.denoising.blind_spot import BlindSpot, hide
+from mri_n2n.denoising.networks import BlindSpotUNet
+from mri_n2n.device import autocast, choose_precision
+from mri_n2n.errors import InputError
+from mri_n2n.process import progress_shown
+from mri_n2n.training import limit_gradient, moving_average, share_of_learning_rate
+
+# Largest side of what a step sees, (y, x) and (z, y, x), and the halvings of the network.
+PATCH = {2: (128, 128), 3: (16, 64, 64)}
+LEVELS = {2: 3, 3: 2}
+# Of a tile in use: its inside, and the margin about it, wider than the network sees.
+TILE = {2: (1024, 1024), 3: (32, 96, 96)}
+MARGIN = {2: 64, 3: 24}
+
+
+@dataclass(frozen=True)
+class DenoiseOptions:
+    """How a scan is denoised by itself. Give one of minutes and steps. dimensions: 2, slices, or 3, patches of the volume.
+    artefact_free: the network of N2V2, see `BlindSpotUNet`."""
+
+    spot: BlindSpot = field(default_factory=BlindSpot)
+    dimensions: int = 2
+    artefact_free: bool = True
+    channels: int = 32
+    batch_size: int = 4
+    learning_rate: float = 1e-3
+    average: float = 0.999
+    minutes: float | None = None
+    steps: int | None = None
+    precision: str = "auto"
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Fitted:
+    network: nn.Module
+    steps: int
+    seconds: float
+    loss: float
+
+
+def fit(images: Tensor, options: DenoiseOptions, device: torch.device, *, quiet: bool = True) -> Fitted:
+    """Train a network on images (slices, channels, y, x), of standard deviation about 1, from random weights.
+
+    The loss is the squared error of the hidden pixels, whose noise no network can foretell. Equal seed, equal result on the
+    CPU with a budget in steps. Errors: InputError when the loss is not finite.
+    """
+    precision = choose_precision(options.precision, device)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(options.seed)
+        network = BlindSpotUNet(
+            images.shape[1],
+            images.shape[1],
+            options.channels,
+            LEVELS[options.dimensions],
+            options.dimensions,
+            options.artefact_free,
+        ).to(device)
+    if precision == "bfloat16":
+        layout = torch.channels_last if options.dimensions == 2 else torch.channels_last_3d
+        network = network.to(memory_format=layout)
+    optimizer = torch.optim.Adam(network.parameters(), lr=options.learning_rate, betas=(0.9, 0.99))
+    average = AveragedModel(network, avg_fn=partial(moving_average, options.average))
+    batches = patches(images, options)
+    step, loss, started = 0, math.nan, time.monotonic()
+    bar = tqdm(total=options.steps, desc="denoise", unit="step", disable=not progress_shown(quiet), dynamic_ncols=True)
+    with bar:
+        while True:
+            minutes = (time.monotonic() - started) / 60
+            progress = step / options.steps if options.steps else minutes / options.minutes
+            if progress >= 1:
+                break
+            for group in optimizer.param_groups:
+                group["lr"] = options.learning_rate * share_of_learning_rate(progress)
+            given, target, predicted = (part.to(device) for part in next(batches))
+            optimizer.zero_grad(set_to_none=True)
+            with autocast(device, precision):
+                found = (predicted * (network(given) - target).square()).sum() / predicted.sum().clamp_min(1)
+            found.backward()
+            limit_gradient(optimizer)
+            optimizer.step()
+            average.update_parameters(network)
+            step, loss = step + 1, found.item()
+            if not math.isfinite(loss):
+                raise InputError(f"the loss became {loss} at step {step}; check the images, or lower the learning rate")
+            bar.update()
+            left = {} if options.steps else {"minutes_left": f"{max(0.0, options.minutes - minutes):.1f}"}
+            bar.set_postfix({"loss": f"{loss:.3e}", **left}, refresh=False)
+    return Fitted(average.module.eval(), step, time.monotonic() - started, loss)
+
+
+def patches(images: Tensor, options: DenoiseOptions) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Endless batches of (hidden, target, which pixels count): random patches, each mirrored at random along every axis."""
+    draw = Generator().manual_seed(options.seed)
+    volume = images.movedim(1, 0)  # (channels, slices, y, x)
+    three = options.dimensions == 3
+    size = PATCH[options.dimensions] if three else (1, *PATCH[2])
+    size = tuple(min(a, b) for a, b in zip(size, volume.shape[1:]))
+    while True:
+        examples = []
+        for _ in range(options.batch_size):
+            corner = [int(torch.randint(n - s + 1, (), generator=draw)) for n, s in zip(volume.shape[1:], size)]
+            patch = volume[(slice(None), *(slice(c, c + s) for c, s in zip(corner, size)))]
+            patch = patch if three else patch[:, 0]
+            axes = [axis for axis in range(1, patch.ndim) if torch.rand((), generator=draw) < 0.5]
+            examples.append(patch.flip(axes))
+        target = torch.stack(examples)
+        hidden, predicted = hide(target, options.spot, draw)
+        yield hidden, target, predicted
+
+
+@torch.inference_mode()
+def clean(network: nn.Module, images: Tensor, dimensions: int, device: torch.device) -> Tensor:
+    """The network's images (slices, channels, y, x), mean over the mirror images, of all pixels: in use nothing is hidden."""
+    if dimensions == 2:
+        return torch.cat([_tiled(network, one[None], 2, device) for one in images])
+    return _tiled(network, images.movedim(1, 0)[None], 3, device)[0].movedim(0, 1)
+
+
+def _tiled(network: nn.Module, whole: Tensor, dimensions: int, device: torch.device) -> Tensor:
+    """(1, channels, [z,] y, x), tile by tile: each with a margin of what lies around it."""
+    result, size = torch.empty_like(whole), whole.shape[2:]
+    tile, margin = TILE[dimensions], MARGIN[dimensions]
+    for corner in product(*(range(0, n, t) for n, t in zip(size, tile))):
+        inner = [slice(c, min(c + t, n)) for c, t, n in zip(corner, tile, size)]
+        outer = [slice(max(0, s.start - margin), min(n, s.stop + margin)) for s, n in zip(inner, size)]
+        cleaned = _mirrored(network, whole[(..., *outer)].to(device)).cpu()
+        within = [slice(s.start - o.start, s.stop - o.start) for s, o in zip(inner, outer)]
+        result[(..., *inner)] = cleaned[(..., *within)]
+    return result
+
+
+def _mirrored(network: nn.Module, part: Tensor) -> Tensor:
+    """Mean over the four mirror images in the plane."""
+    total = torch.zeros_like(part)
+    for axes in ((), (-1,), (-2,), (-2, -1)):
+        total += network(part.flip(axes)).flip(axes)
+    return total / 4

@@ -1,0 +1,436 @@
+"""Noise2Void: the blind spot is blind, the test of the noise tells white from correlated, magnitudes lose their bias, and the
+verb writes what it says."""
+
+import json
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+from scipy.stats import rice
+
+import mri_n2n
+from mri_n2n.cli import main
+from mri_n2n.denoising.blind_spot import BlindSpot, hide
+from mri_n2n.denoising.denoise import Plan, settled
+from mri_n2n.denoising.networks import BODIES, BlindSpotUNet, build_body
+from mri_n2n.denoising.rician import rician_mean, signal_of_mean, signal_of_square
+from mri_n2n.denoising.self_training import DenoiseOptions, clean, fit, patches
+from mri_n2n.denoising.whiteness import measure_whiteness
+from mri_n2n.errors import InputError, OptionError
+from mri_n2n.networks import Denoiser
+from mri_n2n.pairs import Measured, PairOptions, noise2void
+from mri_n2n.simulation import acquire
+from mri_n2n.volumes import load_phantom
+
+SIZES = {2: (33, 47), 3: (9, 21, 23)}
+
+
+def draw(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def white(shape, seed: int = 0) -> np.ndarray:
+    random = np.random.default_rng(seed)
+    return (random.standard_normal(shape) + 1j * random.standard_normal(shape)) / 2**0.5
+
+
+# ---- the blind spot ----
+
+
+@pytest.mark.parametrize("rule", ["uniform", "median"])
+@pytest.mark.parametrize("span", [0, 4])
+@pytest.mark.parametrize(
+    "network, dimensions",
+    [(body, 2) for body in BODIES] + [("n2v2", 3), ("n2v", 3)],
+)
+def test_no_prediction_sees_its_own_pixel(rule, span, network, dimensions):
+    """The gradient of every predicted pixel with respect to its own noisy value is exactly zero."""
+    size = SIZES[dimensions]
+    images = torch.randn(1, 2, *size, generator=draw()).requires_grad_()
+    spot = BlindSpot(share=0.02, window=9, rule=rule, span=(0,) * (dimensions - 1) + (span,) if span else ())
+    hidden, predicted = hide(images, spot, draw(1))
+    torch.manual_seed(0)
+    body = (
+        build_body(network, 2, 4)
+        if dimensions == 2
+        else BlindSpotUNet(2, 2, 4, 2, dimensions, artefact_free=network == "n2v2")
+    ).eval()
+    for parameter in body.parameters():  # last layers start at zero, which would see nothing
+        torch.nn.init.normal_(parameter, std=0.2)
+    output = body(hidden)
+    places = predicted[0, 0].nonzero()
+    assert len(places) > 5
+    for place in places[:6]:
+        for channel in (0, 1):
+            [gradient] = torch.autograd.grad(output[(0, channel, *place)], images, retain_graph=True)
+            assert (gradient[(0, slice(None), *place)] == 0).all()
+            assert gradient.abs().sum() > 0, "it sees the others"
+
+
+def test_hidden_pixels_are_replaced_by_visible_ones_alone():
+    """Of an image that counts its pixels, each replacement is the value of a pixel of its window that is not hidden."""
+    y, x = 40, 50
+    images = torch.arange(y * x, dtype=torch.float32).reshape(1, 1, y, x)
+    hidden, predicted = hide(images, BlindSpot(share=0.05, window=5, rule="uniform"), draw())
+    changed = (hidden != images)[0, 0]
+    assert torch.equal(changed, predicted[0, 0].bool())
+    for place in changed.nonzero():
+        source = int(hidden[0, 0][tuple(place)])
+        assert not changed[source // x, source % x]
+        assert abs(source // x - place[0]) <= 2 and abs(source % x - place[1]) <= 2
+
+
+def test_the_median_rule_is_the_median_of_the_window_without_hidden_pixels():
+    images = torch.randn(1, 1, 30, 30, generator=draw())
+    hidden, predicted = hide(images, BlindSpot(share=0.01, window=3, rule="median"), draw())
+    for y, x in predicted[0, 0].nonzero().tolist():
+        around = [
+            images[0, 0, i, j].item()
+            for i in range(max(0, y - 1), min(30, y + 2))
+            for j in range(max(0, x - 1), min(30, x + 2))
+            if not predicted[0, 0, i, j]
+        ]
+        assert min(around) <= hidden[0, 0, y, x] <= max(around)
+        below = sum(value <= hidden[0, 0, y, x] for value in around)
+        assert below in (len(around) // 2, len(around) // 2 + 1, (len(around) + 1) // 2)
+
+
+@pytest.mark.parametrize("share", [0.00198, 0.02])
+@pytest.mark.parametrize("size", [(64, 64), (61, 47)])
+def test_every_pixel_is_hidden_with_the_same_probability(share, size):
+    total, draws, generator = torch.zeros(size), 3000, draw()
+    for _ in range(draws):
+        total += hide(torch.zeros(1, 1, *size), BlindSpot(share=share, window=3), generator)[1][0, 0]
+    side = round(share**-0.5)
+    expected = 1 / side**2
+    assert abs(total.mean() / draws / expected - 1) < 5 * (expected * draws * total.numel()) ** -0.5 + 0.02
+    # Edges as often as the middle: five standard errors of a Poisson count.
+    edge = torch.cat((total[0], total[-1], total[:, 0], total[:, -1])).mean() / draws
+    assert abs(edge - expected) < 5 * (expected / draws / (2 * sum(size))) ** 0.5
+
+
+def test_struct_hides_a_cross_and_predicts_its_centre():
+    images = torch.randn(1, 1, 41, 41, generator=draw())
+    hidden, predicted = hide(images, BlindSpot(share=0.0007, window=11, span=(0, 3)), draw(3))
+    changed = (hidden != images)[0, 0]
+    for y, x in predicted[0, 0].nonzero().tolist():
+        assert changed[y, max(0, x - 3) : x + 4].all()
+    assert changed.sum() > 3 * predicted.sum()
+
+
+def test_a_window_that_shows_nothing_is_refused():
+    with pytest.raises(OptionError, match="shows no other pixel"):
+        hide(torch.zeros(1, 1, 32, 32), BlindSpot(share=0.01, window=3, span=(0, 16, 1)[1:]), draw())
+    with pytest.raises(OptionError, match="one number for each"):
+        hide(torch.zeros(1, 1, 32, 32), BlindSpot(span=(1, 2, 3)), draw())
+
+
+@pytest.mark.parametrize("coils", [1, 3])
+def test_the_pair_of_a_scan_is_blind_too(coils):
+    """Through k-space and sensitivity maps; to rounding, which a Fourier transform leaves."""
+    full = load_phantom("a", 1, 64, coils)
+    scan = acquire(full, "roulette", 1.0, draw(), noise_variance=0.01)
+    from mri_n2n.coils import with_sensitivity_maps
+
+    scan = with_sensitivity_maps(scan)[0] if coils > 1 else scan
+    pair = noise2void(Measured(scan), PairOptions(), draw())
+    from mri_n2n.operators import adjoint
+
+    seen = adjoint(pair.input.kspace, pair.input.mask)
+    hidden = pair.weight > 0
+    assert hidden.sum() >= 4
+    assert torch.allclose(seen[~hidden], pair.target[~hidden], atol=1e-5)
+    assert ((seen - pair.target)[hidden].abs() > 1e-4).all()
+    with pytest.raises(OptionError, match="fully sampled"):
+        noise2void(Measured(acquire(full, "roulette", 4.0, draw())), PairOptions(), draw())
+
+
+@pytest.mark.parametrize("body", BODIES)
+def test_a_denoiser_is_equivariant_and_keeps_real_images_real(body):
+    full = load_phantom("a", 2, 33, None)
+    scan = acquire(full, "roulette", 1.0, draw(), hermitian=True)
+    network = Denoiser(body, 4).eval()
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    image = network(scan)
+    assert image.imag.abs().max() <= 1e-6 * image.abs().max(), "but for the rounding of the scale"
+    from dataclasses import replace
+
+    factor = 300 * np.exp(0.7j)
+    turned = network(replace(scan, kspace=scan.kspace * factor))
+    assert torch.allclose(turned, image * factor, rtol=1e-3, atol=1e-3 * abs(factor) * image.abs().max().item())
+
+
+# ---- is the noise white? ----
+
+
+def signal(shape) -> np.ndarray:
+    image = load_phantom("head", shape[0], shape[1], None)
+    from mri_n2n.fourier import ifft2c
+
+    return ifft2c(image)[:, 0].real.numpy()[..., : shape[2]]
+
+
+@pytest.mark.parametrize("kind", ["complex", "magnitude", "real"])
+@pytest.mark.parametrize(
+    "widths, verdict", [((0, 0, 0), "white"), ((0, 0, 1), "line"), ((0, 1, 0), "line"), ((0, 1, 1), "other")]
+)
+def test_the_verdict_on_noise(kind, widths, verdict):
+    shape = (6, 129, 120)
+    noise = white(shape)
+    noise = ndimage.gaussian_filter(noise.real, widths) + 1j * ndimage.gaussian_filter(noise.imag, widths)
+    noise *= 0.06 / np.mean(np.abs(noise) ** 2) ** 0.5
+    images = {"complex": signal(shape) + noise, "magnitude": np.abs(signal(shape) + noise)}
+    images["real"] = signal(shape) + noise.real
+    found = measure_whiteness(images[kind])
+    assert found.verdict == verdict and found.where == "background"
+    assert [bool(reach) for reach in found.reach] == [bool(width) for width in widths]
+    expected = 0.06 / 2**0.5 if kind == "real" else 0.06
+    assert found.deviation == pytest.approx(expected, rel=0.07)
+
+
+def test_without_background_the_high_passed_image_is_looked_at():
+    shape = (4, 128, 128)
+    smooth = 1 + 0.3 * np.sin(np.linspace(0, 3, 128))[None, :, None] * np.ones(shape)
+    found = measure_whiteness(smooth + 0.02 * white(shape).real * 2**0.5)
+    assert (found.verdict, found.where) == ("white", "high-pass residual")
+    noise = ndimage.gaussian_filter1d(white(shape).real, 1, axis=2)
+    found = measure_whiteness(smooth + 0.02 * noise / noise.std())
+    assert found.reach[1] == 0 and found.reach[2] > 0 and found.verdict == "line"
+
+
+def test_a_masked_background_is_no_noise():
+    shape = (3, 96, 96)
+    images = np.zeros(shape)
+    images[:, 20:80, 20:80] = 1 + 0.03 * white((3, 60, 60)).real
+    found = measure_whiteness(images)
+    assert (found.verdict, found.where) == ("white", "high-pass residual")
+    assert measure_whiteness(np.zeros(shape)).verdict == "unknown"
+
+
+def test_the_method_follows_the_noise():
+    plain = measure_whiteness(white((3, 96, 96)))
+    assert settled(Plan(), plain)[1] == "n2v2"
+    noise = ndimage.gaussian_filter1d(white((3, 96, 96)).real, 1, axis=1)
+    training, method = settled(Plan(), measure_whiteness(noise))
+    assert method == "structn2v" and training.spot.span[0] >= 2 and training.spot.span[1] == 0
+    with pytest.raises(OptionError, match="not correlated"):
+        settled(Plan(method="structn2v"), plain)
+
+
+# ---- magnitudes ----
+
+
+@pytest.mark.parametrize("amplitude", [0.0, 0.3, 1.0, 4.0, 19.5, 300.0])
+def test_the_mean_of_magnitudes_and_back(amplitude):
+    """Against scipy's Rice distribution, whose parts each have half the variance."""
+    deviation = 1.7
+    part = deviation / 2**0.5
+    mean = rice.mean(amplitude / part, scale=part) if amplitude < 50 else amplitude + deviation**2 / (4 * amplitude)
+    assert rician_mean(np.array([amplitude]), deviation**2)[0] == pytest.approx(mean, rel=1e-5)
+    assert signal_of_mean(np.array([mean]), deviation**2)[0] == pytest.approx(amplitude, rel=2e-4, abs=1e-3)
+
+
+def test_squares_lose_their_bias():
+    m = np.abs(2.0 + 1.5 * white(400_000))
+    assert signal_of_square(np.mean(m**2), 1.5**2) == pytest.approx(2.0, rel=0.005)
+    assert np.mean(m) > 2.2, "which magnitudes have"
+    assert signal_of_mean(np.array([0.1]), 1.0)[0] == 0
+    assert signal_of_mean(np.array([0.1, -0.2]), 0.0).tolist() == [0.1, 0.0]
+
+
+# ---- training on one scan ----
+
+
+@pytest.mark.parametrize("dimensions", [2, 3])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_a_scan_cleans_itself(dimensions, channels):
+    """Everything above the noisy image by a wide margin, after a few seconds, on an odd size."""
+    torch.manual_seed(0)
+    truth = torch.from_numpy(signal((6, 65, 61))).float()[:, None].expand(-1, channels, -1, -1)
+    scale = truth.std()
+    noisy = truth / scale + 0.5 * torch.randn(truth.shape, generator=draw())
+    options = DenoiseOptions(
+        spot=BlindSpot(share=0.02), dimensions=dimensions, channels=8, steps=60 if dimensions == 2 else 40, batch_size=2
+    )
+    fitted = fit(noisy, options, torch.device("cpu"))
+    cleaned = clean(fitted.network, noisy, dimensions, torch.device("cpu"))
+    before, after = ((image - truth / scale).square().mean() for image in (noisy, cleaned))
+    assert after < before / 3
+    assert fitted.steps == options.steps
+    again = fit(noisy, options, torch.device("cpu"))
+    assert all(torch.equal(a, b) for a, b in zip(fitted.network.parameters(), again.network.parameters()))
+
+
+def test_tiles_agree_with_the_whole(monkeypatch):
+    from mri_n2n.denoising import self_training
+
+    torch.manual_seed(0)
+    network = BlindSpotUNet(1, 1, 4, 2, 3, True).eval()
+    images = torch.randn(20, 1, 50, 44, generator=draw())
+    whole = clean(network, images, 3, torch.device("cpu"))
+    monkeypatch.setitem(self_training.TILE, 3, (8, 24, 16))
+    assert torch.allclose(clean(network, images, 3, torch.device("cpu")), whole, atol=1e-5)
+
+
+def test_patches_hide_and_keep():
+    images = torch.randn(5, 2, 150, 140, generator=draw())
+    hidden, target, predicted = next(patches(images, DenoiseOptions(steps=1)))
+    assert hidden.shape == target.shape == (4, 2, 128, 128)
+    assert torch.equal((hidden != target).any(dim=1, keepdim=True), predicted.bool())
+    hidden, *_ = next(patches(images, DenoiseOptions(dimensions=3, steps=1)))
+    assert hidden.shape == (4, 2, 5, 64, 64)
+
+
+# ---- the verb ----
+
+
+@pytest.fixture(scope="module")
+def noisy_volumes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("noisy")
+    truth = signal((5, 64, 56))
+    noise = 0.1 * white(truth.shape)
+    affine = np.diag([1.5, -1.2, 3.0, 1.0])
+    affine[:3, 3] = (7, -5, 11)
+
+    def save(name, array):
+        nibabel.save(nibabel.Nifti1Image(array.transpose(2, 1, 0), affine), folder / f"{name}.nii.gz")
+
+    save("truth", truth.astype(np.float32))
+    save("complex", (truth + noise).astype(np.complex64))
+    save("magnitude", np.abs(700 * (truth + noise)).astype(np.float32))
+    save("real", (truth + noise).real.astype(np.float32))
+    save("imag", (truth + noise).imag.astype(np.float32))
+    return folder, truth, affine
+
+
+def test_denoise_writes_geometry_and_all_files(noisy_volumes, tmp_path, capsys):
+    folder, truth, affine = noisy_volumes
+    command = ["denoise", str(folder / "complex.nii.gz"), "-o", str(tmp_path), "--steps", "3", "--share", "0.02"]
+    assert main([*command, "--noise-map", "--residual"]) == 0
+    names = {"complex.h5", "complex.nii.gz", "complex.png", "complex.json"}
+    assert {p.name for p in tmp_path.iterdir()} == names | {"complex.noise.nii.gz", "complex.residual.nii.gz"}
+    for name in ("complex", "complex.noise", "complex.residual"):
+        image = nibabel.load(tmp_path / f"{name}.nii.gz")
+        assert np.allclose(image.affine, affine) and image.shape == truth.shape[::-1]
+    sidecar = json.loads((tmp_path / "complex.json").read_text())
+    assert sidecar["denoise"]["noise"]["verdict"] == "white" and sidecar["denoise"]["method"] == "n2v2"
+    assert sidecar["denoise"]["noise"]["deviation"] == pytest.approx(0.1, rel=0.1)
+    assert sidecar["note"] == "research use only" and "complex.noise.nii.gz" in sidecar["output_sha256"]
+    noisy = np.abs(nibabel.load(folder / "complex.nii.gz").get_fdata(dtype=np.complex64))
+    residual, after = (
+        nibabel.load(tmp_path / f"complex{name}.nii.gz").get_fdata() for name in (".residual", "")
+    )
+    assert np.allclose(residual, noisy - after, atol=1e-5)
+    capsys.readouterr()
+    assert main([*command, "--residual"]) == 4
+    assert "exists" in capsys.readouterr().err
+    assert main([*command, "--residual", "--noise-map", "--force"]) == 0
+
+
+def test_two_files_make_one_complex_image(noisy_volumes, tmp_path):
+    folder, *_ = noisy_volumes
+    options = {"plan": Plan(training=DenoiseOptions(steps=2)), "force": True}
+    both = mri_n2n.denoise(folder / "real.nii.gz", tmp_path, imaginary=folder / "imag.nii.gz", **options)
+    assert both["denoise"]["rician_floor"] == "none: not magnitudes"
+    one = mri_n2n.denoise(folder / "complex.nii.gz", tmp_path, **options)
+    assert one["denoise"]["noise"]["deviation"] == pytest.approx(both["denoise"]["noise"]["deviation"], rel=1e-4)
+
+
+def test_magnitudes_are_told_about_their_floor_and_corrected(noisy_volumes, tmp_path):
+    folder, truth, _ = noisy_volumes
+    plan = Plan(training=DenoiseOptions(spot=BlindSpot(share=0.02), steps=60, channels=8))
+    with pytest.warns(UserWarning, match="Rician floor"):
+        left = mri_n2n.denoise(folder / "magnitude.nii.gz", tmp_path / "a", plan=plan)
+    assert left["denoise"]["rician_floor"] == "left"
+    from dataclasses import replace
+
+    known = mri_n2n.denoise(folder / "magnitude.nii.gz", tmp_path / "b", plan=replace(plan, noise=70.0))
+    assert known["denoise"]["rician_floor"] == "taken away" and not known["warnings"]
+    background = truth < 0.01
+    floor = lambda name: nibabel.load(tmp_path / name / "magnitude.nii.gz").get_fdata().transpose(2, 1, 0)[background]  # noqa: E731
+    assert floor("a").mean() == pytest.approx(70 * np.pi**0.5 / 2, rel=0.1), "the mean of noise alone"
+    assert floor("b").mean() < 0.45 * floor("a").mean()
+
+
+def test_correlated_noise_is_warned_of(tmp_path):
+    noise = white((4, 96, 96))
+    noise = ndimage.gaussian_filter(noise.real, (0, 1, 1)) + 1j * ndimage.gaussian_filter(noise.imag, (0, 1, 1))
+    images = (signal((4, 96, 96)) + 0.3 * noise).astype(np.complex64)
+    with pytest.warns(UserWarning, match="correlated along several axes.*noise2noise"):
+        cleaned = mri_n2n.denoise(images, plan=Plan(training=DenoiseOptions(steps=2)))
+    assert cleaned.shape == images.shape and cleaned.dtype == np.complex64
+
+
+def test_arrays_keep_their_shape_and_type():
+    images = np.abs(signal((2, 48, 40)) + 0.1 * white((2, 48, 40)))[0]
+    with pytest.warns(UserWarning, match="Rician"):
+        cleaned = mri_n2n.denoise(images, plan=Plan(training=DenoiseOptions(steps=2)))
+    assert cleaned.shape == (48, 40) and np.isrealobj(cleaned) and (cleaned >= 0).all()
+
+
+@pytest.mark.parametrize(
+    "bad", [np.zeros((3, 4, 5, 6)), np.full((8, 8), np.nan), np.zeros((16, 16)), np.zeros((0, 4, 4))]
+)
+def test_arrays_that_are_no_images_are_refused(bad):
+    with pytest.raises(InputError):
+        mri_n2n.denoise(bad, plan=Plan(training=DenoiseOptions(steps=2)))
+
+
+def test_a_body_of_scans_trains_and_cleans(tmp_path, capsys):
+    """`train --method noise2void` on single raw scans of several coils, then `denoise --weights`."""
+    volume = tmp_path / "v.nii.gz"
+    nibabel.save(nibabel.Nifti1Image(signal((2, 64, 64)).transpose(2, 1, 0), np.eye(4)), volume)
+    scans = tmp_path / "scans"
+    scans.mkdir()
+    for name in "abc":
+        options = mri_n2n.SimulationOptions(acceleration=1.0, coils=2, noise=0.05, seed=ord(name))
+        mri_n2n.simulate(volume, scans / f"{name}.h5", options)
+    run = tmp_path / "run"
+    train = ["train", "--dataset", "scans", "--data", str(scans), "-o", str(run), "--steps", "2", "--quiet"]
+    assert main(train) == 2
+    assert "noise2void" in capsys.readouterr().err, "auto says what fits"
+    assert main([*train, "--method", "noise2void", "--channels", "4"]) == 0
+    scan, out = str(scans / "a.h5"), str(tmp_path / "out")
+    assert main(["denoise", scan, "--weights", str(run), "-o", out]) == 0
+    sidecar = json.loads((tmp_path / "out" / "a.json").read_text())
+    assert sidecar["weights"]["network"] == "denoiser" and sidecar["coils"] == 2
+    assert main(["reconstruct", scan, "--weights", str(run), "-o", str(tmp_path / "no")]) == 2
+    assert "denoise --weights" in capsys.readouterr().err
+    assert main(["denoise", scan, "-o", str(tmp_path / "itself"), "--steps", "2", "--quiet"]) == 0
+
+
+@pytest.mark.parametrize(
+    "options, code, says",
+    [
+        (["--steps", "0"], 2, "--minutes and --steps"),
+        (["--minutes", "nan"], 2, "--minutes and --steps"),
+        (["--share", "0.9"], 2, "--share"),
+        (["--window", "4"], 2, "--window"),
+        (["--noise", "-1"], 2, "--noise"),
+        (["--seed", "-1"], 2, "--seed"),
+        (["--method", "structn2v", "--steps", "1"], 2, "not correlated"),
+        (["--weights", "nowhere"], 5, "nowhere"),
+        (["--weights", "nowhere", "--residual"], 2, "--weights"),
+    ],
+)
+def test_bad_options_end_in_one_line(noisy_volumes, tmp_path, capsys, options, code, says):
+    folder, *_ = noisy_volumes
+    assert main(["denoise", str(folder / "complex.nii.gz"), "-o", str(tmp_path / "o"), "--quiet", *options]) == code
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and says in error
+    assert not (tmp_path / "o").exists()
+
+
+def test_undersampled_scans_and_results_are_refused(tmp_path, capsys):
+    volume = tmp_path / "v.nii.gz"
+    nibabel.save(nibabel.Nifti1Image(signal((2, 64, 64)).transpose(2, 1, 0), np.eye(4)), volume)
+    mri_n2n.simulate(volume, tmp_path / "s.h5", mri_n2n.SimulationOptions(acceleration=4.0))
+    assert main(["denoise", str(tmp_path / "s.h5"), "-o", str(tmp_path / "o")]) == 3
+    assert "reconstruct" in capsys.readouterr().err
+    assert main(["reconstruct", str(tmp_path / "s.h5"), "-o", str(tmp_path / "r"), "--baseline", "zero-filled"]) == 0
+    assert main(["denoise", str(tmp_path / "r" / "s.h5"), "-o", str(tmp_path / "o")]) == 3
+    assert "reconstruction" in capsys.readouterr().err
+    assert main(["denoise", str(tmp_path / "none.nii.gz"), "-o", str(tmp_path / "o")]) == 5
