@@ -28,7 +28,8 @@ def draw(seed: int = 0) -> torch.Generator:
 
 @pytest.fixture(scope="module")
 def full() -> torch.Tensor:
-    return load_phantom("head", 1, 65, None)
+    """Of a magnitude image: the phantom's Fourier series is a little below zero here and there."""
+    return fft2c(ifft2c(load_phantom("head", 1, 65, None)).real.clamp_min(0).to(torch.complex64))
 
 
 def many(kind: str, full: torch.Tensor, strength: float, count: int) -> torch.Tensor:
@@ -91,7 +92,8 @@ def test_bernoulli_loses_pixels_and_targets_count_where_they_are_kept(full):
 def test_share_of_pixels_that_are_covered(full, kind):
     for share in (0.1, 0.5):
         changed = (many(kind, full, share, 20) - ifft2c(full)).abs() > 0.02
-        assert changed.float().mean().item() == pytest.approx(share, abs=0.12 if kind == "text" else 0.03)
+        found = changed.float().mean().item()
+        assert -0.03 < found - share < (0.2 if kind == "text" else 0.03), "text until it covers as much"
     assert torch.allclose(ifft2c(corrupted_kspace(full, kind, (0, 0), draw())), ifft2c(full), atol=1e-5)
 
 
@@ -123,37 +125,24 @@ def test_pairs_move_as_one(full, kind):
 # ---- what each loss estimates: a constant, fitted to samples of a skewed distribution ----
 
 
-def fitted_constant(loss: str, samples: torch.Tensor, steps: int = 3000) -> float:
-    """The constant that minimises a loss over samples, as (n, 1, 1, 1) images of one pixel; annealed over the steps."""
-    value = torch.tensor(samples.mean().item(), requires_grad=True)
-    optimizer = torch.optim.Adam([value], lr=0.01)
-    target = samples.reshape(-1, 1, 1, 1).to(torch.complex64)
-    pair = Pair(Acquisition(target, torch.ones(1, 1, 1, 1)), target, torch.ones(1, 1, 1, 1), "image", loss=loss)
-    for step in range(steps):
-        progress = step / steps
-        optimizer.param_groups[0]["lr"] = 0.02 * (1 - progress)
-        optimizer.zero_grad()
-        LOSSES[loss](value.to(torch.complex64).expand(target.shape), pair, progress).backward()
-        optimizer.step()
-    return value.item()
-
-
-def skewed(count: int = 4000) -> torch.Tensor:
-    """Half an atom at 0.2, half exponential from 0.2 on: mode 0.2, median 0.2 or a little more, mean 0.7."""
-    generator = draw()
-    exponential = -torch.rand(count, generator=generator).log()
-    return 0.2 + exponential * (torch.rand(count, generator=generator) < 0.5)
+def fitted_constant(loss: str, samples: torch.Tensor, progress: float = 0.0) -> float:
+    """The constant between 0 and 1 with the least loss over samples, as images of one row."""
+    target = samples.reshape(1, 1, 1, -1).to(torch.complex64)
+    pair = Pair(Acquisition(target, torch.ones(target.shape)), target, torch.ones(target.shape), "image", loss=loss)
+    grid = torch.linspace(0, 1, 1001)
+    losses = [LOSSES[loss](value.to(torch.complex64).expand(target.shape), pair, progress).item() for value in grid]
+    return grid[int(np.argmin(losses))].item()
 
 
 def test_l2_estimates_the_mean():
-    samples = -torch.rand(4000, generator=draw()).log()
-    assert fitted_constant("l2", samples, 800) == pytest.approx(samples.mean().item(), abs=0.01)
+    samples = -0.5 * torch.rand(4000, generator=draw()).log()
+    assert fitted_constant("l2", samples) == pytest.approx(samples.mean().item(), abs=0.01)
 
 
 def test_l1_estimates_the_median():
-    samples = -torch.rand(4000, generator=draw()).log()
+    samples = -0.5 * torch.rand(4000, generator=draw()).log()
     assert fitted_constant("l1", samples) == pytest.approx(samples.median().item(), abs=0.02)
-    assert abs(samples.mean() - samples.median()) > 0.25, "which is not the mean"
+    assert abs(samples.mean() - samples.median()) > 0.12, "which is not the mean"
 
 
 def test_annealed_l0_estimates_the_atom():
@@ -161,14 +150,16 @@ def test_annealed_l0_estimates_the_atom():
     generator = draw()
     uniform = torch.rand(4000, generator=generator)
     samples = torch.where(torch.rand(4000, generator=generator) < 0.3, torch.tensor(0.2), uniform)
-    assert fitted_constant("l0", samples) == pytest.approx(0.2, abs=0.01)
-    assert samples.mean() > 0.38 and samples.median() > 0.3
+    assert fitted_constant("l0", samples, progress=0.95) == pytest.approx(0.2, abs=0.002)
+    assert fitted_constant("l0", samples, progress=0.0) == pytest.approx(samples.mean().item(), abs=0.002), "it begins as L2"
+    assert fitted_constant("l0", samples, progress=0.5) == pytest.approx(samples.median().item(), abs=0.01), "and passes L1"
+    assert samples.mean() > 0.38 and samples.median() > 0.27, "neither of which is the atom"
 
 
 def test_squares_estimate_the_signal_under_magnitudes():
     noise = torch.randn(20000, dtype=torch.complex64, generator=draw())
     squares = (0.8 + 0.5 * noise).abs().square() - 0.25
-    assert fitted_constant("l2-of-squares", squares, 800) == pytest.approx(0.8, abs=0.02)
+    assert fitted_constant("l2-of-squares", squares) == pytest.approx(0.8, abs=0.02)
 
 
 # ---- training and simulation ----
@@ -211,7 +202,7 @@ def test_every_corruption_trains_from_the_command_line(kind, tmp_path):
         (["--strength", "0.1"], "--corrupt"),
         (["--body", "red30"], "denoiser"),
         (["--method", "noise2void", "--hidden-share", "0.5"], "--hidden-share"),
-        (["--hidden-share", "0.1"], "noise2void"),
+        (["--method", "noise2noise", "--hidden-share", "0.1"], "noise2void"),
     ],
 )
 def test_bad_options_of_training_end_in_one_line(options, says, tmp_path, capsys):

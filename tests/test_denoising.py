@@ -170,7 +170,7 @@ def signal(shape) -> np.ndarray:
     image = load_phantom("head", shape[0], shape[1], None)
     from mri_n2n.fourier import ifft2c
 
-    return ifft2c(image)[:, 0].real.numpy()[..., : shape[2]]
+    return ifft2c(image)[:, 0].real.clamp_min(0).numpy()[..., : shape[2]]
 
 
 @pytest.mark.parametrize("kind", ["complex", "magnitude", "real"])
@@ -244,24 +244,24 @@ def test_squares_lose_their_bias():
 # ---- training on one scan ----
 
 
-@pytest.mark.parametrize("dimensions", [2, 3])
-@pytest.mark.parametrize("channels", [1, 2])
-def test_a_scan_cleans_itself(dimensions, channels):
-    """Everything above the noisy image by a wide margin, after a few seconds, on an odd size."""
-    torch.manual_seed(0)
-    truth = torch.from_numpy(signal((6, 65, 61))).float()[:, None].expand(-1, channels, -1, -1)
-    scale = truth.std()
-    noisy = truth / scale + 0.5 * torch.randn(truth.shape, generator=draw())
-    options = DenoiseOptions(
-        spot=BlindSpot(share=0.02), dimensions=dimensions, channels=8, steps=60 if dimensions == 2 else 40, batch_size=2
-    )
+@pytest.mark.parametrize("dimensions, steps", [(2, 120), (3, 50)])
+def test_a_scan_cleans_itself(dimensions, steps):
+    """Complex, of odd size, as much noise as signal: a few seconds of training take most of it away."""
+    truth = torch.from_numpy(signal((4, 49, 45))).float()[:, None].expand(-1, 2, -1, -1)
+    truth = truth / truth.std()
+    noisy = truth + torch.randn(truth.shape, generator=draw())
+    spot = BlindSpot(share=0.04, window=5)
+    options = DenoiseOptions(spot, dimensions, channels=8, steps=steps, batch_size=2, learning_rate=3e-3)
     fitted = fit(noisy, options, torch.device("cpu"))
     cleaned = clean(fitted.network, noisy, dimensions, torch.device("cpu"))
-    before, after = ((image - truth / scale).square().mean() for image in (noisy, cleaned))
-    assert after < before / 3
-    assert fitted.steps == options.steps
-    again = fit(noisy, options, torch.device("cpu"))
-    assert all(torch.equal(a, b) for a, b in zip(fitted.network.parameters(), again.network.parameters()))
+    assert (cleaned - truth).square().mean() < 0.4 * (noisy - truth).square().mean()
+    assert fitted.steps == steps
+
+
+def test_equal_seeds_give_equal_networks():
+    images = torch.randn(2, 1, 40, 40, generator=draw())
+    networks = [fit(images, DenoiseOptions(channels=4, steps=3), torch.device("cpu")).network for _ in range(2)]
+    assert all(torch.equal(a, b) for a, b in zip(*(one.parameters() for one in networks)))
 
 
 def test_tiles_agree_with_the_whole(monkeypatch):
@@ -269,9 +269,9 @@ def test_tiles_agree_with_the_whole(monkeypatch):
 
     torch.manual_seed(0)
     network = BlindSpotUNet(1, 1, 4, 2, 3, True).eval()
-    images = torch.randn(20, 1, 50, 44, generator=draw())
+    images = torch.randn(12, 1, 36, 20, generator=draw())
     whole = clean(network, images, 3, torch.device("cpu"))
-    monkeypatch.setitem(self_training.TILE, 3, (8, 24, 16))
+    monkeypatch.setitem(self_training.TILE, 3, (8, 16, 16))
     assert torch.allclose(clean(network, images, 3, torch.device("cpu")), whole, atol=1e-5)
 
 

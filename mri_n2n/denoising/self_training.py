@@ -24,9 +24,9 @@ from mri_n2n.training import limit_gradient, moving_average, share_of_learning_r
 # Largest side of what a step sees, (y, x) and (z, y, x), and the halvings of the network.
 PATCH = {2: (128, 128), 3: (16, 64, 64)}
 LEVELS = {2: 3, 3: 2}
-# Of a tile in use: its inside, and the margin about it, wider than the network sees.
+# Of a tile in use: its inside, and the margin about it, wider than the network sees. Multiples of what it pools.
 TILE = {2: (1024, 1024), 3: (32, 96, 96)}
-MARGIN = {2: 64, 3: 24}
+MARGIN = {2: 80, 3: 32}
 
 
 @dataclass(frozen=True)

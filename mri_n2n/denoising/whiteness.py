@@ -15,10 +15,11 @@ LAGS = 8
 LEAST = 0.1
 # Blocks of this side are ranked by what is in them.
 BLOCK = 8
-# Background is what has at most this much of the energy of the quietest blocks, and is at least this share of all;
-# of a high-passed image the share with the least is taken for noise.
-PLATEAU, BACKGROUND, HIGH_PASS = 2.5, 0.1, 0.3
+# Noise is what has at most this many times the energy of the quietest blocks (the twentieth part), in the image and in what a
+# high-pass leaves of it, whose few independent pixels scatter more. Background is at least this share of all blocks.
+PLATEAU, HIGH_PASSED_PLATEAU, BACKGROUND = 2.5, 5.0, 0.1
 FEWEST_BLOCKS = 16
+FAR_CORRELATION = 0.2
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Whiteness:
     """correlation: of noise at lags 1, 2 ... along z, y and x, where there is more than one pixel. where: what it was
     measured in. reach: for each axis (z, y, x) the largest lag at which noise is correlated. deviation: the standard
     deviation of the complex noise, root of E|n|^2, also that which magnitudes were taken of; of real images with negative values
-    that of the real noise; in the image's units. verdict: "white"; "line", correlated
+    that of the real noise; in the image's units, and of a high-passed image if the noise is white. verdict: "white"; "line", correlated
     along one axis of the slices; "other"; "unknown", where there is no noise to look at."""
 
     correlation: dict[str, tuple[float, ...]]
@@ -40,7 +41,7 @@ def measure_whiteness(images: np.ndarray) -> Whiteness:
     """Of the noise in images (slices, y, x), real or complex; where none is negative, magnitudes.
 
     In the background, the blocks that have nearly as little energy as the quietest, if they are a tenth of all, as noise
-    alone has it; else in the blocks with the least of what the second differences [1, -2, 1] along both axes leave of
+    alone has it; else in the blocks that have as little of what the second differences [1, -2, 1] along both axes leave of
     the image (Immerkaer, CVIU 64, 1996), whose own correlation white noise is given too. Pixels that are exactly zero are no
     noise: a mask or padding.
     """
@@ -53,14 +54,15 @@ def measure_whiteness(images: np.ndarray) -> Whiteness:
         noise = images - images[pixels].mean() if magnitude else images
         # Magnitudes of noise alone: E m^2 = v.
         deviation = float(np.mean(np.abs(images[pixels]) ** 2) ** 0.5)
-        return _judged(noise, pixels, "background", None, deviation)
+        found = _judged(noise, pixels, "background", None, deviation)
+        if all(np.mean(found.correlation.get(axis, (0,))[-3:]) < FAR_CORRELATION for axis in "yx"):
+            return found  # noise forgets in a few pixels; dark tissue does not
     residual = _high_passed(images)
     known = ndimage.binary_erosion(images != 0, np.ones((1, 3, 3), bool))
     energies, whole = _block_energies(np.abs(residual) ** 2, known)
     if whole.sum() < FEWEST_BLOCKS:
         return Whiteness({}, "nothing", (0, 0, 0), 0.0, "unknown")
-    count = max(FEWEST_BLOCKS, int(HIGH_PASS * whole.sum()))
-    pixels = _pixels(energies <= np.partition(energies.ravel(), count - 1)[count - 1], images.shape)
+    pixels = _pixels(_quiet(energies, whole, HIGH_PASSED_PLATEAU), images.shape)
     # Where there is signal the noise of magnitudes is that of one of two parts.
     deviation = float(np.mean(np.abs(residual[pixels]) ** 2) ** 0.5) * (2**0.5 if magnitude else 1)
     return _judged(residual, pixels, "high-pass residual", _white_high_passed(), deviation)
@@ -79,10 +81,14 @@ def _background(energies: np.ndarray, whole: np.ndarray) -> np.ndarray | None:
     """Which blocks are noise alone, or None."""
     if whole.sum() < FEWEST_BLOCKS:
         return None
-    found = energies[whole]
-    level = np.percentile(found, 5)
-    quiet = whole & (energies <= PLATEAU * level)
-    return quiet if quiet.sum() > max(FEWEST_BLOCKS, BACKGROUND * whole.sum()) and level < found.mean() / 4 else None
+    quiet, found = _quiet(energies, whole, PLATEAU), energies[whole]
+    enough = quiet.sum() > max(FEWEST_BLOCKS, BACKGROUND * whole.sum())
+    return quiet if enough and np.percentile(found, 5) < found.mean() / 4 else None
+
+
+def _quiet(energies: np.ndarray, whole: np.ndarray, plateau: float) -> np.ndarray:
+    """Which blocks have nearly as little energy as the quietest."""
+    return whole & (energies <= plateau * np.percentile(energies[whole], 5))
 
 
 def _pixels(blocks: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
