@@ -183,7 +183,8 @@ def _corrupted(data: Tensor, index: int, name: str, protocol: Protocol, draw: Ge
         if torch.rand((), generator=draw) < 0.5:
             draws.reverse()
     clean = protocol.method == "supervised"
-    pair = corrupted_pair(data[index : index + 1], protocol.corrupt, protocol.strength, tuple(draws), clean=clean)
+    full = data[index : index + 1]
+    pair = corrupted_pair(full, protocol.corrupt, protocol.strength, tuple(draws), clean=clean, loss=protocol.loss)
     return moved_pair(pair, *_movement(pair.input, protocol, draw))
 
 

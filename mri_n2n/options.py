@@ -9,6 +9,7 @@ from mri_n2n.corruptions import check_strength
 from mri_n2n.datasets import MEASURED
 from mri_n2n.denoising.blind_spot import BlindSpot
 from mri_n2n.errors import UserError
+from mri_n2n.losses import LOSSES
 from mri_n2n.pairs import (
     CORRECTIONS,
     OTHER_MASK_METHODS,
@@ -144,7 +145,10 @@ def check_options(options: TrainOptions) -> None:
             protocol.corrupt is None
             or (protocol.noise, protocol.coils, protocol.phase, pair.exchange) == ((0, 0), (), 0, False)
         ),
-        "--strength is of --corrupt": protocol.strength is None or protocol.corrupt is not None,
+        "--strength and --loss are of --corrupt": (
+            protocol.corrupt is not None or (protocol.strength, protocol.loss) == (None, None)
+        ),
+        f"--loss must be one of {', '.join(LOSSES)}; got {protocol.loss}": protocol.loss in (None, *LOSSES),
         f"--method noise2void, given or chosen, goes with --network denoiser, not {options.network}": (
             protocol.method != "noise2void" or options.network == "denoiser"
         ),

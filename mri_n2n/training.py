@@ -8,7 +8,7 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -125,11 +125,7 @@ def train(options: TrainOptions, run: Path | str, *, resume: bool = False) -> Tr
     step, seconds, loss, quality = (saved[key] if saved else new for key, new in FRESH.items())
     precision = choose_precision(saved.get("precision", options.precision), device)
 
-    with torch.random.fork_rng(devices=[]):  # the caller's generator stays as it was
-        torch.default_generator.manual_seed(
-            options.protocol.seed
-        )  # initial weights; every other draw has its own generator
-        network = new_network(options, device, precision)
+    network = with_seed(options.protocol.seed, partial(new_network, options, device, precision))
     optimizer = torch.optim.Adam(network.parameters(), lr=options.learning_rate, betas=(0.9, 0.99))
     init_sha256 = saved.get("init_sha256")
     if options.init and not checkpoint:
@@ -248,6 +244,14 @@ def new_network(options: TrainOptions, device: torch.device, precision: str) -> 
         network = network.to(memory_format=torch.channels_last)
     network.checkpointing = options.checkpointing
     return network
+
+
+def with_seed(seed: int, make: Callable[[], nn.Module]) -> nn.Module:
+    """A network whose initial weights depend on the seed alone; every other draw has its own generator. The caller's global
+    one stays as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        return make()
 
 
 def default_batch_size(recipe_2018: bool, device: torch.device) -> int:

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from mri_n2n.acquisition import Acquisition
-from mri_n2n.arguments import CORRUPTIONS as NAMES
 from mri_n2n.batches import moved_pair, training_batches
+from mri_n2n.choices import CORRUPTIONS as NAMES
 from mri_n2n.cli import main
 from mri_n2n.corruptions import BROWN_DEVIATION, CORRUPTIONS, corrupted_kspace, corrupted_pair
 from mri_n2n.errors import OptionError
@@ -69,7 +69,10 @@ def test_magnitudes_are_biased_and_their_squares_are_not(full):
     assert (m.mean(dim=0) - image[0])[image[0] < 0.01].mean() > 0.08, "the floor"
     generator = draw()
     targets = torch.cat(
-        [corrupted_pair(full, "rician-corrected", (0.1, 0.1), (generator, generator), clean=False).target for _ in range(400)]
+        [
+            corrupted_pair(full, "rician-corrected", (0.1, 0.1), (generator, generator), clean=False).target
+            for _ in range(400)
+        ]
     )
     bias = targets.real.mean(dim=0) - image[0].square()
     assert abs(bias.mean()) < 4 * ((v**2 + 2 * image.square().mean() * v) / 400 / bias.numel()) ** 0.5
@@ -151,8 +154,12 @@ def test_annealed_l0_estimates_the_atom():
     uniform = torch.rand(4000, generator=generator)
     samples = torch.where(torch.rand(4000, generator=generator) < 0.3, torch.tensor(0.2), uniform)
     assert fitted_constant("l0", samples, progress=0.95) == pytest.approx(0.2, abs=0.002)
-    assert fitted_constant("l0", samples, progress=0.0) == pytest.approx(samples.mean().item(), abs=0.002), "it begins as L2"
-    assert fitted_constant("l0", samples, progress=0.5) == pytest.approx(samples.median().item(), abs=0.01), "and passes L1"
+    assert fitted_constant("l0", samples, progress=0.0) == pytest.approx(samples.mean().item(), abs=0.002), (
+        "it begins as L2"
+    )
+    assert fitted_constant("l0", samples, progress=0.5) == pytest.approx(samples.median().item(), abs=0.01), (
+        "and passes L1"
+    )
     assert samples.mean() > 0.38 and samples.median() > 0.27, "neither of which is the atom"
 
 
@@ -200,6 +207,7 @@ def test_every_corruption_trains_from_the_command_line(kind, tmp_path):
         (["--corrupt", "text", "--network", "unrolled"], "denoiser"),
         (["--corrupt", "text", "--acceleration", "4"], "--acceleration 1"),
         (["--strength", "0.1"], "--corrupt"),
+        (["--loss", "l1"], "--corrupt"),
         (["--body", "red30"], "denoiser"),
         (["--method", "noise2void", "--hidden-share", "0.5"], "--hidden-share"),
         (["--method", "noise2noise", "--hidden-share", "0.1"], "noise2void"),

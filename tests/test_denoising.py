@@ -320,9 +320,7 @@ def test_denoise_writes_geometry_and_all_files(noisy_volumes, tmp_path, capsys):
     assert sidecar["denoise"]["noise"]["deviation"] == pytest.approx(0.1, rel=0.1)
     assert sidecar["note"] == "research use only" and "complex.noise.nii.gz" in sidecar["output_sha256"]
     noisy = np.abs(nibabel.load(folder / "complex.nii.gz").get_fdata(dtype=np.complex64))
-    residual, after = (
-        nibabel.load(tmp_path / f"complex{name}.nii.gz").get_fdata() for name in (".residual", "")
-    )
+    residual, after = (nibabel.load(tmp_path / f"complex{name}.nii.gz").get_fdata() for name in (".residual", ""))
     assert np.allclose(residual, noisy - after, atol=1e-5)
     capsys.readouterr()
     assert main([*command, "--residual"]) == 4

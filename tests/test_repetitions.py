@@ -114,7 +114,9 @@ def test_m4raw_fixed_pairs_stay_and_acceleration_one_takes_all(tmp_path):
         assert torch.equal(pair.input.mask[:, 0, 0, FIRST:LAST], torch.ones(4, LAST - FIRST))
         assert (pair.weight[..., FIRST:LAST] == 1).all()
     held = validation_set(split.validation, protocol)
-    assert all(item.first.mask.mean() < 0.6 < (item.pair.weight > 0).float().mean() for item in held), "judged by all samples"
+    assert all(item.first.mask.mean() < 0.6 < (item.pair.weight > 0).float().mean() for item in held), (
+        "judged by all samples"
+    )
 
 
 def test_training_on_m4raw_from_the_command_line(tmp_path, capsys):

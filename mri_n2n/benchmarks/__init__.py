@@ -23,6 +23,9 @@ BENCHMARKS = (
     "ablation",
     "deepinv",
     "robustness",
+    "noise2void",
+    "corruptions",
+    "budget",
     "targets",
     "raw",
     "coils",
@@ -30,7 +33,14 @@ BENCHMARKS = (
 )
 
 
-TIMED = ("methods", "ablation", "deepinv")  # those that compare trainings at equal time
+TIMED = (
+    "methods",
+    "ablation",
+    "deepinv",
+    "noise2void",
+    "corruptions",
+    "budget",
+)  # those that compare trainings at equal time
 
 
 def listing() -> str:

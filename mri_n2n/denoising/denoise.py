@@ -113,28 +113,36 @@ def denoise(
     output: Path | str | None = None,
     *,
     plan: Plan | None = None,
+    method: str | None = None,
+    noise: float | None = None,
+    minutes: float | None = None,
+    steps: int | None = None,
     device: str = "auto",
     quiet: bool = True,
-    **options,
+    **of_files,
 ):
     """`denoise(images)` on an array, `denoise(path, output)` on a scan or volume file.
 
     Array: real or complex (y, x) or (slices, y, x); returns the same, cleaned by a network trained on it. Files: see
-    `denoise_file`, whose options it takes; returns the sidecar. Errors: InputError, OptionError, OutputError.
+    `denoise_file`, whose options it takes; returns the sidecar. method, noise, minutes, steps: over those of the plan, whose
+    other settings are `Plan`'s. Errors: InputError, OptionError, OutputError.
     """
+    plan = plan or Plan()
+    if minutes is not None or steps is not None:
+        plan = replace(plan, training=replace(plan.training, minutes=minutes, steps=steps))
+    plan = replace(plan, method=method or plan.method, noise=plan.noise if noise is None else noise)
     if isinstance(source, (str, Path)):
         if output is None:
             raise OutputError("denoising a file needs the directory to write into: denoise(path, output)")
         for name in ("weights", "phase", "imaginary"):
-            if options.get(name) is not None:
-                options[name] = Path(options[name])
-        return denoise_file(Path(source), Path(output), plan, device=device, quiet=quiet, **options)
-    if output is not None or options:
+            if of_files.get(name) is not None:
+                of_files[name] = Path(of_files[name])
+        return denoise_file(Path(source), Path(output), plan, device=device, quiet=quiet, **of_files)
+    if output is not None or of_files:
         raise OptionError("an array is denoised to an array, by itself; denoise(path, output) has more options")
     array = np.asarray(source)
     if array.dtype.kind not in "fiuc" or array.ndim not in (2, 3) or not np.isfinite(array).all() or not array.size:
         raise InputError(f"images must be finite numbers (y, x) or (slices, y, x); got {array.dtype} {array.shape}")
-    plan = plan or Plan()
     check_plan(plan)
     images = torch.from_numpy(array.astype(np.complex64)).reshape(-1, *array.shape[-2:])
     cleaned = denoise_images(images, plan, choose_device(device), "the array", quiet)

@@ -19,7 +19,7 @@ from mri_n2n.denoising.networks import BlindSpotUNet
 from mri_n2n.device import autocast, choose_precision
 from mri_n2n.errors import InputError
 from mri_n2n.process import progress_shown
-from mri_n2n.training import limit_gradient, moving_average, share_of_learning_rate
+from mri_n2n.training import limit_gradient, moving_average, share_of_learning_rate, with_seed
 
 # Largest side of what a step sees, (y, x) and (z, y, x), and the halvings of the network.
 PATCH = {2: (128, 128), 3: (16, 64, 64)}
@@ -55,29 +55,25 @@ class Fitted:
     loss: float
 
 
-def fit(images: Tensor, options: DenoiseOptions, device: torch.device, *, quiet: bool = True) -> Fitted:
+def fit(
+    images: Tensor, options: DenoiseOptions, device: torch.device, targets: Tensor | None = None, *, quiet: bool = True
+) -> Fitted:
     """Train a network on images (slices, channels, y, x), of standard deviation about 1, from random weights.
 
-    The loss is the squared error of the hidden pixels, whose noise no network can foretell. Equal seed, equal result on the
+    The loss is the squared error of the hidden pixels, whose noise no network can foretell; with targets, a second repetition
+    (Noise2Noise) or the truth, that of all pixels, and nothing is hidden. Equal seed, equal result on the
     CPU with a budget in steps. Errors: InputError when the loss is not finite.
     """
     precision = choose_precision(options.precision, device)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(options.seed)
-        network = BlindSpotUNet(
-            images.shape[1],
-            images.shape[1],
-            options.channels,
-            LEVELS[options.dimensions],
-            options.dimensions,
-            options.artefact_free,
-        ).to(device)
+    channels, dimensions = images.shape[1], options.dimensions
+    shape = (channels, channels, options.channels, LEVELS[dimensions], dimensions, options.artefact_free)
+    network = with_seed(options.seed, partial(BlindSpotUNet, *shape)).to(device)
     if precision == "bfloat16":
         layout = torch.channels_last if options.dimensions == 2 else torch.channels_last_3d
         network = network.to(memory_format=layout)
     optimizer = torch.optim.Adam(network.parameters(), lr=options.learning_rate, betas=(0.9, 0.99))
     average = AveragedModel(network, avg_fn=partial(moving_average, options.average))
-    batches = patches(images, options)
+    batches = patches(images, options, targets)
     step, loss, started = 0, math.nan, time.monotonic()
     bar = tqdm(total=options.steps, desc="denoise", unit="step", disable=not progress_shown(quiet), dynamic_ncols=True)
     with bar:
@@ -105,10 +101,15 @@ def fit(images: Tensor, options: DenoiseOptions, device: torch.device, *, quiet:
     return Fitted(average.module.eval(), step, time.monotonic() - started, loss)
 
 
-def patches(images: Tensor, options: DenoiseOptions) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Endless batches of (hidden, target, which pixels count): random patches, each mirrored at random along every axis."""
+def patches(
+    images: Tensor, options: DenoiseOptions, targets: Tensor | None = None
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Endless batches of (input, target, which pixels count): random patches, each mirrored at random along every axis."""
     draw = Generator().manual_seed(options.seed)
-    volume = images.movedim(1, 0)  # (channels, slices, y, x)
+    channels = images.shape[1]
+    volume = (images if targets is None else torch.cat((images, targets), dim=1)).movedim(
+        1, 0
+    )  # (channels, slices, y, x)
     three = options.dimensions == 3
     size = PATCH[options.dimensions] if three else (1, *PATCH[2])
     size = tuple(min(a, b) for a, b in zip(size, volume.shape[1:]))
@@ -120,9 +121,14 @@ def patches(images: Tensor, options: DenoiseOptions) -> Iterator[tuple[Tensor, T
             patch = patch if three else patch[:, 0]
             axes = [axis for axis in range(1, patch.ndim) if torch.rand((), generator=draw) < 0.5]
             examples.append(patch.flip(axes))
-        target = torch.stack(examples)
-        hidden, predicted = hide(target, options.spot, draw)
-        yield hidden, target, predicted
+        given, target = (
+            torch.stack(examples).split(channels, dim=1) if targets is not None else 2 * [torch.stack(examples)]
+        )
+        if targets is None:
+            given, predicted = hide(target, options.spot, draw)
+        else:
+            predicted = torch.ones_like(given[:, :1])
+        yield given, target, predicted
 
 
 @torch.inference_mode()
