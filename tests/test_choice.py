@@ -14,10 +14,10 @@ import torch
 
 from mri_n2n import cli
 from mri_n2n.acquisition import Acquisition
-from mri_n2n.choices import METHODS
 from mri_n2n.batches import _example, training_batches
 from mri_n2n.checkpoint import load_tensors
 from mri_n2n.choice import choose_method
+from mri_n2n.choices import METHODS
 from mri_n2n.datasets import find_sources
 from mri_n2n.errors import UserError
 from mri_n2n.fourier import ifft2c

@@ -525,6 +525,7 @@ def test_what_a_method_needs_is_named(method):
     named = (
         "probability" if method in SPLITTING_METHODS else "different masks" if method in OTHER_MASK_METHODS
         else "variance of the noise" if method in NOISE_METHODS
+        else "fully sampled" if method == "noise2void"
         else "second acquisition" if "noise2noise" in method else "full k-space"
     )  # fmt: skip
     with pytest.raises(ValueError, match=named):
