@@ -26,7 +26,7 @@ from mri_n2n.errors import InputError, NotFoundError, OutputError, UserError
 from mri_n2n.masks import draw_mask
 
 ROOT = Path(__file__).parent.parent
-COMMANDS = ("demo", "simulate", "train", "reconstruct", "evaluate", "info", "convert", "benchmark")
+COMMANDS = ("demo", "simulate", "train", "reconstruct", "denoise", "evaluate", "info", "convert", "benchmark")
 
 
 def random_kspace(*shape: int) -> np.ndarray:
