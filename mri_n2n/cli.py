@@ -91,7 +91,8 @@ def interruptible(command: str) -> None:
         waiting.append(number)
 
     numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
-    previous = {number: signal.signal(number, note) for number in numbers}
+    heard = [number for number in numbers if signal.getsignal(number) not in (signal.SIG_IGN, None)]
+    previous = {number: signal.signal(number, note) for number in heard}
     try:
         import_module(MODULES[command])
     finally:

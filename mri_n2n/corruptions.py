@@ -194,9 +194,11 @@ def corrupted_pair(
 
 def _image(full: Tensor, kind: str) -> Tensor:
     image = ifft2c(full)
+    if full.shape[1] > 1:
+        raise OptionError(f"--corrupt is of images of one coil; these have {full.shape[1]}")
     if not CORRUPTIONS[kind].real:
         return image
-    if full.shape[1] > 1 or (image.imag.abs() > 1e-4 * image.real.abs().max()).any():
+    if (image.imag.abs() > 1e-4 * image.real.abs().max()).any():
         raise OptionError(f"--corrupt {kind} is of magnitude images; these are complex")
     return image.real.clamp_min(0).to(image.dtype)
 

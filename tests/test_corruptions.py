@@ -115,6 +115,12 @@ def test_corruptions_of_magnitudes_refuse_complex_images(kind):
         corrupted_kspace(load_phantom("a", 1, 32, 1), kind, None, draw())
 
 
+@pytest.mark.parametrize("kind", ["gaussian", "text"])
+def test_several_coils_are_refused(kind):
+    with pytest.raises(OptionError, match="one coil"):
+        corrupted_kspace(load_phantom("a", 1, 32, 3), kind, None, draw())
+
+
 @pytest.mark.parametrize("kind", CORRUPTIONS)
 def test_pairs_move_as_one(full, kind):
     pair = corrupted_pair(full, kind, None, (draw(0), draw(1)), clean=False)

@@ -412,6 +412,8 @@ def test_a_body_of_scans_trains_and_cleans(tmp_path, capsys):
         (["--method", "structn2v", "--steps", "1"], 2, "not correlated"),
         (["--weights", "nowhere"], 5, "nowhere"),
         (["--weights", "nowhere", "--residual"], 2, "--weights"),
+        (["--weights", "nowhere", "--noise", "3"], 2, "--weights"),
+        (["--weights", "nowhere", "--steps", "3"], 2, "--weights"),
     ],
 )
 def test_bad_options_end_in_one_line(noisy_volumes, tmp_path, capsys, options, code, says):

@@ -80,9 +80,10 @@ def denoise_file(
         raise OptionError(f"{path} is a raw scan, which is complex already; leave out the other part")
     if phase and imaginary:
         raise OptionError("give the phase of the volume or its imaginary part, not both")
-    if weights is not None and (plan.noise_map or plan.residual or plan.method != "auto"):
+    if weights is not None and plan != Plan():
         raise OptionError(
-            "--method, --noise-map and --residual go with a training on the scan itself, not with --weights"
+            "--weights take the place of a training on the scan itself: leave out its options (--method, --noise, --minutes, "
+            "--noise-map, --residual ...)"
         )
     more = [name for name, wanted in (("noise", plan.noise_map), ("residual", plan.residual)) if wanted]
     target = replace(target_of(path, output, bids=False), more=tuple(more))
