@@ -57,7 +57,7 @@ def add_train_arguments(train: argparse.ArgumentParser) -> None:
         "--acquisitions",
         type=int,
         choices=(1, 2),
-        help="simulated data: how often each slice is acquired; methods of single scans take two as one; default 2",
+        help="simulated data: how often each slice is acquired; methods of single scans take two as one; default 2 (1 with noise2void)",
     )
     train.add_argument("--one-mask", action="store_true", help="simulated data: the same mask for every slice")
     train.add_argument(
@@ -121,7 +121,7 @@ def add_train_arguments(train: argparse.ArgumentParser) -> None:
     )
     train.add_argument(
         "--acceleration",
-        help="a number, or a range such as 4:12; default 10 (9.54 with the 2018 recipe: its p_edge of 0.025; m4raw 4; pairs as measured)",
+        help="a number, or a range such as 4:12; default 10 (9.54 with the 2018 recipe: its p_edge of 0.025; m4raw 4; 1 with noise2void and --corrupt; pairs as measured)",
     )
     train.add_argument(
         "--noise",

@@ -20,6 +20,8 @@ def train_options_from(options: argparse.Namespace):
     network = options.network or ("unet" if recipe else "denoiser" if images else "unrolled")
     if options.body and network != "denoiser":
         raise UserError(f"--body belongs to --network denoiser, not {network}")
+    if options.corrupt and options.mask is not None:
+        raise UserError("--corrupt takes the place of undersampling; leave out --mask")
     unrolled_only = {"--cascades": options.cascades, "--consistency": options.consistency, "--unet": options.unet}
     if network == "unrolled":
         unrolled_only = {}

@@ -209,6 +209,7 @@ def test_every_corruption_trains_from_the_command_line(kind, tmp_path):
         (["--corrupt", "text", "--strength", "0.3:0.1"], "rising"),
         (["--corrupt", "text", "--strength", "x"], "--strength"),
         (["--corrupt", "text", "--noise", "0.1"], "--noise"),
+        (["--corrupt", "text", "--mask", "roulette"], "--mask"),
         (["--corrupt", "text", "--method", "ssdu"], "noise2noise or supervised"),
         (["--corrupt", "text", "--network", "unrolled"], "denoiser"),
         (["--corrupt", "text", "--acceleration", "4"], "--acceleration 1"),
