@@ -48,7 +48,7 @@ def describe(path: Path | str, format: str | None = None, repetition: int | None
             "slices": images.shape[0],
             "matrix": f"{images.shape[1]} x {images.shape[2]} (y x x, slices along axis 2)",
             "intensity": f"{images.min():g} to {images.max():g}",
-            "commands": "simulate, train --dataset nifti" + ("" if is_complex else ", evaluate --reference"),
+            "commands": "simulate, denoise, train --dataset nifti" + ("" if is_complex else ", evaluate --reference"),
         }
     reconstruction, attributes, geometry = read_result(path)
     return {
@@ -102,6 +102,7 @@ def _describe_scan(scan: Scan, chosen: bool) -> dict[str, object]:
         "missing": ", ".join(name for name, is_missing in missing.items() if is_missing) or "nothing",
         "commands": "reconstruct, convert"
         + (", evaluate --reference" if scan.has_reference else "")
+        + (", denoise" if full else "")
         + (
             ", train --dataset fastmri"
             if full and inside.numel() > 0.5 * y * x and scan.format == "fastmri-hdf5"

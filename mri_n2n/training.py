@@ -8,6 +8,7 @@ import math
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -25,6 +26,7 @@ from mri_n2n.checkpoint import build_network, find_weights, network_options, res
 from mri_n2n.choice import choose_method
 from mri_n2n.correction import in_use
 from mri_n2n.datasets import find_sources
+from mri_n2n.denoising.body import fitted_to_noise
 from mri_n2n.device import autocast, choose_device, choose_precision
 from mri_n2n.errors import InputError, UserError
 from mri_n2n.files import sha256_of
@@ -115,6 +117,13 @@ def train(options: TrainOptions, run: Path | str, *, resume: bool = False) -> Tr
             tqdm.write(f"method: {method} ({why})", file=sys.stderr)
         options = replace(options, protocol=replace(options.protocol, method=method))
         check_options(options)
+    if options.protocol.method == "noise2void":
+        protocol, found, caution = fitted_to_noise(sources.train, options.protocol)
+        if not options.quiet:
+            tqdm.write(f"noise: {found}", file=sys.stderr)
+        if caution:
+            warnings.warn(caution, stacklevel=2)
+        options = replace(options, protocol=protocol)
     if options.network == "unet" and not options.network_options.get("complex_images"):
         if any(source.has_phase for source in sources.train):
             raise UserError(

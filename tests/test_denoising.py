@@ -3,6 +3,7 @@ verb writes what it says."""
 
 import json
 
+import h5py
 import nibabel
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from mri_n2n.denoising.rician import rician_mean, signal_of_mean, signal_of_squa
 from mri_n2n.denoising.self_training import DenoiseOptions, clean, fit, patches
 from mri_n2n.denoising.whiteness import measure_whiteness
 from mri_n2n.errors import InputError, OptionError
+from mri_n2n.fourier import fft2c
 from mri_n2n.networks import Denoiser
 from mri_n2n.pairs import Measured, PairOptions, noise2void
 from mri_n2n.simulation import acquire
@@ -398,6 +400,47 @@ def test_a_body_of_scans_trains_and_cleans(tmp_path, capsys):
     assert main(["reconstruct", scan, "--weights", str(run), "-o", str(tmp_path / "no")]) == 2
     assert "denoise --weights" in capsys.readouterr().err
     assert main(["denoise", scan, "-o", str(tmp_path / "itself"), "--steps", "2", "--quiet"]) == 0
+
+
+@pytest.mark.parametrize(
+    "widths, says, span", [((0, 0), "white noise", ()), ((0, 0.8), "structN2V", (0, 3)), ((1, 1), "along y and x", ())]
+)
+def test_training_on_a_body_looks_at_its_noise_first(tmp_path, capfd, recwarn, widths, says, span):
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    for number in range(2):
+        noise = ndimage.gaussian_filter(white((3, 96, 96), number), (0, *widths))
+        images = signal((3, 96, 96)) + 0.2 * noise / noise.std()
+        kspace = fft2c(torch.from_numpy(images.astype(np.complex64))).numpy()[:, None]
+        np.save(folder / f"{number}.npy", kspace)
+    run = tmp_path / "run"
+    command = f"train --dataset scans --data {folder} -o {run} --method noise2void --steps 1 --channels 2"
+    assert main([*command.split(), "--validation-subjects", "none"]) == 0
+    assert says in capfd.readouterr().err
+    assert any("Better: a second repetition" in str(one.message) for one in recwarn) == (widths == (1, 1))
+    training = json.loads((run / "run.json").read_text())
+    assert training["protocol"]["pair"]["blind_spot"]["span"] == list(span)
+
+
+def test_zero_padded_kspace_is_denoised_on_the_pixels_that_were_acquired(tmp_path):
+    """Its own pixels are correlated; the acquired part says white, and outside nothing is changed or invented."""
+    truth, box = signal((2, 96, 80)), (slice(None), None, slice(16, 80), slice(8, 72))
+    kspace = fft2c(torch.from_numpy((truth + 0.3 * white(truth.shape)).astype(np.complex64))).numpy()
+    padded = np.zeros((2, 1, 96, 80), np.complex64)
+    padded[:, :, 16:80, 8:72] = kspace[box]
+    np.save(tmp_path / "padded.npy", padded)
+    training = DenoiseOptions(spot=BlindSpot(share=0.05), channels=8, steps=40)
+    sidecar = mri_n2n.denoise(tmp_path / "padded.npy", tmp_path / "o", plan=Plan(training=training))
+    assert sidecar["denoise"]["noise"]["verdict"] == "white"
+    with h5py.File(tmp_path / "o" / "padded.h5") as file:
+        found = fft2c(torch.from_numpy(file["image"][()])).numpy()
+    outside = np.ones((96, 80), bool)
+    outside[16:80, 8:72] = False
+    assert np.abs(found[:, outside]).max() < 1e-4 * np.abs(found).max()
+    wanted = np.zeros_like(padded)
+    wanted[:, :, 16:80, 8:72] = fft2c(torch.from_numpy(truth.astype(np.complex64))).numpy()[box]
+    before, after = (np.linalg.norm(one - wanted[:, 0]) for one in (padded[:, 0], found))
+    assert after < 0.7 * before
 
 
 @pytest.mark.parametrize(

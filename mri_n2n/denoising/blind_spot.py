@@ -8,7 +8,7 @@ the network sees the surroundings of all, on that of any other hidden pixel.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -30,6 +30,13 @@ class BlindSpot:
     window: int = 11
     rule: Literal["uniform", "median"] = "median"
     span: tuple[int, ...] = ()
+
+
+def reaching(spot: BlindSpot, reach: tuple[int, ...]) -> BlindSpot:
+    """structN2V for noise that is correlated at lags up to `reach` along each axis: one more is hidden, for what is left of the
+    correlation, and the window reaches beyond."""
+    span = tuple(lag and lag + 1 for lag in reach)
+    return replace(spot, span=span, window=max(spot.window, 2 * max(span) + 3))
 
 
 def hide(images: Tensor, spot: BlindSpot, generator: Generator) -> tuple[Tensor, Tensor]:

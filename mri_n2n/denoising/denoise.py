@@ -15,13 +15,16 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mri_n2n.acquisition import Acquisition, Scan
+from mri_n2n.denoising.blind_spot import reaching
 from mri_n2n.denoising.rician import signal_of_mean
 from mri_n2n.denoising.self_training import DenoiseOptions, Fitted, clean, fit
-from mri_n2n.denoising.whiteness import Whiteness, measure_whiteness
+from mri_n2n.denoising.whiteness import OTHER_NOISE, Whiteness, described, measure_whiteness
 from mri_n2n.device import choose_device
 from mri_n2n.errors import InputError, OptionError, OutputError
 from mri_n2n.formats import ImageFiles, detect, open_scan
+from mri_n2n.formats.sampling import Box, acquired_box
 from mri_n2n.formats.volume_scan import open_volume_as_scan
+from mri_n2n.fourier import fft2c, ifft2c
 from mri_n2n.inference import PIXELS_AT_ONCE, load_for_use
 from mri_n2n.operators import adjoint
 from mri_n2n.outputs import check_target, target_of
@@ -32,10 +35,6 @@ from mri_n2n.reconstructors import Finish, ImagesOf, Read, Reconstructor, networ
 METHODS = ("auto", "n2v", "n2v2", "structn2v")
 # Pixels over which the noise map averages.
 NOISE_MAP_WIDTH = 4.0
-OTHER_NOISE = (
-    "the noise is correlated along several axes, as interpolation or coil combination leave it: a blind spot cannot tell it "
-    "from the image. Better: a second repetition with train --method noise2noise, or the raw k-space"
-)
 
 
 @dataclass(frozen=True)
@@ -172,9 +171,10 @@ def check_plan(plan: Plan) -> None:
 
 
 def check_full(scan: Scan) -> None:
-    """InputError for a scan that is undersampled."""
+    """InputError for a scan that is undersampled where it was acquired at all."""
     middle = scan.read(scan.shape[0] // 2, scan.shape[0] // 2 + 1)
-    share = middle.mask.mean().item()
+    rows, columns = (slice(*edges) for edges in acquired_box(scan))
+    share = middle.mask[..., rows, columns].mean().item()
     if share < FULL:
         raise InputError(
             f"{scan.path} has {share:.0%} of its samples; denoise takes fully sampled scans, reconstruct those that are not"
@@ -223,20 +223,23 @@ def self_denoiser(plan: Plan, device: str, quiet: bool) -> Reconstructor:
 
     def begin(scan: Scan, read: Read) -> tuple[ImagesOf, Finish]:
         noisy = combined_images(scan, read)
-        cleaned = denoise_images(noisy, plan, chosen, str(scan.path), quiet)
+        box = acquired_box(scan)
+        acquired = inside(noisy, box)
+        cleaned = denoise_images(acquired, plan, chosen, str(scan.path), quiet)
+        images = cleaned.images if acquired is noisy else changed_inside(noisy, box, cleaned.images)
         position = 0
 
         def images_of(acquisition: Acquisition) -> Tensor:
             nonlocal position
             position += len(acquisition.kspace)
-            return cleaned.images[position - len(acquisition.kspace) : position, None]
+            return images[position - len(acquisition.kspace) : position, None]
 
         def finish(_: Tensor, __: float) -> tuple[dict, list[str], dict[str, np.ndarray]]:
             volumes = {}
             if plan.residual:
-                volumes["residual"] = (noisy.abs() - cleaned.images.abs()).numpy()
+                volumes["residual"] = (noisy.abs() - images.abs()).numpy()
             if plan.noise_map:
-                volumes["noise"] = noise_map((noisy - cleaned.images).numpy())
+                volumes["noise"] = noise_map((noisy - images).numpy())
             options = {"device": chosen.type, "precision": "float32", "flips": True}
             said = {"weights": None, "denoise": facts(plan, cleaned), "options": options}
             return said, cautions(plan, cleaned), volumes
@@ -279,6 +282,22 @@ def combined_images(scan: Scan, read: Read) -> Tensor:
     return torch.cat(found)
 
 
+def inside(images: Tensor, box: Box) -> Tensor:
+    """The images (slices, y, x) of the part of k-space that was acquired, of fewer pixels: those of zero-padded k-space are
+    correlated, these are not. The images themselves where all of it was."""
+    (first_row, end_row), (first_column, end_column) = box
+    if (end_row - first_row, end_column - first_column) == images.shape[-2:]:
+        return images
+    return ifft2c(fft2c(images)[..., first_row:end_row, first_column:end_column])
+
+
+def changed_inside(images: Tensor, box: Box, cleaned: Tensor) -> Tensor:
+    """`images` with `cleaned` in place of what `inside` gives."""
+    kspace = fft2c(images)
+    kspace[(..., *(slice(*edges) for edges in box))] = fft2c(cleaned)
+    return ifft2c(kspace)
+
+
 def is_real(images: Tensor) -> bool:
     """To the rounding of a Fourier transform and back."""
     return bool(images.imag.abs().max() <= 1e-5 * images.real.abs().max())
@@ -292,23 +311,13 @@ def settled(plan: Plan, whiteness: Whiteness) -> tuple[DenoiseOptions, str]:
     training = plan.training
     spot = replace(training.spot, rule="uniform" if method == "n2v" else "median")
     if method == "structn2v":
-        z, y, x = (reach and reach + 1 for reach in whiteness.reach)  # one more: what is left of the correlation
-        span = (y, x) if training.dimensions == 2 else (z, y, x)
-        if not any(span):
+        reach = whiteness.reach[-training.dimensions :]
+        if not any(reach):
             raise OptionError(
                 "structn2v hides pixels along correlated noise, and this noise is not correlated; use n2v2"
             )
-        spot = replace(spot, span=span, window=max(spot.window, 2 * max(span) + 3))
+        spot = reaching(spot, reach)
     return replace(training, spot=spot, artefact_free=method != "n2v"), method
-
-
-def described(whiteness: Whiteness) -> str:
-    """In a few words."""
-    if whiteness.verdict == "unknown":
-        return "no noise found to look at"
-    level = f"standard deviation {whiteness.deviation:.4g}, measured in the {whiteness.where}"
-    along = [axis for axis, reach in zip("zyx", whiteness.reach) if reach]
-    return f"{level}, " + (f"correlated along {' and '.join(along)}" if along else "white")
 
 
 def cautions(plan: Plan, cleaned: Cleaned) -> list[str]:

@@ -20,6 +20,10 @@ BLOCK = 8
 PLATEAU, HIGH_PASSED_PLATEAU, BACKGROUND = 2.5, 5.0, 0.1
 FEWEST_BLOCKS = 16
 FAR_CORRELATION = 0.2
+OTHER_NOISE = (
+    "the noise is correlated along several axes, as interpolation or coil combination leave it: a blind spot cannot tell it "
+    "from the image. Better: a second repetition with train --method noise2noise, or the raw k-space"
+)
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,15 @@ def measure_whiteness(images: np.ndarray) -> Whiteness:
     # Where there is signal the noise of magnitudes is that of one of two parts.
     deviation = float(np.mean(np.abs(residual[pixels]) ** 2) ** 0.5) * (2**0.5 if magnitude else 1)
     return _judged(residual, pixels, "high-pass residual", _white_high_passed(), deviation)
+
+
+def described(whiteness: Whiteness) -> str:
+    """In a few words."""
+    if whiteness.verdict == "unknown":
+        return "no noise found to look at"
+    level = f"standard deviation {whiteness.deviation:.4g}, measured in the {whiteness.where}"
+    along = [axis for axis, reach in zip("zyx", whiteness.reach) if reach]
+    return f"{level}, " + (f"correlated along {' and '.join(along)}" if along else "white")
 
 
 def _block_energies(energy: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
