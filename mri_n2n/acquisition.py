@@ -101,6 +101,7 @@ class Scan:
     image_matrix: (y, x) of the image where it is smaller than that of k-space: without the oversampling. None: the same.
     acquired_columns: the columns (x) of k-space that could hold samples by the file's header, half-open; None: not told.
     acquisition: the name of the sequence or contrast, if the file has one. acceleration: as the file states it.
+    signed: its images are real and have negative values, with which they are written; else magnitudes are.
     """
 
     path: Path
@@ -117,6 +118,7 @@ class Scan:
     acquired_columns: tuple[int, int] | None = None
     acquisition: str | None = None
     acceleration: float | None = None
+    signed: bool = False
 
     @property
     def image_geometry(self) -> Geometry | None:

@@ -172,7 +172,7 @@ def parser() -> argparse.ArgumentParser:
         "--noise",
         type=float,
         metavar="S",
-        help="of magnitudes: standard deviation of the complex noise they were taken of, in the volume's units; its bias is taken away",
+        help="of magnitudes: standard deviation of the complex noise they were taken of, in the volume's units; the floor it leaves is lowered",
     )
     budget = denoise.add_mutually_exclusive_group()
     budget.add_argument("--minutes", type=float, help="of training on the scan; default 3")
@@ -180,16 +180,18 @@ def parser() -> argparse.ArgumentParser:
     denoise.add_argument(
         "--dimensions", type=int, choices=(2, 3), default=2, help="learn from slices, or from the volume"
     )
-    denoise.add_argument("--axis", type=int, choices=(0, 1, 2), default=2, help="slice axis of a volume")
+    denoise.add_argument("--axis", type=int, choices=(0, 1, 2), help="slice axis of a volume; default 2")
     part = denoise.add_mutually_exclusive_group()
     part.add_argument("--phase-volume", type=path, metavar="PHASE.nii.gz", help="the phase of VOLUME, as in simulate")
     part.add_argument(
         "--imaginary-volume", type=path, metavar="IMAG.nii.gz", help="the imaginary part, where VOLUME is the real one"
     )
     denoise.add_argument(
-        "--share", type=float, default=0.00198, metavar="P", help="share of the pixels that are hidden and predicted"
+        "--share", type=float, default=0.06, metavar="P", help="share of the pixels that are hidden and predicted"
     )
-    denoise.add_argument("--window", type=int, default=11, help="side of the window hidden pixels are replaced from")
+    denoise.add_argument(
+        "--window", type=int, help="side of the window hidden pixels are replaced from; default 11, in volumes 5"
+    )
     denoise.add_argument(
         "--noise-map",
         action="store_true",
@@ -204,7 +206,7 @@ def parser() -> argparse.ArgumentParser:
         "--weights",
         type=path,
         metavar="RUN|FILE",
-        help="of train --method noise2void, in place of a training on the scan itself",
+        help="of train --method noise2void or --corrupt, in place of a training on the scan itself",
     )
     denoise.add_argument("--seed", type=int, default=0)
     denoise.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ...")

@@ -193,7 +193,8 @@ def run_reconstruct(options: argparse.Namespace) -> None:
 
 def run_denoise(options: argparse.Namespace) -> None:
     from mri_n2n.denoising.blind_spot import BlindSpot
-    from mri_n2n.denoising.denoise import Plan, denoise_file
+    from mri_n2n.denoising.cleaning import Plan
+    from mri_n2n.denoising.denoise import denoise_file
     from mri_n2n.denoising.self_training import DenoiseOptions
     from mri_n2n.process import tune_process
 

@@ -114,13 +114,14 @@ SPIKE = 0.3  # size of a spike in k-space, of the image's largest k-space sample
 
 
 def spikes(x: Tensor, share: float, draw: Generator) -> Corrupted:
-    """Each k-space sample has, with probability `share`, a spike of random size and phase added, as discharges of the
-    transmitter or gradients leave; with a tenth of it, a whole line. The target is k-space."""
+    """Each k-space sample is, with probability `share`, a spike of random size and phase in its place, as discharges leave in
+    a receiver that they saturate; with a tenth of it, a whole line is. The target is k-space."""
     kspace, rows = fft2c(x), x.shape[-2]
     hit = torch.rand(x.shape, generator=draw) < share
     hit |= torch.rand((1, 1, rows, 1), generator=draw) < share / 10
     size = SPIKE * kspace.abs().max() * torch.rand(x.shape, generator=draw)
-    kspace = kspace + hit * size * torch.polar(_ones(size), 2 * math.pi * torch.rand(x.shape, generator=draw))
+    spike = torch.polar(size, 2 * math.pi * torch.rand(x.shape, generator=draw))
+    kspace = torch.where(hit, spike, kspace)
     return Corrupted(ifft2c(kspace), kspace, _ones(x))
 
 
@@ -143,7 +144,7 @@ CORRUPTIONS: dict[str, Corruption] = {
     "bernoulli": Corruption("dropped pixels", "share lost", (0.0, 0.9), (0, 0.99), bernoulli),
     "text": Corruption("burned-in annotations", "share covered", (0.0, 0.5), (0, 0.75), text, "l1", real=True),
     "impulse": Corruption("random-valued impulses", "share hit", (0.0, 0.9), (0, 0.99), impulse, "l0", real=True),
-    "spikes": Corruption("discharges, lost lines", "share hit", (0.0, 0.02), (0, 0.5), spikes, "l0", "kspace"),
+    "spikes": Corruption("discharges, corrupted lines", "share hit", (0.0, 0.02), (0, 0.5), spikes, "l0", "kspace"),
 }
 
 
@@ -152,7 +153,7 @@ def check_strength(kind: str, strength: tuple[float, float] | None) -> None:
     if kind not in CORRUPTIONS:
         raise OptionError(f"unknown corruption {kind!r}; choose from {', '.join(CORRUPTIONS)}")
     least, most = CORRUPTIONS[kind].limits
-    low, high = strength or CORRUPTIONS[kind].default
+    low, high = strength_or_default(kind, strength)
     if not least <= low <= high <= most:
         raise OptionError(
             f"--strength of {kind}, its {CORRUPTIONS[kind].strength}, is between {least:g} and {most:g}, a range rising; "
@@ -160,12 +161,22 @@ def check_strength(kind: str, strength: tuple[float, float] | None) -> None:
         )
 
 
+def strength_or_default(kind: str, strength: tuple[float, float] | None) -> tuple[float, float]:
+    return strength or CORRUPTIONS[kind].default
+
+
+def losses_for(kind: str, *, clean: bool) -> tuple[str, ...]:
+    """Which losses can compare targets of this corruption: squares less a variance are compared with squares alone."""
+    if clean:
+        return ("l2", "l1", "l0", "l2-of-squares")
+    return ("l2-of-squares",) if CORRUPTIONS[kind].loss == "l2-of-squares" else ("l2", "l1", "l0")
+
+
 def corrupted(full: Tensor, kind: str, strength: tuple[float, float] | None, draw: Generator) -> Corrupted:
     """One slice's full k-space (1, 1, y, x), corrupted. strength: (lowest, highest), drawn; None: the default.
     OptionError for a complex image where the corruption is of magnitudes."""
-    corruption = CORRUPTIONS[kind]
-    low, high = strength or corruption.default
-    return corruption.make(_image(full, kind), low + (high - low) * torch.rand((), generator=draw).item(), draw)
+    low, high = strength_or_default(kind, strength)
+    return CORRUPTIONS[kind].make(_image(full, kind), low + (high - low) * torch.rand((), generator=draw).item(), draw)
 
 
 def corrupted_kspace(full: Tensor, kind: str, strength: tuple[float, float] | None, draw: Generator) -> Tensor:
@@ -183,12 +194,15 @@ def corrupted_pair(
     loss: str | None = None,
 ) -> Pair:
     """A pair of two independent corruptions of one slice's full k-space (1, 1, y, x), or, with `clean`, of one and the
-    truth, whose loss is L2 whatever the corruption. loss: in place of that of the corruption. Errors: those of `corrupted`."""
+    truth, whose loss is L2 whatever the corruption. loss: in place of that of the corruption; with "l2-of-squares" the truth is
+    squared. Errors: those of `corrupted`."""
     corruption, image = CORRUPTIONS[kind], _image(full, kind)
-    first, second = (corrupted(full, kind, strength, draw) for draw in draws)
+    first = corrupted(full, kind, strength, draws[0])
     given = Acquisition(fft2c(first.given), torch.ones(1, 1, *image.shape[-2:]))
     if clean:
-        return Pair(given, image, _ones(image), "image", loss=loss or "l2")
+        target = image.abs().square().to(image.dtype) if loss == "l2-of-squares" else image
+        return Pair(given, target, _ones(image), "image", loss=loss or "l2")
+    second = corrupted(full, kind, strength, draws[1])
     return Pair(given, second.target, second.weight, corruption.domain, loss=loss or corruption.loss)
 
 

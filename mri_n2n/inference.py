@@ -227,7 +227,7 @@ def check_reconstructs(loaded: LoadedNetwork) -> None:
     """OptionError for the weights of a denoiser."""
     if loaded.header["network"] == "denoiser":
         raise OptionError(
-            f"{loaded.path} are weights of train --method noise2void; they are for mri-n2n denoise --weights"
+            f"{loaded.path} are weights of a denoiser (train --method noise2void or --corrupt); they are for mri-n2n denoise --weights"
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from mri_n2n.corruptions import check_strength
+from mri_n2n.corruptions import check_strength, losses_for
 from mri_n2n.datasets import MEASURED
 from mri_n2n.denoising.blind_spot import BlindSpot
 from mri_n2n.errors import UserError
@@ -149,6 +149,12 @@ def check_options(options: TrainOptions) -> None:
             protocol.corrupt is not None or (protocol.strength, protocol.loss) == (None, None)
         ),
         f"--loss must be one of {', '.join(LOSSES)}; got {protocol.loss}": protocol.loss in (None, *LOSSES),
+        f"--loss {protocol.loss} cannot compare targets of --corrupt {protocol.corrupt}: those of rician-corrected, and no others, "
+        "are squares": (
+            None in (protocol.loss, protocol.corrupt)
+            or protocol.loss in losses_for(protocol.corrupt, clean=protocol.method == "supervised")
+        ),
+        "--weight-cap is of undersampling, not of --corrupt": protocol.corrupt is None or pair.weight_cap is None,
         f"--method noise2void, given or chosen, goes with --network denoiser, not {options.network}": (
             protocol.method != "noise2void" or options.network == "denoiser"
         ),

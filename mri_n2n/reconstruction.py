@@ -177,6 +177,7 @@ def reconstruct_file(
             found.update([caution] if caution else [])
         return acquisition
 
+    shown = (lambda images: images[:, 0].real) if scan.signed else root_sum_of_squares
     images_of, finish = reconstructor.begin(scan, read)
 
     def images() -> Iterator[tuple[np.ndarray, ...]]:
@@ -192,13 +193,13 @@ def reconstruct_file(
                 )
             complex_images = crop_or_pad(complex_images, *matrix)
             count = complex_images.shape[0]
-            reconstruction[start : start + count] = root_sum_of_squares(complex_images).numpy()
+            reconstruction[start : start + count] = shown(complex_images).numpy()
             shares = acquisition.mask.mean(dim=(1, 2, 3)).expand(count)
             measured, held = measured + shares.sum().item(), held + (shares > 0).sum().item()
             if start <= slices // 2 < start + count:
                 at = slices // 2 - start
                 zero_filled = crop_or_pad(ifft2c(acquisition.kspace[at : at + 1].cpu()), *matrix)
-                zero_filled = root_sum_of_squares(zero_filled)[0].numpy()
+                zero_filled = shown(zero_filled)[0].numpy()
                 middle = zero_filled, reconstruction[slices // 2]
             arrays = [complex_images[:, 0] if len(shapes["image"]) == 3 else complex_images]
             arrays += [crop_or_pad(acquisition.sensitivity_maps.cpu(), *matrix)] if combined else []

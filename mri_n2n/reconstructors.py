@@ -48,18 +48,22 @@ def network_reconstructor(loaded: LoadedNetwork, *, flips: bool) -> Reconstructo
             return scale * reconstruct_acquisition(loaded.network, acquisition, loaded.device, scale, flips=flips)
 
         facts = {
-            "weights": {
-                "name": loaded.path.name,
-                "sha256": loaded.sha256,
-                "bundled": loaded.bundled,
-                "network": loaded.header["network"],
-                "network_options": loaded.header["network_options"],
-            },
+            "weights": weights_facts(loaded),
             "options": {"device": loaded.device.type, "precision": "float32", "flips": flips},
         }
         return images_of, lambda mask, share: (facts, cautions(loaded, mask, share), {})
 
     return Reconstructor(loaded.device, loaded.header["network"] != "unet", begin)  # the 2018 U-Net knows no coils
+
+
+def weights_facts(loaded: LoadedNetwork) -> dict:
+    return {
+        "name": loaded.path.name,
+        "sha256": loaded.sha256,
+        "bundled": loaded.bundled,
+        "network": loaded.header["network"],
+        "network_options": loaded.header["network_options"],
+    }
 
 
 def baseline_reconstructor(baseline: str, regularisation: float | None, device: str) -> Reconstructor:

@@ -11,10 +11,11 @@ import torch
 from torch import Generator, Tensor
 
 from mri_n2n.acquisition import Acquisition
-from mri_n2n.corruptions import check_strength, corrupted_kspace
+from mri_n2n.corruptions import check_strength, corrupted_kspace, strength_or_default
 from mri_n2n.errors import InputError, OptionError, OutputError, UserError
 from mri_n2n.files import atomic_outputs, check_free
 from mri_n2n.formats import ImageFiles, read_images, write_scan
+from mri_n2n.formats.nifti import UNDERSHOOT
 from mri_n2n.fourier import fft2c, ifft2c
 from mri_n2n.masks import Sampling, draw_mask
 from mri_n2n.operators import root_sum_of_squares
@@ -170,7 +171,7 @@ def simulate_file(
                 geometry=geometry,
                 attributes={
                     "simulated": True,
-                    **({"corruption": options.corrupt} if options.corrupt else {"noise_variance": noise_variance}),
+                    **(corruption_facts(options, peak) if options.corrupt else {"noise_variance": noise_variance}),
                     "mask_kind": options.mask,
                     "acceleration": options.acceleration,
                     "seed": options.seed,
@@ -179,6 +180,13 @@ def simulate_file(
                 },
             )
     return names
+
+
+def corruption_facts(options: SimulationOptions, peak: float) -> dict[str, object]:
+    """What the file says of its corruption, and where that is noise of one level, of that."""
+    low, high = strength_or_default(options.corrupt, options.strength)
+    known = {"noise_variance": (low * peak) ** 2} if options.corrupt == "gaussian" and low == high else {}
+    return {"corruption": options.corrupt, "strength": f"{low:g}:{high:g}"} | known
 
 
 def simulate_array(images, options: SimulationOptions | None = None) -> list[Acquisition]:
@@ -245,7 +253,7 @@ def magnitude_peak(images: np.ndarray, name: str) -> float:
         raise InputError(f"{name} has no positive intensity; a magnitude volume is expected")
     if peak > torch.finfo(torch.float32).max:
         raise InputError(f"{name}: intensities up to {peak:g} are too large for float32; scale them down")
-    if least < -0.05 * peak:
+    if least < -UNDERSHOOT * peak:
         raise InputError(f"{name} has intensities from {least:g} to {peak:g}; a magnitude volume is expected")
     return peak
 

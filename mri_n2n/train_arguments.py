@@ -90,7 +90,7 @@ def add_train_arguments(train: argparse.ArgumentParser) -> None:
     train.add_argument(
         "--hidden-share",
         type=float,
-        default=0.00198,
+        default=0.06,
         metavar="P",
         help="noise2void: share of the pixels that are hidden",
     )

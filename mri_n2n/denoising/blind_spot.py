@@ -19,24 +19,40 @@ from mri_n2n.errors import OptionError
 
 @dataclass(frozen=True)
 class BlindSpot:
-    """How pixels are hidden. share: of the pixels, one in each box of 1 / share pixels (stratified). window: side of the
-    square or cube around a pixel that its replacement comes from. rule: "uniform", one of the visible pixels of the window
+    """How pixels are hidden. share: of the pixels, about, one in each box of n pixels a side, n^axes near 1 / share (stratified).
+    window: side of the square or cube around a pixel that its replacement comes from; None: 11 in a plane, 5 in a volume; along
+    axes with a span it reaches beyond it. rule: "uniform", one of the visible pixels of the window
     (Noise2Void), or "median", theirs (N2V2; Hoeck, Buchholz, Brachmann, Jug, Freytag, ECCV workshops 2022).
     span: along each axis, last one last, how many pixels on either side of it are hidden with a pixel, but not predicted
     (structN2V; Broaddus, Krull, Weigert, Schmidt, Myers, ISBI 2020): as far as noise is correlated; () for none.
     """
 
-    share: float = 0.00198
-    window: int = 11
+    share: float = 0.06
+    window: int | None = None
     rule: Literal["uniform", "median"] = "median"
     span: tuple[int, ...] = ()
 
 
+# Of the pixels at most this share is hidden with spans: the more, the less is left to predict from.
+MOST_HIDDEN = 0.2
+
+
 def reaching(spot: BlindSpot, reach: tuple[int, ...]) -> BlindSpot:
     """structN2V for noise that is correlated at lags up to `reach` along each axis: one more is hidden, for what is left of the
-    correlation, and the window reaches beyond."""
+    correlation, and fewer pixels are predicted."""
     span = tuple(lag and lag + 1 for lag in reach)
-    return replace(spot, span=span, window=max(spot.window, 2 * max(span) + 3))
+    return replace(spot, span=span, share=min(spot.share, MOST_HIDDEN / (1 + 2 * sum(span))))
+
+
+def box_side(share: float, axes: int) -> int:
+    """Of the boxes in which one pixel is hidden each."""
+    return max(2, round(share ** (-1 / axes)))
+
+
+def windows_of(spot: BlindSpot, axes: int) -> tuple[int, ...]:
+    """The sides of the window along each axis."""
+    window = spot.window or (11 if axes == 2 else 5)
+    return tuple(max(window, 2 * span + 3) if span else window for span in spot.span or (0,) * axes)
 
 
 def hide(images: Tensor, spot: BlindSpot, generator: Generator) -> tuple[Tensor, Tensor]:
@@ -54,10 +70,11 @@ def hide(images: Tensor, spot: BlindSpot, generator: Generator) -> tuple[Tensor,
     places = hidden.nonzero()  # (n, 1 + axes): image, position
     result = images.clone()
     if len(places):
-        values, visible = _surroundings(images, hidden, places, spot.window)
+        windows = windows_of(spot, len(size))
+        values, visible = _surroundings(images, hidden, places, windows)
         if not visible.any(dim=1).all():
             raise OptionError(
-                f"a window of {spot.window} pixels around a hidden one shows no other pixel; widen it or hide fewer"
+                f"a window of {' x '.join(map(str, windows))} pixels around a hidden one shows no other pixel; widen it or hide fewer"
             )
         replaced = _drawn(values, visible, generator) if spot.rule == "uniform" else _median(values, visible)
         result[(places[:, 0], slice(None), *places[:, 1:].T)] = replaced
@@ -67,7 +84,7 @@ def hide(images: Tensor, spot: BlindSpot, generator: Generator) -> tuple[Tensor,
 def _one_in_each_box(size: tuple[int, ...], share: float, generator: Generator) -> Tensor:
     """Boolean, of `size`: a random pixel of each box of a grid, which begins at random; boxes reach over the edge, so that
     every pixel is chosen with the same probability."""
-    side = min(max(2, round(share ** (-1 / len(size)))), 2 * max(size))
+    side = min(box_side(share, len(size)), 2 * max(size))
     corners = torch.stack(
         torch.meshgrid(*(torch.arange(-(-n // side) + 1) * side for n in size), indexing="ij"), dim=-1
     ).reshape(-1, len(size))
@@ -90,11 +107,10 @@ def _spread(predicted: Tensor, spans: tuple[int, ...]) -> Tensor:
     return hidden
 
 
-def _surroundings(images: Tensor, hidden: Tensor, places: Tensor, window: int) -> tuple[Tensor, Tensor]:
+def _surroundings(images: Tensor, hidden: Tensor, places: Tensor, windows: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """(values (n, pixels, channels), visible (n, pixels)) in the windows about `places`."""
     size = torch.tensor(hidden.shape[1:])
-    reach = torch.arange(window) - window // 2
-    offsets = torch.cartesian_prod(*(reach for _ in size)).reshape(-1, len(size))
+    offsets = torch.cartesian_prod(*(torch.arange(n) - n // 2 for n in windows)).reshape(-1, len(size))
     around = places[:, None, 1:] + offsets
     inside = ((around >= 0) & (around < size)).all(dim=-1)
     around = torch.minimum(around.clamp_min(0), size - 1)

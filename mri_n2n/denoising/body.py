@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from mri_n2n.batches import steps_per_epoch, training_batches
 from mri_n2n.denoising.blind_spot import reaching
-from mri_n2n.denoising.whiteness import OTHER_NOISE, measure_whiteness
+from mri_n2n.denoising.whiteness import Whiteness, caution_of, measure_whiteness
 from mri_n2n.protocol import Protocol
 from mri_n2n.sources import Source
 
@@ -25,16 +25,16 @@ def fitted_to_noise(sources: Sequence[Source], protocol: Protocol) -> tuple[Prot
     batches = training_batches(sources, protocol, batch_size=1)
     count = min(LOOKED_AT, steps_per_epoch(sources, batch_size=1))
     looked_at = [measure_whiteness(next(batches)[0].target[:, 0].numpy()) for _ in range(count)]
-    told = [whiteness.reach[1:] for whiteness in looked_at if whiteness.verdict != "unknown"]
+    told = [whiteness for whiteness in looked_at if whiteness.where != "nothing"]
     if not told:
-        unknown = "no noise was found to look at in the training slices: whether it is independent from pixel to pixel is not known"
-        return protocol, "no noise found to look at", unknown
-    reach = tuple(int(statistics.median_low(lags)) for lags in zip(*told))
-    along = [axis for axis, lag in zip("yx", reach) if lag]
+        return protocol, "no noise found to look at", caution_of(looked_at[0])
+    reach = (0, *(statistics.median_low(one.reach[axis] for one in told) for axis in (1, 2)))
+    typical = Whiteness({}, told[0].where, reach, None)
+    along, caution = typical.along(), caution_of(typical)
     if not along:
-        return protocol, "white noise", None
+        return protocol, "white noise", caution
     found = f"noise correlated along {' and '.join(along)}"
-    if len(along) > 1:
-        return protocol, found, OTHER_NOISE
-    spot = reaching(protocol.pair.blind_spot, reach)
-    return replace(protocol, pair=replace(protocol.pair, blind_spot=spot)), f"{found}: structN2V", None
+    if typical.verdict() == "other":
+        return protocol, found, caution
+    spot = reaching(protocol.pair.blind_spot, reach[1:])
+    return replace(protocol, pair=replace(protocol.pair, blind_spot=spot)), f"{found}: structN2V", caution

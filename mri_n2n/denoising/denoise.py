@@ -2,51 +2,38 @@
 
 from __future__ import annotations
 
-import math
-import sys
 import warnings
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from scipy import ndimage
 from torch import Tensor
-from tqdm import tqdm
 
 from mri_n2n.acquisition import Acquisition, Scan
-from mri_n2n.denoising.blind_spot import reaching
-from mri_n2n.denoising.rician import signal_of_mean
-from mri_n2n.denoising.self_training import DenoiseOptions, Fitted, clean, fit
-from mri_n2n.denoising.whiteness import OTHER_NOISE, Whiteness, described, measure_whiteness
+from mri_n2n.denoising.blind_spot import box_side, windows_of
+from mri_n2n.denoising.cleaning import (
+    Cleaned,
+    Plan,
+    cautions,
+    check_plan,
+    clean_by_itself,
+    clean_by_weights,
+    noise_map,
+)
 from mri_n2n.device import choose_device
 from mri_n2n.errors import InputError, OptionError, OutputError
 from mri_n2n.formats import ImageFiles, detect, open_scan
 from mri_n2n.formats.sampling import Box, acquired_box
 from mri_n2n.formats.volume_scan import open_volume_as_scan
 from mri_n2n.fourier import fft2c, ifft2c
-from mri_n2n.inference import PIXELS_AT_ONCE, load_for_use
+from mri_n2n.inference import PIXELS_AT_ONCE, LoadedNetwork, load_for_use, reconstruct_acquisition
 from mri_n2n.operators import adjoint
 from mri_n2n.outputs import check_target, target_of
 from mri_n2n.pairs import FULL
 from mri_n2n.reconstruction import reconstruct_file
-from mri_n2n.reconstructors import Finish, ImagesOf, Read, Reconstructor, network_reconstructor
-
-METHODS = ("auto", "n2v", "n2v2", "structn2v")
-# Pixels over which the noise map averages.
-NOISE_MAP_WIDTH = 4.0
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How a scan is to be denoised. method: of `METHODS`. noise: standard deviation of the complex noise in the image's units,
-    if known. training: see `DenoiseOptions`; its blind spot and network follow from the method."""
-
-    method: str = "auto"
-    noise: float | None = None
-    training: DenoiseOptions = DenoiseOptions(minutes=3.0)
-    noise_map: bool = False
-    residual: bool = False
+from mri_n2n.reconstructors import Finish, ImagesOf, Read, Reconstructor, weights_facts
 
 
 def denoise_file(
@@ -55,7 +42,7 @@ def denoise_file(
     plan: Plan | None = None,
     *,
     weights: Path | None = None,
-    axis: int = 2,
+    axis: int | None = None,
     phase: Path | None = None,
     imaginary: Path | None = None,
     format: str | None = None,
@@ -67,28 +54,25 @@ def denoise_file(
     """Denoise a fully sampled raw scan or a NIfTI volume into the directory `output`: the files of `reconstruct`, and with
     the plan's noise_map and residual NAME.noise.nii.gz and NAME.residual.nii.gz. Returns the sidecar.
 
-    weights: of `train --method noise2void`, in place of a training on the scan itself. axis: of a volume, along which slices
-    are taken. phase, imaginary: the other part of a complex volume in two files. Noise2Void needs noise that is independent from
-    pixel to pixel; that is measured first, see `whiteness`, and said in the sidecar.
+    weights: of `train --method noise2void` or `--corrupt`, in place of a training on the scan itself. axis: of a volume, along
+    which slices are taken, None: the last. phase, imaginary: the other part of a complex volume in two files. Noise2Void needs noise that is
+    independent from pixel to pixel; that is measured first, see `whiteness`, and said in the sidecar.
     Errors: OptionError, InputError, NotFoundError, OutputError.
     """
     plan = plan or Plan()
     check_plan(plan)
     is_volume = detect(path) == "nifti" if format is None else False
-    if not is_volume and (phase or imaginary):
-        raise OptionError(f"{path} is a raw scan, which is complex already; leave out the other part")
-    if phase and imaginary:
-        raise OptionError("give the phase of the volume or its imaginary part, not both")
-    if weights is not None and plan != Plan():
+    check_part_options(path, is_volume, axis, phase, imaginary, repetition)
+    if weights is not None and (plan.method, plan.training) != (Plan.method, Plan.training):
         raise OptionError(
-            "--weights take the place of a training on the scan itself: leave out its options (--method, --noise, --minutes, "
-            "--noise-map, --residual ...)"
+            "--weights take the place of a training on the scan itself: leave out its options (--method, --minutes, --steps, "
+            "--dimensions, --share, --window, --seed)"
         )
     more = [name for name, wanted in (("noise", plan.noise_map), ("residual", plan.residual)) if wanted]
     target = replace(target_of(path, output, bids=False), more=tuple(more))
     check_target(target, [p for p in (path, phase, imaginary) if p], force, dicom=False)
     if is_volume:
-        scan = open_volume_as_scan(ImageFiles(path, phase, imaginary), axis)
+        scan = open_volume_as_scan(ImageFiles(path, phase, imaginary), 2 if axis is None else axis)
     elif detect(path) == "result-hdf5" and format is None:
         raise InputError(
             f"{path} is a reconstruction, whose noise is not independent from pixel to pixel; denoise the scan, or the volume"
@@ -96,16 +80,12 @@ def denoise_file(
     else:
         scan = open_scan(path, format, repetition)
     check_full(scan)
-    if weights is None:
-        reconstructor = self_denoiser(plan, device, quiet)
-    else:
-        loaded = load_for_use(weights, device)
-        if loaded.header["network"] != "denoiser":
-            raise OptionError(
-                f"{weights} are weights of a reconstruction; denoise takes those of train --method noise2void"
-            )
-        reconstructor = network_reconstructor(loaded, flips=True)
-    return reconstruct_file(scan, target, reconstructor, force=force, quiet=quiet)
+    loaded = None if weights is None else load_for_use(weights, device)
+    if loaded is not None and loaded.header["network"] != "denoiser":
+        raise OptionError(
+            f"{weights} are weights of a reconstruction; denoise takes those of train --method noise2void or --corrupt"
+        )
+    return reconstruct_file(scan, target, denoiser(plan, loaded, device, quiet), force=force, quiet=quiet)
 
 
 def denoise(
@@ -145,29 +125,30 @@ def denoise(
         raise InputError(f"images must be finite numbers (y, x) or (slices, y, x); got {array.dtype} {array.shape}")
     check_plan(plan)
     images = torch.from_numpy(array.astype(np.complex64)).reshape(-1, *array.shape[-2:])
-    cleaned = denoise_images(images, plan, choose_device(device), "the array", quiet)
+    cleaned = clean_by_itself(images, plan, choose_device(device), "the array", quiet)
     for caution in cautions(plan, cleaned):
         warnings.warn(caution, stacklevel=2)
     result = cleaned.images.numpy().reshape(array.shape)
     return result if np.iscomplexobj(array) else result.real
 
 
-def check_plan(plan: Plan) -> None:
-    """OptionError for a number that makes no sense."""
-    training = plan.training
-    budgets = [value for value in (training.minutes, training.steps) if value is not None]
-    if plan.method not in METHODS:
-        raise OptionError(f"unknown method {plan.method!r}; choose from {', '.join(METHODS)}")
-    if len(budgets) != 1 or not 0 < budgets[0] < math.inf:
-        raise OptionError("give one of --minutes and --steps, above zero")
-    if plan.noise is not None and not 0 <= plan.noise < math.inf:
-        raise OptionError(f"--noise must be zero or positive; got {plan.noise}")
-    if not 0 < training.spot.share <= 0.25:
-        raise OptionError(f"--share must be above 0 and at most 0.25; got {training.spot.share}")
-    if not 3 <= training.spot.window <= 101 or training.spot.window % 2 == 0:
-        raise OptionError(f"--window must be an odd number from 3 to 101; got {training.spot.window}")
-    if not 0 <= training.seed < 2**63:
-        raise OptionError(f"--seed must be between 0 and 2^63 - 1; got {training.seed}")
+def check_part_options(
+    path: Path,
+    is_volume: bool,
+    axis: int | None,
+    phase: Path | None,
+    imaginary: Path | None,
+    repetition: int | None,
+) -> None:
+    """OptionError for an option that says nothing of this file."""
+    if is_volume and repetition is not None:
+        raise OptionError(f"--repetition is of raw scans, and {path} is a volume")
+    if not is_volume and axis is not None:
+        raise OptionError(f"--axis is of volumes, and {path} is a raw scan")
+    if not is_volume and (phase or imaginary):
+        raise OptionError(f"{path} is a raw scan, which is complex already; leave out the other part")
+    if phase and imaginary:
+        raise OptionError("give the phase of the volume or its imaginary part, not both")
 
 
 def check_full(scan: Scan) -> None:
@@ -181,51 +162,18 @@ def check_full(scan: Scan) -> None:
         )
 
 
-@dataclass(frozen=True)
-class Cleaned:
-    """images: complex (slices, y, x), with zero imaginary part where the noisy ones had none. magnitude: these were
-    magnitudes. method and training: as they were settled."""
-
-    images: Tensor
-    magnitude: bool
-    whiteness: Whiteness
-    method: str
-    training: DenoiseOptions
-    fitted: Fitted
-
-
-def denoise_images(noisy: Tensor, plan: Plan, device: torch.device, name: str, quiet: bool) -> Cleaned:
-    """Complex images (slices, y, x), cleaned by a network that is trained on them. Errors: InputError, with `name`, for one
-    value everywhere."""
-    real = is_real(noisy)
-    magnitude = real and bool(noisy.real.min() >= -1e-5 * noisy.real.max())
-    seen = noisy.real.clamp_min(0) if magnitude else noisy.real if real else noisy
-    whiteness = measure_whiteness(seen.numpy())
-    training, method = settled(plan, whiteness)
-    if not quiet:
-        tqdm.write(f"noise: {described(whiteness)}; method: {method}", file=sys.stderr)
-    channels = torch.stack([noisy.real] if real else [noisy.real, noisy.imag], dim=1)
-    scale = channels.std().item()
-    if not scale > 0:
-        raise InputError(f"{name} has the same value everywhere; there is nothing to denoise")
-    fitted = fit(channels / scale, training, device, quiet=quiet)
-    cleaned = scale * clean(fitted.network, channels / scale, training.dimensions, device)
-    if magnitude:
-        signal = signal_of_mean(cleaned.numpy(), plan.noise**2) if plan.noise else cleaned.numpy()
-        cleaned = torch.from_numpy(np.maximum(signal, 0))
-    imaginary = torch.zeros_like(cleaned[:, 0]) if real else cleaned[:, 1]
-    return Cleaned(torch.complex(cleaned[:, 0], imaginary), magnitude, whiteness, method, training, fitted)
-
-
-def self_denoiser(plan: Plan, device: str, quiet: bool) -> Reconstructor:
-    """Trains on the scan before it gives its first slice."""
+def denoiser(plan: Plan, loaded: LoadedNetwork | None, device: str, quiet: bool) -> Reconstructor:
+    """Trains on the scan before it gives its first slice, or takes a network that was trained on others."""
     chosen = choose_device(device)
 
     def begin(scan: Scan, read: Read) -> tuple[ImagesOf, Finish]:
         noisy = combined_images(scan, read)
         box = acquired_box(scan)
         acquired = inside(noisy, box)
-        cleaned = denoise_images(acquired, plan, chosen, str(scan.path), quiet)
+        if loaded is None:
+            cleaned = clean_by_itself(acquired, plan, chosen, str(scan.path), quiet)
+        else:
+            cleaned = clean_by_weights(acquired, plan, network_of(loaded), str(scan.path), quiet)
         images = cleaned.images if acquired is noisy else changed_inside(noisy, box, cleaned.images)
         position = 0
 
@@ -235,13 +183,17 @@ def self_denoiser(plan: Plan, device: str, quiet: bool) -> Reconstructor:
             return images[position - len(acquisition.kspace) : position, None]
 
         def finish(_: Tensor, __: float) -> tuple[dict, list[str], dict[str, np.ndarray]]:
+            shown = (lambda a: a.real) if scan.signed else torch.abs
             volumes = {}
             if plan.residual:
-                volumes["residual"] = (noisy.abs() - images.abs()).numpy()
+                volumes["residual"] = (shown(noisy) - shown(images)).numpy()
             if plan.noise_map:
-                volumes["noise"] = noise_map((noisy - images).numpy())
-            options = {"device": chosen.type, "precision": "float32", "flips": True}
-            said = {"weights": None, "denoise": facts(plan, cleaned), "options": options}
+                removed = noisy - images
+                volumes["noise"] = noise_map((removed if cleaned.kind == "complex" else removed.real).numpy())
+            precision = "float32" if cleaned.fitted is None else cleaned.fitted.precision
+            options = {"device": chosen.type, "precision": precision, "flips": True}
+            used = None if loaded is None else weights_facts(loaded)
+            said = {"weights": used, "denoise": facts(plan, cleaned), "options": options}
             return said, cautions(plan, cleaned), volumes
 
         return images_of, finish
@@ -249,26 +201,42 @@ def self_denoiser(plan: Plan, device: str, quiet: bool) -> Reconstructor:
     return Reconstructor(chosen, True, begin)
 
 
+def network_of(loaded: LoadedNetwork) -> Callable[[Tensor], Tensor]:
+    """Images (slices, y, x) -> images, the mean over mirror images."""
+
+    def run(noisy: Tensor) -> Tensor:
+        scan = Acquisition(fft2c(noisy)[:, None], torch.ones(1, 1, *noisy.shape[-2:]))
+        return reconstruct_acquisition(loaded.network, scan, loaded.device, flips=True)[:, 0]
+
+    return run
+
+
 def facts(plan: Plan, cleaned: Cleaned) -> dict:
-    """What the sidecar says of a training on the scan itself."""
-    training, whiteness = cleaned.training, cleaned.whiteness
-    floor = "taken away" if plan.noise else "left"
-    return {
-        "method": cleaned.method,
-        "dimensions": training.dimensions,
-        "steps": cleaned.fitted.steps,
-        "training_seconds": round(cleaned.fitted.seconds, 2),
-        "share": training.spot.share,
-        "window": training.spot.window,
-        "span": list(training.spot.span),
-        "seed": training.seed,
+    """What the sidecar says of how images were cleaned."""
+    whiteness = cleaned.whiteness
+    floor = "lowered, by --noise" if plan.noise else "left"
+    said = {
+        "images": cleaned.kind,
         "noise": {
-            "verdict": whiteness.verdict,
+            "verdict": whiteness.verdict(plan.training.dimensions),
             "measured_in": whiteness.where,
             "deviation": whiteness.deviation,
             "correlation": {axis: list(values) for axis, values in whiteness.correlation.items()},
         },
-        "rician_floor": floor if cleaned.magnitude else "none: not magnitudes",
+        "rician_floor": floor if cleaned.kind == "magnitude" else "none: not magnitudes",
+    }
+    if cleaned.fitted is None:
+        return said
+    training, axes = cleaned.training, cleaned.training.dimensions
+    return said | {
+        "method": cleaned.method,
+        "dimensions": axes,
+        "steps": cleaned.fitted.steps,
+        "training_seconds": round(cleaned.fitted.seconds, 2),
+        "share": round(box_side(training.spot.share, axes) ** -axes, 6),
+        "window": list(windows_of(training.spot, axes)),
+        "span": list(training.spot.span),
+        "seed": training.seed,
     }
 
 
@@ -284,60 +252,35 @@ def combined_images(scan: Scan, read: Read) -> Tensor:
 
 def inside(images: Tensor, box: Box) -> Tensor:
     """The images (slices, y, x) of the part of k-space that was acquired, of fewer pixels: those of zero-padded k-space are
-    correlated, these are not. The images themselves where all of it was."""
-    (first_row, end_row), (first_column, end_column) = box
-    if (end_row - first_row, end_column - first_column) == images.shape[-2:]:
+    correlated, these are not. Of the same intensity. The images themselves where all of k-space was acquired.
+
+    The centre of k-space is moved to where it belongs, circularly: of partial Fourier, which lies aside, images would else
+    be waves.
+    """
+    size, rolled = _inner(images, box)
+    if size == images.shape[-2:]:
         return images
-    return ifft2c(fft2c(images)[..., first_row:end_row, first_column:end_column])
+    kspace = fft2c(images)[(..., *(slice(*edges) for edges in box))].roll(rolled, (-2, -1))
+    return ifft2c(kspace) * _shrinks(images, size)
 
 
 def changed_inside(images: Tensor, box: Box, cleaned: Tensor) -> Tensor:
     """`images` with `cleaned` in place of what `inside` gives."""
+    size, rolled = _inner(images, box)
     kspace = fft2c(images)
-    kspace[(..., *(slice(*edges) for edges in box))] = fft2c(cleaned)
+    back = fft2c(cleaned / _shrinks(images, size)).roll([-n for n in rolled], (-2, -1))
+    kspace[(..., *(slice(*edges) for edges in box))] = back
     return ifft2c(kspace)
 
 
-def is_real(images: Tensor) -> bool:
-    """To the rounding of a Fourier transform and back."""
-    return bool(images.imag.abs().max() <= 1e-5 * images.real.abs().max())
+def _inner(images: Tensor, box: Box) -> tuple[tuple[int, ...], list[int]]:
+    """(size of the box, how far its centre of k-space lies from where it belongs)."""
+    size = tuple(end - first for first, end in box)
+    dc = [n // 2 - first for n, (first, _) in zip(images.shape[-2:], box)]
+    return size, [n // 2 - at for n, at in zip(size, dc)]
 
 
-def settled(plan: Plan, whiteness: Whiteness) -> tuple[DenoiseOptions, str]:
-    """(training, method) for the noise there is: N2V2; structN2V where it is correlated along one axis of the slices."""
-    method = plan.method
-    if method == "auto":
-        method = "structn2v" if whiteness.verdict == "line" else "n2v2"
-    training = plan.training
-    spot = replace(training.spot, rule="uniform" if method == "n2v" else "median")
-    if method == "structn2v":
-        reach = whiteness.reach[-training.dimensions :]
-        if not any(reach):
-            raise OptionError(
-                "structn2v hides pixels along correlated noise, and this noise is not correlated; use n2v2"
-            )
-        spot = reaching(spot, reach)
-    return replace(training, spot=spot, artefact_free=method != "n2v"), method
-
-
-def cautions(plan: Plan, cleaned: Cleaned) -> list[str]:
-    """What speaks against Noise2Void for this scan."""
-    whiteness, found = cleaned.whiteness, []
-    if whiteness.verdict == "other":
-        found.append(OTHER_NOISE)
-    if whiteness.verdict == "line" and cleaned.method != "structn2v":
-        found.append(f"the noise is correlated along one axis, which {cleaned.method} keeps; structn2v is for that")
-    if whiteness.verdict == "unknown":
-        found.append("no noise was found to look at: whether it is independent from pixel to pixel is not known")
-    if cleaned.magnitude and plan.noise is None:
-        found.append(
-            "magnitudes: where signal is low, noise lifts them (Rician floor), which stays; --noise S takes it away, S the "
-            f"standard deviation of the complex noise, here measured as {whiteness.deviation:.3g}"
-        )
-    return found
-
-
-def noise_map(removed: np.ndarray) -> np.ndarray:
-    """Local standard deviation (slices, y, x) of what was taken away: of complex images root of the mean |.|^2."""
-    power = np.abs(removed).astype(np.float64) ** 2
-    return np.sqrt(ndimage.gaussian_filter(power, (0, NOISE_MAP_WIDTH, NOISE_MAP_WIDTH))).astype(np.float32)
+def _shrinks(images: Tensor, size: tuple[int, ...]) -> float:
+    """An orthonormal transform of fewer samples gives larger values."""
+    y, x = images.shape[-2:]
+    return (size[0] * size[1] / (y * x)) ** 0.5

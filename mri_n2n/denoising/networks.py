@@ -47,7 +47,7 @@ class BlindSpotUNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         given, size = x, x.shape[2:]
-        x = self._padded(x)
+        x = self.padded(x)
         skips: list[Tensor | None] = []
         for level, convolutions in enumerate(self.encoder):
             if level:
@@ -69,7 +69,7 @@ class BlindSpotUNet(nn.Module):
         nn.init.zeros_(layer.bias)
         return layer
 
-    def _padded(self, x: Tensor) -> Tensor:
+    def padded(self, x: Tensor) -> Tensor:
         """By its edge, to a multiple in size."""
         padding = [part for n in reversed(x.shape[2:]) for part in (0, -n % self.multiple)]
         return F.pad(x, padding, mode="replicate")

@@ -32,6 +32,9 @@ def signal_of_mean(mean: np.ndarray, variance: float) -> np.ndarray:
     return (deviation * found).astype(np.asarray(mean).dtype)
 
 
-def signal_of_square(mean_square: np.ndarray, variance: float) -> np.ndarray:
-    """The signal whose squared magnitudes have this mean: (E[m^2] - v)^(1/2), 0 where that is negative."""
-    return np.sqrt(np.maximum(mean_square - variance, 0))
+def noise_of_moments(mean: float, variance: float) -> float:
+    """v of magnitudes of this mean and variance (Koay, Basser, JMR 179, 2006); of noise alone where the mean is as small as that."""
+    means = rician_mean(_GRID, 1.0)
+    spread = 1 + _GRID**2 - means**2  # E[m^2] - E[m]^2 for v = 1, from 0.215 to 0.5
+    found = np.interp(mean / variance**0.5, means / spread**0.5, spread, right=0.5)
+    return float(variance / found)

@@ -37,9 +37,9 @@ class DenoiseOptions:
     spot: BlindSpot = field(default_factory=BlindSpot)
     dimensions: int = 2
     artefact_free: bool = True
-    channels: int = 32
-    batch_size: int = 4
-    learning_rate: float = 1e-3
+    channels: int = 16
+    batch_size: int = 1
+    learning_rate: float = 3e-3
     average: float = 0.999
     minutes: float | None = None
     steps: int | None = None
@@ -53,6 +53,7 @@ class Fitted:
     steps: int
     seconds: float
     loss: float
+    precision: str
 
 
 def fit(
@@ -98,7 +99,7 @@ def fit(
             bar.update()
             left = {} if options.steps else {"minutes_left": f"{max(0.0, options.minutes - minutes):.1f}"}
             bar.set_postfix({"loss": f"{loss:.3e}", **left}, refresh=False)
-    return Fitted(average.module.eval(), step, time.monotonic() - started, loss)
+    return Fitted(average.module.eval(), step, time.monotonic() - started, loss, precision)
 
 
 def patches(
@@ -140,7 +141,8 @@ def clean(network: nn.Module, images: Tensor, dimensions: int, device: torch.dev
 
 
 def _tiled(network: nn.Module, whole: Tensor, dimensions: int, device: torch.device) -> Tensor:
-    """(1, channels, [z,] y, x), tile by tile: each with a margin of what lies around it."""
+    """(1, channels, [z,] y, x), tile by tile: each with a margin of what lies around it, all on the grid of one whole."""
+    given, whole = whole, network.padded(whole)
     result, size = torch.empty_like(whole), whole.shape[2:]
     tile, margin = TILE[dimensions], MARGIN[dimensions]
     for corner in product(*(range(0, n, t) for n, t in zip(size, tile))):
@@ -149,7 +151,7 @@ def _tiled(network: nn.Module, whole: Tensor, dimensions: int, device: torch.dev
         cleaned = _mirrored(network, whole[(..., *outer)].to(device)).cpu()
         within = [slice(s.start - o.start, s.stop - o.start) for s, o in zip(inner, outer)]
         result[(..., *inner)] = cleaned[(..., *within)]
-    return result
+    return result[(..., *(slice(n) for n in given.shape[2:]))]
 
 
 def _mirrored(network: nn.Module, part: Tensor) -> Tensor:

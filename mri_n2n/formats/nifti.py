@@ -25,6 +25,8 @@ from mri_n2n.formats.hdf5 import UNITS, check_size, finite_float32, size_limit, 
 from mri_n2n.formats.result import NOTE
 
 FORMAT = "nifti"
+# Negative values down to this share of the maximum are what an interpolation of magnitudes leaves.
+UNDERSHOOT = 0.05
 _CLASSES = {348: nibabel.Nifti1Header, 540: nibabel.Nifti2Header}
 _DEFLATE_LIMIT = 1032  # gzip cannot expand more than this
 

@@ -29,4 +29,5 @@ def open_volume_as_scan(files: ImageFiles, axis: int = 2) -> Scan:
         mask_source="a volume of images, taken as fully sampled",
         simulated=None,
         has_reference=False,
+        signed=not np.iscomplexobj(array) and bool(array.min() < -nifti.UNDERSHOOT * array.max()),
     )

@@ -1,0 +1,169 @@
+"""Noisy images -> cleaner ones: what kind of images, what noise, which blind spot, and the floor of magnitudes."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from scipy import ndimage
+from torch import Tensor
+from tqdm import tqdm
+
+from mri_n2n.denoising.blind_spot import reaching
+from mri_n2n.denoising.rician import signal_of_mean
+from mri_n2n.denoising.self_training import DenoiseOptions, Fitted, clean, fit
+from mri_n2n.denoising.whiteness import Whiteness, caution_of, described, measure_whiteness
+from mri_n2n.errors import InputError, OptionError
+from mri_n2n.formats.nifti import UNDERSHOOT
+
+METHODS = ("auto", "n2v", "n2v2", "structn2v")
+# Pixels over which the noise map averages.
+NOISE_MAP_WIDTH = 4.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How images are to be denoised. method: of `METHODS`. noise: standard deviation of the complex noise that magnitudes were
+    taken of, in their units, if known. training: see `DenoiseOptions`; its blind spot and network follow from the method."""
+
+    method: str = "auto"
+    noise: float | None = None
+    training: DenoiseOptions = DenoiseOptions(minutes=3.0)
+    noise_map: bool = False
+    residual: bool = False
+
+
+@dataclass(frozen=True)
+class Cleaned:
+    """images: complex (slices, y, x), with zero imaginary part where the noisy ones had none. kind: "complex", "magnitude", or
+    "real", with negative values. fitted and method: of a training on the images themselves, as it was settled."""
+
+    images: Tensor
+    kind: str
+    whiteness: Whiteness
+    method: str | None = None
+    training: DenoiseOptions | None = None
+    fitted: Fitted | None = None
+
+
+def check_plan(plan: Plan) -> None:
+    """OptionError for a number that makes no sense."""
+    training = plan.training
+    budgets = [value for value in (training.minutes, training.steps) if value is not None]
+    window = training.spot.window
+    if plan.method not in METHODS:
+        raise OptionError(f"unknown method {plan.method!r}; choose from {', '.join(METHODS)}")
+    if len(budgets) != 1 or not 0 < budgets[0] < math.inf:
+        raise OptionError("give one of --minutes and --steps, above zero")
+    if plan.noise is not None and not 0 <= plan.noise < math.inf:
+        raise OptionError(f"--noise must be zero or positive; got {plan.noise}")
+    if not 0 < training.spot.share <= 0.25:
+        raise OptionError(f"--share must be above 0 and at most 0.25; got {training.spot.share}")
+    if window is not None and (not 3 <= window <= 101 or window % 2 == 0):
+        raise OptionError(f"--window must be an odd number from 3 to 101; got {window}")
+    if not 0 <= training.seed < 2**63:
+        raise OptionError(f"--seed must be between 0 and 2^63 - 1; got {training.seed}")
+
+
+def clean_by_itself(noisy: Tensor, plan: Plan, device: torch.device, name: str, quiet: bool) -> Cleaned:
+    """Complex images (slices, y, x), cleaned by a network that is trained on them. Errors: InputError, with `name`, for one
+    value everywhere; OptionError for a level of the noise where they are no magnitudes."""
+    kind = kind_of(noisy)
+    check_noise(plan, kind, name)
+    whiteness = measure_whiteness(as_seen(noisy, kind))
+    training, method = settled(plan, whiteness)
+    if not quiet:
+        tqdm.write(f"noise: {described(whiteness)}; method: {method}", file=sys.stderr)
+    channels = torch.stack([noisy.real, noisy.imag] if kind == "complex" else [noisy.real], dim=1)
+    scale = channels.std().item()
+    if not scale > 0:
+        raise InputError(f"{name} has the same value everywhere; there is nothing to denoise")
+    fitted = fit(channels / scale, training, device, quiet=quiet)
+    cleaned = scale * clean(fitted.network, channels / scale, training.dimensions, device)
+    images = torch.complex(cleaned[:, 0], cleaned[:, 1] if kind == "complex" else torch.zeros_like(cleaned[:, 0]))
+    return Cleaned(without_floor(images, kind, plan), kind, whiteness, method, training, fitted)
+
+
+def clean_by_weights(noisy: Tensor, plan: Plan, network: Callable[[Tensor], Tensor], name: str, quiet: bool) -> Cleaned:
+    """Complex images (slices, y, x), cleaned by a network that was trained on others. Errors: OptionError, as above."""
+    kind = kind_of(noisy)
+    check_noise(plan, kind, name)
+    whiteness = measure_whiteness(as_seen(noisy, kind))
+    if not quiet:
+        tqdm.write(f"noise: {described(whiteness)}", file=sys.stderr)
+    images = network(noisy)
+    images = images if kind == "complex" else torch.complex(images.real, torch.zeros_like(images.real))
+    return Cleaned(without_floor(images, kind, plan), kind, whiteness)
+
+
+def kind_of(images: Tensor) -> str:
+    """Complex, or of no imaginary part but the rounding of a Fourier transform; magnitudes where nothing is negative."""
+    if images.imag.abs().max() > 1e-5 * images.real.abs().max():
+        return "complex"
+    return "magnitude" if images.real.min() >= -UNDERSHOOT * images.real.max() else "real"
+
+
+def as_seen(images: Tensor, kind: str) -> np.ndarray:
+    """What the noise is measured in."""
+    return {"complex": images, "real": images.real, "magnitude": images.real.clamp_min(0)}[kind].numpy()
+
+
+def check_noise(plan: Plan, kind: str, name: str) -> None:
+    if plan.noise is not None and kind != "magnitude":
+        what = "complex" if kind == "complex" else "real, with negative values"
+        raise OptionError(f"--noise corrects the floor of magnitudes, and {name} is {what}; leave it out")
+
+
+def without_floor(images: Tensor, kind: str, plan: Plan) -> Tensor:
+    """Magnitudes: the signal whose magnitudes have this mean, where the noise is known; never negative."""
+    if kind != "magnitude":
+        return images
+    mean = images.real.numpy()
+    signal = signal_of_mean(mean, plan.noise**2) if plan.noise else mean
+    return torch.from_numpy(np.maximum(signal, 0)).to(images.dtype)
+
+
+def settled(plan: Plan, whiteness: Whiteness) -> tuple[DenoiseOptions, str]:
+    """(training, method) for the noise there is: N2V2; structN2V where it is correlated along one axis of what the network sees."""
+    method, training = plan.method, plan.training
+    if method == "auto":
+        method = "structn2v" if whiteness.verdict(training.dimensions) == "line" else "n2v2"
+    spot = replace(training.spot, rule="uniform" if method == "n2v" else "median")
+    if method == "structn2v":
+        reach = whiteness.reach[-training.dimensions :]
+        if not any(reach):
+            raise OptionError(
+                "structn2v hides pixels along correlated noise, and this noise is not correlated; use n2v2"
+            )
+        spot = reaching(spot, reach)
+    return replace(training, spot=spot, artefact_free=method != "n2v"), method
+
+
+def cautions(plan: Plan, cleaned: Cleaned) -> list[str]:
+    """What speaks against Noise2Void for these images."""
+    whiteness = cleaned.whiteness
+    caution = caution_of(whiteness, plan.training.dimensions)
+    found = [caution] if caution else []
+    if whiteness.verdict(plan.training.dimensions) == "line" and cleaned.method in ("n2v", "n2v2"):
+        found.append(f"the noise is correlated along one axis, which {cleaned.method} keeps; structn2v is for that")
+    if cleaned.kind == "magnitude" and plan.noise is None:
+        white = whiteness.verdict(3) == "white" and whiteness.deviation is not None
+        measured = f", here measured as {whiteness.deviation:.3g}" if white else ""
+        found.append(
+            "magnitudes: where signal is low, noise lifts them (Rician floor), which stays; --noise S lowers it, S the "
+            f"standard deviation of the complex noise{measured}"
+        )
+    return found
+
+
+def noise_map(removed: np.ndarray) -> np.ndarray:
+    """Local standard deviation (slices, y, x) of what was taken away, about its local mean; of complex images root of
+    the mean |.|^2."""
+    mean = lambda values: ndimage.gaussian_filter(values, (0, NOISE_MAP_WIDTH, NOISE_MAP_WIDTH))  # noqa: E731
+    removed = removed.astype(np.complex128 if np.iscomplexobj(removed) else np.float64)
+    power = mean(np.abs(removed) ** 2) - np.abs(mean(removed)) ** 2
+    return np.sqrt(np.maximum(power, 0)).astype(np.float32)
