@@ -214,6 +214,9 @@ def test_every_corruption_trains_from_the_command_line(kind, tmp_path):
         (["--corrupt", "text", "--network", "unrolled"], "denoiser"),
         (["--corrupt", "text", "--acceleration", "4"], "--acceleration 1"),
         (["--strength", "0.1"], "--corrupt"),
+        (["--corrupt", "spikes", "--loss", "l2-of-squares"], "squares"),
+        (["--corrupt", "rician-corrected", "--loss", "l2"], "squares"),
+        (["--corrupt", "text", "--weight-cap", "3"], "--weight-cap"),
         (["--loss", "l1"], "--corrupt"),
         (["--body", "red30"], "denoiser"),
         (["--method", "noise2void", "--hidden-share", "0.5"], "--hidden-share"),
@@ -237,7 +240,7 @@ def test_simulate_corrupts_repetitions_independently(tmp_path, capsys):
         with h5py.File(tmp_path / f"s_rep{repetition}.h5") as file:
             found.append(ifft2c(torch.from_numpy(file["kspace"][()])).real.numpy().reshape(images.shape))
             assert file.attrs["corruption"] == "impulse" and file.attrs["simulated"]
-            assert "noise_variance" not in file.attrs
+            assert "noise_variance" not in file.attrs and file.attrs["strength"] == "0.3:0.3"
     hit = [np.abs(one - images) > 0.02 * images.max() for one in found]
     assert [h.mean() for h in hit] == pytest.approx([0.3, 0.3], abs=0.04)
     assert (hit[0] & hit[1]).mean() == pytest.approx(0.09, abs=0.03), "as independent ones meet"

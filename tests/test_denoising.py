@@ -13,9 +13,11 @@ from scipy.signal import lfilter
 from scipy.stats import rice
 
 import mri_n2n
+from mri_n2n.acquisition import Acquisition
 from mri_n2n.cli import main
 from mri_n2n.denoising.blind_spot import BlindSpot, hide
-from mri_n2n.denoising.cleaning import Plan, settled
+from mri_n2n.denoising.cleaning import Plan, noise_map, settled
+from mri_n2n.denoising.denoise import changed_inside, inside
 from mri_n2n.denoising.networks import BODIES, BlindSpotUNet, build_body
 from mri_n2n.denoising.rician import noise_of_moments, rician_mean, signal_of_mean
 from mri_n2n.denoising.self_training import DenoiseOptions, clean, fit, patches
@@ -152,6 +154,23 @@ def test_the_pair_of_a_scan_is_blind_too(coils):
     assert ((seen - pair.target)[hidden].abs() > 1e-4).all()
     with pytest.raises(OptionError, match="fully sampled"):
         noise2void(Measured(acquire(full, "roulette", 4.0, draw())), PairOptions(), draw())
+
+
+@pytest.mark.parametrize("body", ["n2v", "n2v2"])
+def test_a_denoiser_does_not_see_the_pixels_it_is_asked_for(body):
+    """The gradient of what `Denoiser` predicts with respect to the scan's own pixel there, through k-space: zero but for rounding."""
+    image = (torch.randn(1, 1, 33, 40, generator=draw()) + 2).to(torch.complex64).requires_grad_()
+    scan = Acquisition(fft2c(image), torch.ones(1, 1, 33, 40))
+    pair = noise2void(Measured(scan), PairOptions(), draw(2))
+    torch.manual_seed(0)
+    network = Denoiser(body, 4).eval()
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    output = network(pair.input)
+    places = (pair.weight[0, 0] > 0).nonzero()
+    for y, x in places[:6].tolist():
+        [gradient] = torch.autograd.grad(output[0, 0, y, x].real, image, retain_graph=True)
+        assert gradient[0, 0, y, x].abs() < 1e-5 * gradient.abs().max() and gradient.abs().max() > 0
 
 
 @pytest.mark.parametrize("body", BODIES)
@@ -455,9 +474,12 @@ def test_a_body_of_scans_trains_and_cleans(tmp_path, capsys):
     assert "noise2void" in capsys.readouterr().err, "auto says what fits"
     assert main([*train, "--method", "noise2void", "--channels", "4"]) == 0
     scan, out = str(scans / "a.h5"), str(tmp_path / "out")
-    assert main(["denoise", scan, "--weights", str(run), "-o", out]) == 0
+    assert main(["denoise", scan, "--weights", str(run), "-o", out, "--noise-map", "--residual"]) == 0
+    assert (tmp_path / "out" / "a.residual.nii.gz").exists()
     sidecar = json.loads((tmp_path / "out" / "a.json").read_text())
     assert sidecar["weights"]["network"] == "denoiser" and sidecar["coils"] == 2
+    assert sidecar["denoise"]["noise"]["verdict"] == "white" and "method" not in sidecar["denoise"]
+    assert main(["denoise", scan, "--axis", "1", "-o", str(tmp_path / "no")]) == 2
     assert main(["reconstruct", scan, "--weights", str(run), "-o", str(tmp_path / "no")]) == 2
     assert "denoise --weights" in capsys.readouterr().err
     assert main(["denoise", scan, "-o", str(tmp_path / "itself"), "--steps", "2", "--quiet"]) == 0
@@ -502,6 +524,41 @@ def test_zero_padded_kspace_is_denoised_on_the_pixels_that_were_acquired(tmp_pat
     wanted[:, :, 16:80, 8:72] = fft2c(torch.from_numpy(truth.astype(np.complex64))).numpy()[box]
     before, after = (np.linalg.norm(one - wanted[:, 0]) for one in (padded[:, 0], found))
     assert after < 0.7 * before
+
+
+def test_partial_kspace_is_denoised_as_an_image_without_waves():
+    """Its centre lies aside: a smooth image stays one, with its intensities, and comes back unchanged."""
+    image = torch.from_numpy(signal((1, 128, 96)).astype(np.complex64)) + 0.5
+    box = ((48, 128), (0, 96))
+    small = inside(image, box)
+    assert small.shape == (1, 80, 96)
+    assert small.real.mean() == pytest.approx(image.real.mean().item(), rel=0.02)
+    assert small.imag.abs().max() < 0.5 * small.real.max()
+    assert torch.allclose(changed_inside(image, box, small), image, atol=1e-5)
+    noise = torch.from_numpy(white((1, 128, 96)).astype(np.complex64))
+    padded = changed_inside(torch.zeros_like(noise), box, inside(noise, box))
+    assert inside(noise, box).abs().square().mean() == pytest.approx(padded.abs().square().mean().item(), rel=1e-4)
+
+
+def test_signed_volumes_keep_their_sign(tmp_path):
+    truth = signal((3, 64, 64)) - 0.5
+    nibabel.save(nibabel.Nifti1Image(truth.transpose(2, 1, 0).astype(np.float32), np.eye(4)), tmp_path / "v.nii.gz")
+    plan = Plan(training=DenoiseOptions(channels=4, steps=30), residual=True)
+    sidecar = mri_n2n.denoise(tmp_path / "v.nii.gz", tmp_path / "o", plan=plan)
+    image, residual = (nibabel.load(tmp_path / "o" / f"v{name}.nii.gz").get_fdata() for name in ("", ".residual"))
+    assert sidecar["denoise"]["images"] == "real" and image.min() < -0.3
+    assert np.allclose(image + residual, truth.transpose(2, 1, 0), atol=1e-5)
+    with pytest.raises(OptionError, match="negative values"):
+        mri_n2n.denoise(tmp_path / "v.nii.gz", tmp_path / "p", noise=0.1, steps=1)
+    slightly = np.where(truth < -0.49, -0.01, truth + 0.5)  # what an interpolation of magnitudes leaves
+    with pytest.warns(UserWarning, match="Rician floor"):
+        assert (mri_n2n.denoise(slightly, steps=1) >= 0).all()
+
+
+def test_the_noise_map_is_a_standard_deviation():
+    removed = 0.7 + 0.2 * white((2, 96, 96))
+    for values, expected in ((removed, 0.2), (removed.real, 0.2 / 2**0.5)):
+        assert np.median(noise_map(values)) == pytest.approx(expected, rel=0.03)
 
 
 @pytest.mark.parametrize(
