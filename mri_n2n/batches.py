@@ -162,7 +162,7 @@ def _example(
     # Maps are of the input's samples alone: found now where these are known before the pair is made, else after it.
     if measured.first.kspace.shape[1] > 1:
         measured = replace(measured, first=_with_maps(measured.first, key, protocol, maps))
-    shift, axes = _movement(measured.first, protocol, draw)
+    shift, axes = drawn_movement(measured.first, protocol, draw)
     options = protocol.pair
     if options.exchange and (isinstance(data, Tensor) or protocol.undersample):
         # The lines of a comb are not drawn one by one.
@@ -185,10 +185,12 @@ def _corrupted(data: Tensor, index: int, name: str, protocol: Protocol, draw: Ge
     clean = protocol.method == "supervised"
     full = data[index : index + 1]
     pair = corrupted_pair(full, protocol.corrupt, protocol.strength, tuple(draws), clean=clean, loss=protocol.loss)
-    return moved_pair(pair, *_movement(pair.input, protocol, draw))
+    return moved_pair(pair, *drawn_movement(pair.input, protocol, draw))
 
 
-def _movement(acquisition: Acquisition, protocol: Protocol, draw: Generator) -> tuple[tuple[int, int], tuple[int, ...]]:
+def drawn_movement(
+    acquisition: Acquisition, protocol: Protocol, draw: Generator
+) -> tuple[tuple[int, int], tuple[int, ...]]:
     """(shift by (y, x) pixels, axes to mirror along), drawn."""
     *_, y, x = acquisition.kspace.shape
     shift = tuple(round((2 * torch.rand((), generator=draw).item() - 1) * protocol.translation * n) for n in (y, x))

@@ -465,7 +465,7 @@ def test_recipe_shows_its_unet_the_weighted_zero_filled_image():
     weighted = ifft2c(acquisition.kspace * acquisition.mask / acquisition.probability)
     for network in (small_2018(), small_2018(complex_images=True)):
         seen = []
-        network.unet.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        network.unet.register_forward_pre_hook(lambda _, inputs, seen=seen: seen.append(inputs[0]))
         network(acquisition)
         expected = torch.cat((weighted.real, weighted.imag), dim=1) if network.complex_images else weighted.real - 0.5
         torch.testing.assert_close(seen[0], expected, atol=1e-5, rtol=1e-5)
