@@ -79,7 +79,7 @@ def clean_by_itself(noisy: Tensor, plan: Plan, device: torch.device, name: str, 
     if not quiet:
         tqdm.write(f"noise: {described(whiteness)}; method: {method}", file=sys.stderr)
     channels = torch.stack([noisy.real, noisy.imag] if kind == "complex" else [noisy.real], dim=1)
-    scale = channels.std().item()
+    scale = channels.std(correction=0).item()
     if not scale > 0:
         raise InputError(f"{name} has the same value everywhere; there is nothing to denoise")
     fitted = fit(channels / scale, training, device, quiet=quiet)
