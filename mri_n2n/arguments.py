@@ -70,7 +70,7 @@ def parser() -> argparse.ArgumentParser:
     simulate.add_argument(
         "--axis", type=int, choices=(0, 1, 2), default=2, help="array axis along which slices are taken"
     )
-    simulate.add_argument("--mask", choices=MASKS, default="roulette")
+    simulate.add_argument("--mask", choices=MASKS, help="default roulette; none with --corrupt")
     simulate.add_argument(
         "--acceleration", type=float, help="one sample in this many is kept; default 10 (1, all, with --corrupt)"
     )

@@ -114,10 +114,12 @@ def run_simulate(options: argparse.Namespace) -> None:
     from mri_n2n.formats import open_scan
     from mri_n2n.simulation import SimulationOptions, simulate_file
 
+    if options.corrupt and options.mask is not None:
+        raise UserError("--corrupt takes the place of undersampling; leave out --mask")
     default_acceleration = 1.0 if options.corrupt else 10.0
     simulation = SimulationOptions(
         axis=options.axis,
-        mask=options.mask,
+        mask=options.mask or SimulationOptions.mask,
         acceleration=default_acceleration if options.acceleration is None else options.acceleration,
         coils=options.coils,
         phase=options.phase,

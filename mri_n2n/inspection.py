@@ -189,6 +189,7 @@ def describe_noise(scan: Scan, middle: Acquisition) -> str:
 
 def _describe_weights(path: Path) -> dict[str, object]:
     tensors, header = load_tensors(path)
+    verb = "denoise" if header.get("network") == "denoiser" else "reconstruct"
     checkpoint = any(name.startswith("optimizer.") for name in tensors)
     training = header["training"]
     protocol = training["protocol"]
@@ -224,5 +225,5 @@ def _describe_weights(path: Path) -> dict[str, object]:
         "minutes": round(header.get("seconds", 0) / 60, 1),
         "precision": header.get("precision"),
         "note": header.get("note"),
-        "commands": "train --resume" if checkpoint else "reconstruct --weights",
+        "commands": "train --resume" if checkpoint else f"{verb} --weights",
     }

@@ -154,8 +154,15 @@ def check_options(options: TrainOptions) -> None:
             None in (protocol.loss, protocol.corrupt)
             or protocol.loss in losses_for(protocol.corrupt, clean=protocol.method == "supervised")
         ),
+        f"--acceleration 1 without --noise or --corrupt leaves --method {protocol.method} nothing to learn": (
+            options.dataset in MEASURED
+            or protocol.corrupt is not None
+            or protocol.method in ("auto", "noise2void")
+            or high > 1
+            or loud > 0
+        ),
         "--weight-cap is of undersampling, not of --corrupt": protocol.corrupt is None or pair.weight_cap is None,
-        f"--method noise2void, given or chosen, goes with --network denoiser, not {options.network}": (
+        f"--method noise2void, given or chosen, goes with --network denoiser, not {options.network}; give that": (
             protocol.method != "noise2void" or options.network == "denoiser"
         ),
         "--network denoiser cleans images of fully sampled scans, --acceleration 1": (

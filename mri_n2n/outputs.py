@@ -77,8 +77,11 @@ def target_of(scan: Path, output: Path, *, bids: bool) -> Target:
 
 
 def check_target(target: Target, inputs: Sequence[Path], force: bool, *, dicom: bool) -> None:
-    """OutputError when a file exists and not `force`, is a directory, or is one of the inputs; or where with `force` the
+    """OutputError when the output lies in what is no directory, a file exists and not `force`, is a directory, or is one of the inputs; or where with `force` the
     folder of DICOM files to be replaced holds anything else."""
+    first = next(folder for folder in (target.directory, *target.directory.absolute().parents) if folder.exists())
+    if not first.is_dir():
+        raise OutputError(f"cannot write into {target.directory}: {first} is no directory")
     for file in target.files:
         if file.is_dir():
             raise OutputError(f"{file} is a directory; choose another -o")

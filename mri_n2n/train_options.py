@@ -22,6 +22,8 @@ def train_options_from(options: argparse.Namespace):
         raise UserError(f"--body belongs to --network denoiser, not {network}")
     if options.corrupt and options.mask is not None:
         raise UserError("--corrupt takes the place of undersampling; leave out --mask")
+    if blind and options.mask is not None:
+        raise UserError("--method noise2void learns from fully sampled scans; leave out --mask")
     unrolled_only = {"--cascades": options.cascades, "--consistency": options.consistency, "--unet": options.unet}
     if network == "unrolled":
         unrolled_only = {}

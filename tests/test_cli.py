@@ -259,7 +259,9 @@ def test_ctrl_c_while_modules_are_imported_is_not_lost(tmp_path, capsys, monkeyp
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setitem(cli.MODULES, "info", "deaf_module")
     monkeypatch.setitem(cli.COMMANDS, "info", lambda options: pytest.fail("it went on"))
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for what runs in its background
+    before = signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a shell ignores it for what runs in its background
     try:
         assert cli.main(["info", str(tmp_path)]) == 130
     finally:

@@ -217,6 +217,8 @@ def test_every_corruption_trains_from_the_command_line(kind, tmp_path):
         (["--corrupt", "spikes", "--loss", "l2-of-squares"], "squares"),
         (["--corrupt", "rician-corrected", "--loss", "l2"], "squares"),
         (["--corrupt", "text", "--weight-cap", "3"], "--weight-cap"),
+        (["--method", "noise2void", "--mask", "roulette"], "--mask"),
+        (["--method", "ssdu", "--acceleration", "1"], "nothing to learn"),
         (["--loss", "l1"], "--corrupt"),
         (["--body", "red30"], "denoiser"),
         (["--method", "noise2void", "--hidden-share", "0.5"], "--hidden-share"),
@@ -246,6 +248,6 @@ def test_simulate_corrupts_repetitions_independently(tmp_path, capsys):
     assert (hit[0] & hit[1]).mean() == pytest.approx(0.09, abs=0.03), "as independent ones meet"
     assert found[0].max() == pytest.approx(images.max(), rel=0.05), "in the volume's units"
     capsys.readouterr()
-    for more in (["--coils", "2"], ["--noise", "0.1"], ["--acceleration", "2"]):
+    for more in (["--coils", "2"], ["--noise", "0.1"], ["--acceleration", "2"], ["--mask", "roulette"]):
         assert main([*command, *more, "--force"]) == 2
         assert "--corrupt" in capsys.readouterr().err

@@ -480,6 +480,7 @@ def test_a_body_of_scans_trains_and_cleans(tmp_path, capsys):
     assert sidecar["weights"]["network"] == "denoiser" and sidecar["coils"] == 2
     assert sidecar["denoise"]["noise"]["verdict"] == "white" and "method" not in sidecar["denoise"]
     assert main(["denoise", scan, "--axis", "1", "-o", str(tmp_path / "no")]) == 2
+    assert main(["info", str(run)]) == 0 and "denoise --weights" in capsys.readouterr().out
     assert main(["reconstruct", scan, "--weights", str(run), "-o", str(tmp_path / "no")]) == 2
     assert "denoise --weights" in capsys.readouterr().err
     assert main(["denoise", scan, "-o", str(tmp_path / "itself"), "--steps", "2", "--quiet"]) == 0
@@ -555,6 +556,32 @@ def test_signed_volumes_keep_their_sign(tmp_path):
         assert (mri_n2n.denoise(slightly, steps=1) >= 0).all()
 
 
+def test_images_that_noise2void_cannot_learn_from_are_refused():
+    plan = Plan(training=DenoiseOptions(steps=1))
+    with pytest.raises(InputError, match="too few"):
+        mri_n2n.denoise(np.arange(63.0).reshape(7, 9), plan=plan)
+    with pytest.raises(OptionError, match="one slice"):
+        mri_n2n.denoise(np.arange(81.0).reshape(9, 9), plan=Plan(training=DenoiseOptions(dimensions=3, steps=1)))
+
+
+def test_a_level_that_magnitudes_cannot_have_is_refused_and_a_doubtful_one_said():
+    images = np.abs(signal((4, 96, 96)) + 0.05 * white((4, 96, 96)))
+    with pytest.raises(OptionError, match="largest intensity"):
+        mri_n2n.denoise(images, noise=5.0, steps=1)
+    with pytest.warns(UserWarning, match="--noise 0.2 is not what was measured, 0.05"):
+        mri_n2n.denoise(images, noise=0.2, steps=1)
+
+
+@pytest.mark.parametrize("share", [0.02, 0.05])
+def test_an_image_without_background_is_not_called_correlated_without_a_doubt(share):
+    """A crop inside the head, whose own detail can look like noise."""
+    inside = signal((4, 192, 192))[:, 64:128, 64:128] + 0.2
+    inside = inside + share * white(inside.shape)
+    found = measure_whiteness(inside)
+    caution = caution_of(found)
+    assert found.where == "high-pass residual" and (found.verdict() == "white" or "fine detail" in caution)
+
+
 def test_the_noise_map_is_a_standard_deviation():
     removed = 0.7 + 0.2 * white((2, 96, 96))
     for values, expected in ((removed, 0.2), (removed.real, 0.2 / 2**0.5)):
@@ -575,6 +602,7 @@ def test_the_noise_map_is_a_standard_deviation():
         (["--weights", "nowhere", "--share", "0.1"], 2, "--weights"),
         (["--noise", "3", "--steps", "1"], 2, "magnitudes"),
         (["--repetition", "0"], 2, "--repetition"),
+        (["--weights", "nowhere", "--dimensions", "3"], 2, "--weights"),
         (["--weights", "nowhere", "--steps", "3"], 2, "--weights"),
     ],
 )

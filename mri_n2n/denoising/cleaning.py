@@ -13,6 +13,7 @@ from scipy import ndimage
 from torch import Tensor
 from tqdm import tqdm
 
+from mri_n2n.corruptions import CORRUPTIONS
 from mri_n2n.denoising.blind_spot import reaching
 from mri_n2n.denoising.rician import signal_of_mean
 from mri_n2n.denoising.self_training import DenoiseOptions, Fitted, clean, fit
@@ -21,6 +22,10 @@ from mri_n2n.errors import InputError, OptionError
 from mri_n2n.formats.nifti import UNDERSHOOT
 
 METHODS = ("auto", "n2v", "n2v2", "structn2v")
+# A level that is given and the one that is measured differ by more than this factor: one of them is wrong.
+DOUBTFUL = 1.5
+# The fewest pixels along an axis of a slice.
+SMALLEST = 8
 # Pixels over which the noise map averages.
 NOISE_MAP_WIDTH = 4.0
 
@@ -40,7 +45,8 @@ class Plan:
 @dataclass(frozen=True)
 class Cleaned:
     """images: complex (slices, y, x), with zero imaginary part where the noisy ones had none. kind: "complex", "magnitude", or
-    "real", with negative values. fitted and method: of a training on the images themselves, as it was settled."""
+    "real", with negative values. fitted and method: of a training on the images themselves, as it was settled. corruption: that
+    which weights of another training take away, None: noise, by Noise2Void."""
 
     images: Tensor
     kind: str
@@ -48,6 +54,7 @@ class Cleaned:
     method: str | None = None
     training: DenoiseOptions | None = None
     fitted: Fitted | None = None
+    corruption: str | None = None
 
 
 def check_plan(plan: Plan) -> None:
@@ -72,8 +79,12 @@ def check_plan(plan: Plan) -> None:
 def clean_by_itself(noisy: Tensor, plan: Plan, device: torch.device, name: str, quiet: bool) -> Cleaned:
     """Complex images (slices, y, x), cleaned by a network that is trained on them. Errors: InputError, with `name`, for one
     value everywhere; OptionError for a level of the noise where they are no magnitudes."""
+    if min(noisy.shape[-2:]) < SMALLEST:
+        raise InputError(f"{name} has slices of {noisy.shape[-2]} x {noisy.shape[-1]} pixels, too few to learn from")
+    if plan.training.dimensions == 3 and len(noisy) == 1:
+        raise OptionError(f"{name} is one slice, and no volume to learn from; leave out --dimensions 3")
     kind = kind_of(noisy)
-    check_noise(plan, kind, name)
+    check_noise(plan, kind, noisy.abs().max().item(), name)
     whiteness = measure_whiteness(as_seen(noisy, kind))
     training, method = settled(plan, whiteness)
     if not quiet:
@@ -88,16 +99,23 @@ def clean_by_itself(noisy: Tensor, plan: Plan, device: torch.device, name: str, 
     return Cleaned(without_floor(images, kind, plan), kind, whiteness, method, training, fitted)
 
 
-def clean_by_weights(noisy: Tensor, plan: Plan, network: Callable[[Tensor], Tensor], name: str, quiet: bool) -> Cleaned:
-    """Complex images (slices, y, x), cleaned by a network that was trained on others. Errors: OptionError, as above."""
+def clean_by_weights(
+    noisy: Tensor, plan: Plan, network: Callable[[Tensor], Tensor], corruption: str | None, name: str, quiet: bool
+) -> Cleaned:
+    """Complex images (slices, y, x), cleaned by a network that was trained on others, with a corruption or by Noise2Void. Errors:
+    OptionError, as above, and where the network has lowered the floor already."""
     kind = kind_of(noisy)
-    check_noise(plan, kind, name)
+    if plan.noise is not None and corruption == "rician-corrected":
+        raise OptionError(
+            "the weights take the floor of magnitudes away themselves (rician-corrected); leave out --noise"
+        )
+    check_noise(plan, kind, noisy.abs().max().item(), name)
     whiteness = measure_whiteness(as_seen(noisy, kind))
     if not quiet:
         tqdm.write(f"noise: {described(whiteness)}", file=sys.stderr)
     images = network(noisy)
     images = images if kind == "complex" else torch.complex(images.real, torch.zeros_like(images.real))
-    return Cleaned(without_floor(images, kind, plan), kind, whiteness)
+    return Cleaned(without_floor(images, kind, plan), kind, whiteness, corruption=corruption)
 
 
 def kind_of(images: Tensor) -> str:
@@ -112,10 +130,15 @@ def as_seen(images: Tensor, kind: str) -> np.ndarray:
     return {"complex": images, "real": images.real, "magnitude": images.real.clamp_min(0)}[kind].numpy()
 
 
-def check_noise(plan: Plan, kind: str, name: str) -> None:
-    if plan.noise is not None and kind != "magnitude":
+def check_noise(plan: Plan, kind: str, largest: float, name: str) -> None:
+    """OptionError for a level of the noise that these images cannot have."""
+    if plan.noise is None:
+        return
+    if kind != "magnitude":
         what = "complex" if kind == "complex" else "real, with negative values"
         raise OptionError(f"--noise corrects the floor of magnitudes, and {name} is {what}; leave it out")
+    if plan.noise >= largest:
+        raise OptionError(f"--noise {plan.noise:g} is more than the largest intensity of {name}, {largest:g}")
 
 
 def without_floor(images: Tensor, kind: str, plan: Plan) -> Tensor:
@@ -144,14 +167,22 @@ def settled(plan: Plan, whiteness: Whiteness) -> tuple[DenoiseOptions, str]:
 
 
 def cautions(plan: Plan, cleaned: Cleaned) -> list[str]:
-    """What speaks against Noise2Void for these images."""
-    whiteness = cleaned.whiteness
-    caution = caution_of(whiteness, plan.training.dimensions)
+    """What speaks against what was done to these images."""
+    whiteness, trained_on = cleaned.whiteness, cleaned.corruption
+    caution = caution_of(whiteness, plan.training.dimensions) if trained_on is None else None
     found = [caution] if caution else []
+    if trained_on is not None:
+        found.append(f"the weights were trained to take away {trained_on} (--corrupt), and know nothing else")
+        if CORRUPTIONS[trained_on].real and cleaned.kind != "magnitude":
+            found.append(f"{trained_on} is of magnitudes, and these images are {cleaned.kind}")
+    white = whiteness.verdict(3) == "white" and whiteness.deviation is not None
+    if plan.noise and white and not 1 / DOUBTFUL < plan.noise / whiteness.deviation < DOUBTFUL:
+        found.append(
+            f"--noise {plan.noise:g} is not what was measured, {whiteness.deviation:.3g}; one of them is wrong"
+        )
     if whiteness.verdict(plan.training.dimensions) == "line" and cleaned.method in ("n2v", "n2v2"):
         found.append(f"the noise is correlated along one axis, which {cleaned.method} keeps; structn2v is for that")
-    if cleaned.kind == "magnitude" and plan.noise is None:
-        white = whiteness.verdict(3) == "white" and whiteness.deviation is not None
+    if cleaned.kind == "magnitude" and plan.noise is None and trained_on != "rician-corrected":
         measured = f", here measured as {whiteness.deviation:.3g}" if white else ""
         found.append(
             "magnitudes: where signal is low, noise lifts them (Rician floor), which stays; --noise S lowers it, S the "

@@ -173,7 +173,8 @@ def denoiser(plan: Plan, loaded: LoadedNetwork | None, device: str, quiet: bool)
         if loaded is None:
             cleaned = clean_by_itself(acquired, plan, chosen, str(scan.path), quiet)
         else:
-            cleaned = clean_by_weights(acquired, plan, network_of(loaded), str(scan.path), quiet)
+            corruption = loaded.header["training"]["protocol"].get("corrupt")
+            cleaned = clean_by_weights(acquired, plan, network_of(loaded), corruption, str(scan.path), quiet)
         images = cleaned.images if acquired is noisy else changed_inside(noisy, box, cleaned.images)
         position = 0
 

@@ -108,12 +108,17 @@ def caution_of(whiteness: Whiteness, dimensions: int = 2) -> str | None:
     if verdict == "unknown":
         return "no noise was found to look at: whether it is independent from pixel to pixel is not known"
     along = " and ".join(whiteness.along(dimensions))
+    if verdict != "white" and whiteness.where != "background":
+        return (
+            f"no background was found to look at; in the image itself what looks like noise is correlated along {along}, which the "
+            "image's own fine detail can be too: compare with --method n2v2"
+        )
     if verdict == "other":
         return (
             f"the noise is correlated along {along}, as interpolation or coil combination leave it: a blind spot cannot tell it "
             "from the image. Better: a second repetition with train --method noise2noise, or the raw k-space"
         )
-    if verdict == "line" and (whiteness.where != "background" or max(whiteness.reach[-dimensions:]) == LAGS):
+    if verdict == "line" and max(whiteness.reach[-dimensions:]) == LAGS:
         return f"the noise is correlated along {along}, perhaps farther than could be seen; then structn2v leaves some of it"
     return None
 
@@ -136,6 +141,9 @@ def _in_background(images: np.ndarray, energies: np.ndarray, whole: np.ndarray, 
     forgotten = [np.mean(variogram[name][FAR - 1 :]) for name in "yx" if len(variogram.get(name, ())) >= FAR]
     if not forgotten or not min(forgotten) > 0:
         return None
+    constant = np.abs(_grid(images)[quiet].mean(axis=(1, 2))) ** 2 / energies[quiet]
+    if constant.mean() > (MOST_CONSTANT_OF_MAGNITUDES if magnitude else MOST_CONSTANT):
+        return None  # tissue
     correlation, reach = {}, []
     for name in AXES:
         real = 1 - np.array(variogram.get(name, ())) / max(forgotten)
@@ -147,9 +155,7 @@ def _in_background(images: np.ndarray, energies: np.ndarray, whole: np.ndarray, 
         if len(found):
             correlation[name] = _rounded(np.sqrt(found) if magnitude else found)
     energy = energies[_quiet(energies, whole, CORRELATED_PLATEAU)].mean()
-    constant = np.abs(_grid(images)[quiet].mean(axis=(1, 2))) ** 2 / energies[quiet]
-    alone = constant.mean() < (MOST_CONSTANT_OF_MAGNITUDES if magnitude else MOST_CONSTANT)
-    return Whiteness(correlation, "background", tuple(reach), float(energy**0.5) if alone else None)
+    return Whiteness(correlation, "background", tuple(reach), float(energy**0.5))
 
 
 def _level_of_white(images: np.ndarray, energies: np.ndarray, whole: np.ndarray, magnitude: bool) -> float:
