@@ -77,6 +77,8 @@ def find_sources(
     options = Selection(
         matrix_size, axis, slices, tuple(validation_subjects) if validation_subjects else None, tuple(excluded_subjects)
     )
+    if axis != 2 and dataset in ("phantom", "fastmri", *MEASURED):
+        raise UserError(f"--axis is the slice axis of NIfTI volumes; --dataset {dataset} holds slices already")
     if dataset == "phantom":
         if validation_subjects or excluded_subjects or data is not None:
             raise UserError("phantoms come from the package with a split of their own; leave out --data and subjects")
@@ -85,8 +87,6 @@ def find_sources(
         raise UserError(
             "a number of coils is of --dataset phantom; those of other volumes are a matter of the protocol"
         )
-    if axis != 2 and dataset in ("fastmri", *MEASURED):
-        raise UserError(f"--axis is the slice axis of NIfTI volumes; --dataset {dataset} holds slices already")
     folder = default_folder(dataset) if data is None else Path(data)
     return _FINDERS[dataset](folder, options)
 

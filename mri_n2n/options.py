@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from mri_n2n.corruptions import check_strength, losses_for
 from mri_n2n.datasets import MEASURED
@@ -31,7 +31,7 @@ class TrainOptions:
     are what is validated and saved (0: the last ones). checkpointing: activations of a cascade are computed again when
     they are needed: less memory, a third more time. init: weights file or run to start from, of the same
     network, or of one that grows into it, see `growth`.
-    batch_size: None is `default_batch_size`.
+    network: None is the one that goes with the method, see `default_network`. batch_size: None is `default_batch_size`.
     validate_every: seconds between validations, which save too.
     """
 
@@ -43,7 +43,7 @@ class TrainOptions:
     excluded_subjects: tuple[str, ...] = ()
     coils: int | None = None
     protocol: Protocol = field(default_factory=Protocol)
-    network: str = "unrolled"
+    network: str | None = None
     network_options: dict = field(default_factory=dict)
     epochs: int | None = None
     steps: int | None = None
@@ -57,6 +57,23 @@ class TrainOptions:
     init: str | None = None
     validate_every: float = 60.0
     quiet: bool = False
+
+
+def default_network(protocol: Protocol) -> str | None:
+    """The network that goes with a method; None with `auto`, which has not chosen yet."""
+    if protocol.method == "noise2void" or protocol.corrupt is not None:
+        return "denoiser"
+    if protocol.method == "auto":
+        return None
+    return "unet" if protocol.recipe_2018 else "unrolled"
+
+
+def with_network(options: TrainOptions) -> TrainOptions:
+    """The options with the network that goes with their method, where none is given."""
+    network, given = options.network or default_network(options.protocol), options.network_options
+    if network == "denoiser":
+        given = {"body": "n2v2" if options.protocol.method == "noise2void" else "n2v"} | given
+    return replace(options, network=network, network_options=given)
 
 
 def check_options(options: TrainOptions) -> None:
@@ -120,7 +137,7 @@ def check_options(options: TrainOptions) -> None:
             not pair.exchange or protocol.masks != ("equispaced-lines",)
         ),
         f"--checkpointing is of --network unrolled, not of {options.network}": (
-            not options.checkpointing or options.network == "unrolled"
+            not options.checkpointing or options.network in (None, "unrolled")
         ),
         f"--method {protocol.method} measures images again, with a sampling probability that --network unet cannot know": (
             options.network != "unet" or protocol.method not in REMEASURING_METHODS
@@ -138,7 +155,7 @@ def check_options(options: TrainOptions) -> None:
         "supervised, and two acquisitions": (
             protocol.corrupt is None
             or options.dataset not in MEASURED
-            and (options.network, protocol.acquisitions) == ("denoiser", 2)
+            and (options.network in (None, "denoiser") and protocol.acquisitions == 2)
             and protocol.method in ("noise2noise", "supervised", "auto")
         ),
         "--corrupt takes the place of an acquisition: leave out --noise, --coils, --phase and --exchange": (
@@ -163,13 +180,13 @@ def check_options(options: TrainOptions) -> None:
         ),
         "--weight-cap is of undersampling, not of --corrupt": protocol.corrupt is None or pair.weight_cap is None,
         f"--method noise2void, given or chosen, goes with --network denoiser, not {options.network}; give that": (
-            protocol.method != "noise2void" or options.network == "denoiser"
+            protocol.method != "noise2void" or options.network in (None, "denoiser")
         ),
         "--network denoiser cleans images of fully sampled scans, --acceleration 1": (
             options.network != "denoiser" or options.dataset in MEASURED or high == 1
         ),
         f"the 2018 recipe (--method {protocol.method}) is defined with --network unet": (
-            not protocol.recipe_2018 or options.network == "unet"
+            not protocol.recipe_2018 or options.network in (None, "unet")
         ),
     }
     for message, fits in wrong.items():

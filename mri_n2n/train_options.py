@@ -11,21 +11,21 @@ from mri_n2n.errors import UserError
 def train_options_from(options: argparse.Namespace):
     """The options of a run from those of the command line; the methods of 2018 change the defaults that were not given."""
     from mri_n2n.denoising.blind_spot import BlindSpot
-    from mri_n2n.options import TrainOptions
+    from mri_n2n.options import TrainOptions, default_network
     from mri_n2n.pairs import PairOptions
     from mri_n2n.protocol import Protocol
 
     recipe = options.method.endswith("-2018")
     blind, images = options.method == "noise2void", options.method == "noise2void" or options.corrupt
-    network = options.network or ("unet" if recipe else "denoiser" if images else "unrolled")
+    network = options.network or default_network(Protocol(method=options.method, corrupt=options.corrupt))
     if options.body and network != "denoiser":
-        raise UserError(f"--body belongs to --network denoiser, not {network}")
+        raise UserError("--body belongs to --network denoiser" + (f", not {network}" if network else "; give that too"))
     if options.corrupt and options.mask is not None:
         raise UserError("--corrupt takes the place of undersampling; leave out --mask")
     if blind and options.mask is not None:
         raise UserError("--method noise2void learns from fully sampled scans; leave out --mask")
     unrolled_only = {"--cascades": options.cascades, "--consistency": options.consistency, "--unet": options.unet}
-    if network == "unrolled":
+    if network in (None, "unrolled"):
         unrolled_only = {}
     elif network == "fastmri-varnet":
         unrolled_only.pop("--cascades")
@@ -67,8 +67,8 @@ def train_options_from(options: argparse.Namespace):
         raise UserError(f"phantoms have one number of coils; got {options.coils}")
     network_options = {name: getattr(options, name) for name in ("channels", "cascades", "consistency", "unet")}
     network_options = {name: value for name, value in network_options.items() if value is not None}
-    if network == "denoiser":
-        network_options["body"] = options.body or ("n2v2" if blind else "n2v")
+    if options.body:
+        network_options["body"] = options.body
     # The images of these are not real.
     if network == "unet" and (options.phase or coils or measured or options.dataset == "fastmri"):
         network_options["complex_images"] = True

@@ -32,7 +32,7 @@ from mri_n2n.errors import InputError, UserError
 from mri_n2n.files import sha256_of
 from mri_n2n.growth import initial_weights
 from mri_n2n.losses import loss_of
-from mri_n2n.options import TrainOptions, check_options
+from mri_n2n.options import TrainOptions, check_options, with_network
 from mri_n2n.pairs import Pair
 from mri_n2n.process import progress_shown
 from mri_n2n.runs import (
@@ -116,7 +116,8 @@ def train(options: TrainOptions, run: Path | str, *, resume: bool = False) -> Tr
         if not options.quiet:
             tqdm.write(f"method: {method} ({why})", file=sys.stderr)
         options = replace(options, protocol=replace(options.protocol, method=method))
-        check_options(options)
+    options = with_network(options)
+    check_options(options)
     if options.protocol.method == "noise2void":
         protocol, found, caution = fitted_to_noise(sources.train, options.protocol)
         if not options.quiet:

@@ -728,11 +728,12 @@ def options_of(*arguments: str):
 def test_defaults_of_training_and_of_the_recipe():
     default, recipe = options_of(), options_of("--method", "noise2noise-2018")
     assert (default.network, default.protocol.pairs, default.batch_size, default.epochs) == (
-        "unrolled",
+        None,  # auto has not chosen yet
         "fixed",
         None,
         50,
     )
+    assert options_of("--method", "noise2noise").network == "unrolled"
     assert (recipe.network, recipe.protocol.pairs, recipe.batch_size, recipe.epochs) == ("unet", "redrawn", None, 300)
     assert (
         default.learning_rate == recipe.learning_rate == 1e-3

@@ -14,6 +14,7 @@ from scipy.stats import rice
 
 import mri_n2n
 from mri_n2n.acquisition import Acquisition
+from mri_n2n.checkpoint import load_tensors
 from mri_n2n.cli import main
 from mri_n2n.denoising.blind_spot import BlindSpot, hide
 from mri_n2n.denoising.cleaning import Plan, noise_map, settled
@@ -470,9 +471,13 @@ def test_a_body_of_scans_trains_and_cleans(tmp_path, capsys):
         mri_n2n.simulate(volume, scans / f"{name}.h5", options)
     run = tmp_path / "run"
     train = ["train", "--dataset", "scans", "--data", str(scans), "-o", str(run), "--steps", "2", "--quiet"]
-    assert main(train) == 2
+    assert main([*train, "--network", "unrolled"]) == 2
     assert "noise2void" in capsys.readouterr().err, "auto says what fits"
-    assert main([*train, "--method", "noise2void", "--channels", "4"]) == 0
+    assert main([*train, "--channels", "4"]) == 0
+    header = load_tensors(run / "weights.safetensors")[1]
+    assert (header["network"], header["network_options"]["body"]) == ("denoiser", "n2v2"), "and takes its network"
+    assert main(["reconstruct", str(volume), "-o", str(tmp_path / "no")]) == 3
+    assert "denoise cleans such volumes" in capsys.readouterr().err
     scan, out = str(scans / "a.h5"), str(tmp_path / "out")
     assert main(["denoise", scan, "--weights", str(run), "-o", out, "--noise-map", "--residual"]) == 0
     assert (tmp_path / "out" / "a.residual.nii.gz").exists()

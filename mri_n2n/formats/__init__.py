@@ -48,6 +48,8 @@ def open_scan(path: Path | str, format: str | None = None, repetition: int | Non
     """
     path = Path(path)
     format = detect(path) if format is None else format
+    if format == nifti.FORMAT:
+        raise InputError(f"{one_line(path)} is a NIfTI volume of images, and no raw scan; denoise cleans such volumes")
     if format == mrd.FORMAT:
         return mrd.open_scan(path, repetition)
     if format == cfl.FORMAT:
