@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mri_n2n.acquisition import Acquisition
+from mri_n2n.channels import as_channels
 from mri_n2n.operators import forward
 from mri_n2n.pairs import Pair
 
@@ -108,7 +109,7 @@ def rotate(images: Tensor, angle: Tensor) -> Tensor:
     # grid_sample counts from -1 to 1, the centres of the first and the last pixel (align_corners)
     place = lambda position, n: 2 * (position + n // 2) / max(n - 1, 1) - 1  # noqa: E731
     grid = torch.stack((place(from_x, x), place(from_y, y)), dim=-1)
-    parts = torch.cat((images.real, images.imag), dim=1)
+    parts = as_channels(images)
     turned = F.grid_sample(parts, grid, align_corners=True)
     return torch.complex(turned[:, :1], turned[:, 1:])
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mri_n2n.acquisition import Acquisition
+from mri_n2n.channels import as_channels, as_complex
 from mri_n2n.denoising.networks import build_body
 from mri_n2n.errors import OptionError
 from mri_n2n.fastmri_networks import FastMRIUNet, FastMRIVarNet
@@ -51,7 +52,7 @@ class UNet2018(nn.Module):
         mask, probability = acquisition.mask, acquisition.probability
         x = ifft2c(density_weights(mask, probability) * acquisition.kspace)
         if self.complex_images:
-            x = _to_complex(self.unet(_to_real(x)))
+            x = as_complex(self.unet(as_channels(x)))
         else:
             x = torch.complex(self.unet(x.real - 0.5).float() + 0.5, torch.zeros_like(x.real))
         return data_consistency(x, acquisition.kspace, mask)
@@ -137,14 +138,14 @@ class Unrolled(nn.Module):
         self, number: int, image: Tensor, memory: Tensor | None, measured: Measurement
     ) -> tuple[Tensor, Tensor | None]:
         """One U-Net and its data consistency: image (batch, 1, y, x) and memory, from those before."""
-        seen, ratio = [_to_real(image)], 0.0
+        seen, ratio = [as_channels(image)], 0.0
         if self.error is not None:
             seen.append(measured.noise_variance.sqrt().clamp_max(1).expand_as(image))
             ratio = self.noise_to_error(number, measured)
         if memory is not None:
             seen.append(memory)
         out = self.unets[number](torch.cat(seen, dim=1))
-        image = measured.support * (image + _to_complex(out[:, :2]))
+        image = measured.support * (image + as_complex(out[:, :2]))
         image = data_consistency(
             image,
             measured.samples,
@@ -188,7 +189,7 @@ class Denoiser(nn.Module):
         scale = (phase / phase.abs() * torch.where(size > 0, size, 1.0)).detach()
         image = image / scale
         real = image.imag.abs().amax(dim=(1, 2, 3), keepdim=True) <= 1e-4
-        cleaned = _to_complex(self.body(_to_real(image)))
+        cleaned = as_complex(self.body(as_channels(image)))
         return torch.where(real, cleaned.real.to(cleaned.dtype), cleaned) * scale
 
 
@@ -211,12 +212,3 @@ NETWORKS: dict[str, type[nn.Module]] = {
     "fastmri-unet": FastMRIUNet,
     "denoiser": Denoiser,
 }
-
-
-def _to_real(image: Tensor) -> Tensor:
-    return torch.cat((image.real, image.imag), dim=1)
-
-
-def _to_complex(channels: Tensor) -> Tensor:
-    real, imaginary = channels.float().chunk(2, dim=1)
-    return torch.complex(real, imaginary)

@@ -17,6 +17,7 @@ import torch
 from torch import Generator, Tensor
 
 from mri_n2n.acquisition import Acquisition, concatenate
+from mri_n2n.channels import as_channels, as_complex
 from mri_n2n.coils import calibration_region
 from mri_n2n.denoising.blind_spot import BlindSpot, hide
 from mri_n2n.errors import OptionError
@@ -216,8 +217,8 @@ def noise2void(measured: Measured, options: PairOptions, draw: Generator) -> Pai
     if scan.mask.mean() < FULL:
         raise OptionError("Noise2Void learns from fully sampled noisy scans; these are undersampled")
     image = adjoint(scan.kspace, scan.mask, scan.sensitivity_maps)
-    hidden, predicted = hide(torch.cat((image.real, image.imag), dim=1), options.blind_spot, draw)
-    kspace = fft2c(torch.complex(hidden[:, :1], hidden[:, 1:]))
+    hidden, predicted = hide(as_channels(image), options.blind_spot, draw)
+    kspace = fft2c(as_complex(hidden))
     given = Acquisition(kspace, torch.ones_like(scan.mask), None, None, scan.noise_variance)
     return Pair(given, image, predicted / predicted.mean().clamp_min(1e-12), "image")
 

@@ -31,6 +31,7 @@ from torch import Tensor
 from mri_n2n.benchmarks.common import SEED, Setting, made_now, made_of, steps_in, table, verdict, write_json
 from mri_n2n.benchmarks.peers import OfRealImage, blurred_spectrum, bm3d_of, installed, part_by_part
 from mri_n2n.benchmarks.subjects import TEST_CONTRAST, data_folder, test_sources
+from mri_n2n.channels import as_channels, as_complex
 from mri_n2n.denoising.cleaning import Plan, settled
 from mri_n2n.denoising.self_training import DenoiseOptions, clean, fit
 from mri_n2n.denoising.whiteness import described, measure_whiteness
@@ -77,14 +78,6 @@ def truth_of(source: Source, every: int) -> Tensor:
     return magnitudes * torch.stack(phases)
 
 
-def as_channels(images: Tensor) -> Tensor:
-    return torch.stack([images.real, images.imag], dim=1)
-
-
-def as_complex(channels: Tensor) -> Tensor:
-    return torch.complex(channels[:, 0], channels[:, 1])
-
-
 def step_seconds(images: Tensor, options: DenoiseOptions, targets: Tensor | None) -> float:
     """Processor seconds over threads of a step: of forty more of them, so that what is done once is not in it."""
     seconds = []
@@ -99,16 +92,16 @@ def by_itself(
     noisy: Tensor, options: DenoiseOptions, targets: Tensor | None, minutes: float, quick: bool
 ) -> tuple[Tensor, int]:
     """((mean over mirror images, one pass), steps) by a network that is trained on the volume for a time."""
-    scale = as_channels(noisy).std()
-    images = as_channels(noisy) / scale
-    targets = None if targets is None else as_channels(targets) / scale
+    scale = as_channels(noisy[:, None]).std()
+    images = as_channels(noisy[:, None]) / scale
+    targets = None if targets is None else as_channels(targets[:, None]) / scale
     options = replace(options, minutes=None)
     steps = steps_in(minutes, step_seconds(images, options, targets), quick)
     network = fit(images, replace(options, steps=steps), CPU, targets).network
     with torch.inference_mode():
         once = torch.cat([network(one) for one in images.split(1)])
     mean = clean(network, images, options.dimensions, CPU)
-    return torch.stack([as_complex(scale * mean), as_complex(scale * once)]), steps
+    return torch.stack([as_complex(scale * mean)[:, 0], as_complex(scale * once)[:, 0]]), steps
 
 
 def careamics_images(noisy: Tensor, pixels: int, minutes: float, quick: bool, **options) -> tuple[Tensor, int]:
@@ -116,7 +109,7 @@ def careamics_images(noisy: Tensor, pixels: int, minutes: float, quick: bool, **
     from careamics import CAREamist
     from careamics.config.factories.n2v_factory import create_advanced_n2v_config
 
-    array = as_channels(noisy).numpy()
+    array = as_channels(noisy[:, None]).numpy()
     batch_size = max(1, pixels // PATCH**2)
 
     def trained_for(epochs: int, folder: Path) -> CAREamist:
@@ -148,7 +141,7 @@ def careamics_images(noisy: Tensor, pixels: int, minutes: float, quick: bool, **
         peer = trained_for(epochs, folder)
         steps = peer.trainer.global_step
         cleaned = peer.predict(pred_data=array)[0][0]
-    return as_complex(torch.from_numpy(np.asarray(cleaned, np.float32))), steps
+    return as_complex(torch.from_numpy(np.asarray(cleaned, np.float32)))[:, 0], steps
 
 
 def careamics_options(ours: DenoiseOptions | None) -> dict[str, dict]:

@@ -13,6 +13,7 @@ from scipy import ndimage
 from torch import Tensor
 from tqdm import tqdm
 
+from mri_n2n.channels import as_channels, as_complex
 from mri_n2n.corruptions import CORRUPTIONS
 from mri_n2n.denoising.blind_spot import reaching
 from mri_n2n.denoising.rician import signal_of_mean
@@ -89,13 +90,13 @@ def clean_by_itself(noisy: Tensor, plan: Plan, device: torch.device, name: str, 
     training, method = settled(plan, whiteness)
     if not quiet:
         tqdm.write(f"noise: {described(whiteness)}; method: {method}", file=sys.stderr)
-    channels = torch.stack([noisy.real, noisy.imag] if kind == "complex" else [noisy.real], dim=1)
+    channels = as_channels(noisy[:, None]) if kind == "complex" else noisy.real[:, None]
     scale = channels.std(correction=0).item()
     if not scale > 0:
         raise InputError(f"{name} has the same value everywhere; there is nothing to denoise")
     fitted = fit(channels / scale, training, device, quiet=quiet)
     cleaned = scale * clean(fitted.network, channels / scale, training.dimensions, device)
-    images = torch.complex(cleaned[:, 0], cleaned[:, 1] if kind == "complex" else torch.zeros_like(cleaned[:, 0]))
+    images = (as_complex(cleaned) if kind == "complex" else cleaned.to(noisy.dtype))[:, 0]
     return Cleaned(without_floor(images, kind, plan), kind, whiteness, method, training, fitted)
 
 
