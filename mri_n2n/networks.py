@@ -171,13 +171,13 @@ class Denoiser(nn.Module):
     """A network on the image of a fully sampled scan, A^H s, without data consistency: of noise and other corruption, samples
     are not to be trusted, and what Noise2Void says of a pixel must not come from it.
 
-    body: of `denoising.networks.BODIES`. An input scaled by a complex constant gives the output scaled by it; a real image
+    body: of `denoising.networks.BODIES`. span: see `denoising.networks.Neighbours`. An input scaled by a complex constant gives the output scaled by it; a real image
     gives a real one.
     """
 
-    def __init__(self, body: str = "n2v2", channels: int = 32) -> None:
+    def __init__(self, body: str = "n2v2", channels: int = 32, span: tuple[int, ...] = ()) -> None:
         super().__init__()
-        self.body = build_body(body, 2, channels)
+        self.body = build_body(body, 2, channels, span)
 
     def puts_samples_back(self, acquisition: Acquisition) -> bool:
         return False

@@ -124,7 +124,10 @@ def train(options: TrainOptions, run: Path | str, *, resume: bool = False) -> Tr
             tqdm.write(f"noise: {found}", file=sys.stderr)
         if caution:
             warnings.warn(caution, stacklevel=2)
-        options = replace(options, protocol=protocol)
+        network = options.network_options
+        if network.get("body") == "n2v2":
+            network = network | {"span": list(protocol.pair.blind_spot.span)}
+        options = replace(options, protocol=protocol, network_options=network)
     if options.network == "unet" and not options.network_options.get("complex_images"):
         if any(source.has_phase for source in sources.train):
             raise UserError(

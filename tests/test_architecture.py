@@ -15,7 +15,7 @@ SCRIPTS = sorted((PACKAGE.parent / "data_scripts").glob("*.py"))
 
 # What an array method may stand on: these modules know nothing of files, data sets, training or the command line.
 ARRAYS = {
-    "acquisition", "baselines", "coils", "corruptions", "denoising", "denoising.blind_spot", "denoising.networks",
+    "acquisition", "baselines", "channels", "coils", "corruptions", "denoising", "denoising.blind_spot", "denoising.networks", "denoising.own_pixels",
     "denoising.rician", "denoising.whiteness", "density", "errors", "fourier", "losses", "masks", "movement", "networks", "noise",
     "operators", "pairs", "penalties", "phantom", "regularisation", "unet", "fastmri_networks",
 }  # fmt: skip

@@ -19,8 +19,9 @@ from mri_n2n.cli import main
 from mri_n2n.denoising.blind_spot import BlindSpot, hide
 from mri_n2n.denoising.cleaning import Plan, noise_map, settled
 from mri_n2n.denoising.denoise import changed_inside, inside
-from mri_n2n.denoising.networks import BODIES, BlindSpotUNet, build_body
-from mri_n2n.denoising.rician import noise_of_moments, rician_mean, signal_of_mean
+from mri_n2n.denoising.networks import BODIES, BlindSpotUNet, Neighbours, build_body
+from mri_n2n.denoising.own_pixels import with_own_pixels
+from mri_n2n.denoising.rician import noise_of_moments, rician_mean, signal_of_mean, variance_of_mean
 from mri_n2n.denoising.self_training import DenoiseOptions, clean, fit, patches
 from mri_n2n.denoising.whiteness import caution_of, measure_whiteness
 from mri_n2n.errors import InputError, OptionError
@@ -61,7 +62,7 @@ def test_no_prediction_sees_its_own_pixel(rule, span, network, dimensions):
     body = (
         build_body(network, 2, 4)
         if dimensions == 2
-        else BlindSpotUNet(2, 2, 4, 2, dimensions, artefact_free=network == "n2v2")
+        else BlindSpotUNet(2, 4, 2, dimensions, artefact_free=network == "n2v2")
     ).eval()
     for parameter in body.parameters():  # last layers start at zero, which would see nothing
         torch.nn.init.normal_(parameter, std=0.2)
@@ -77,6 +78,34 @@ def test_no_prediction_sees_its_own_pixel(rule, span, network, dimensions):
             along = slice(max(0, int(place[-1]) - span), int(place[-1]) + span + 1)
             assert (seen[(slice(None), *y, along)] == 0).all(), "nor those whose noise is correlated with its own"
             assert gradient.abs().sum() > 0, "it sees the others"
+
+
+@pytest.mark.parametrize("dimensions", [2, 3])
+@pytest.mark.parametrize("span", [0, 2, 4])
+def test_neighbours_see_no_pixel_at_its_own_place(dimensions, span):
+    """What stands in for the finest skip is blind by itself, with nothing hidden, also at edges and corners."""
+    size = {2: (9, 11), 3: (5, 6, 7)}[dimensions]
+    spans = (0,) * (dimensions - 1) + (span,)
+    image = torch.randn(1, 2, *size, generator=draw(), dtype=torch.float32).requires_grad_()
+    torch.manual_seed(0)
+    neighbours = Neighbours(2, 3, dimensions, spans if span else ())
+    torch.nn.init.normal_(neighbours.last.weight)
+    output = neighbours(image, torch.randn(1, 3, *size, generator=draw(1)))
+    for place in [(0,) * dimensions, (1,) * dimensions, tuple(n - 1 for n in size), tuple(n // 2 for n in size)]:
+        [gradient] = torch.autograd.grad(output[(0, 0, *place)], image, retain_graph=True)
+        seen = gradient[0].abs().amax(dim=0)
+        along = slice(max(0, place[-1] - span), place[-1] + span + 1)
+        assert (seen[(*place[:-1], along)] == 0).all()
+        above = tuple(n + (1 if n == 0 else -1) for n in place[:-1])
+        assert seen[(*above, place[-1])] > 0
+
+
+def test_neighbours_start_as_the_mean_of_those_that_are_there():
+    image = torch.arange(20.0).reshape(1, 1, 4, 5)
+    mean = Neighbours(1, 2, 2, ())(image, torch.zeros(1, 2, 4, 5))[0, 0]
+    assert mean[0, 0].item() == pytest.approx((1 + 5 + 6) / 3) and mean[1, 1].item() == pytest.approx(6)
+    along_x = Neighbours(1, 2, 2, (0, 1))(image, torch.zeros(1, 2, 4, 5))[0, 0]
+    assert along_x[0, 0].item() == pytest.approx((5 + 6) / 2), "not of the pixels beside it"
 
 
 def test_hidden_pixels_are_replaced_by_visible_ones_alone():
@@ -324,6 +353,34 @@ def test_noise_of_magnitudes_from_their_moments(amplitude):
     assert signal_of_mean(np.array([0.1, -0.2]), 0.0).tolist() == [0.1, 0.0]
 
 
+@pytest.mark.parametrize("amplitude", [0.0, 1.0, 4.0, 20.0])
+def test_the_variance_of_magnitudes_of_a_mean(amplitude):
+    deviation = 1.7
+    part = deviation / 2**0.5
+    mean, variance = rice.stats(amplitude / part, scale=part)
+    assert variance_of_mean(np.array([mean]), deviation**2)[0] == pytest.approx(float(variance), rel=2e-3)
+    assert variance_of_mean(np.array([0.0]), deviation**2)[0] == pytest.approx((1 - np.pi / 4) * deviation**2)
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("error, variance", [(0.3, 1.0), (1.0, 0.3), (2.0, 2.0)])
+def test_own_pixels_reach_the_error_of_the_posterior(channels, error, variance):
+    """Of a Gaussian prior of variance e and a measurement of variance v: e v / (e + v), less than either."""
+    prediction = torch.randn(4, channels, 129, 120, generator=draw())
+    truth = prediction + error**0.5 * torch.randn(prediction.shape, generator=draw(1))
+    noisy = truth + variance**0.5 * torch.randn(prediction.shape, generator=draw(2))
+    found = (with_own_pixels(noisy, prediction, variance) - truth).square().mean().item()
+    least = error * variance / (error + variance)
+    assert 0.98 * least < found < 1.12 * least, "a local mean of 25 pixels does not know e exactly"
+
+
+def test_own_pixels_where_nothing_is_to_be_weighed():
+    noisy, prediction = torch.randn(2, 1, 40, 40, generator=draw()), torch.zeros(2, 1, 40, 40)
+    assert torch.equal(with_own_pixels(noisy, prediction, 0.0), noisy), "without noise they are right"
+    assert torch.equal(with_own_pixels(noisy, prediction, 100.0), prediction), "they say nothing where all is noise"
+    assert torch.equal(with_own_pixels(noisy, noisy, 1.0), noisy)
+
+
 # ---- training on one scan ----
 
 
@@ -351,7 +408,7 @@ def test_tiles_agree_with_the_whole(monkeypatch):
     from mri_n2n.denoising import self_training
 
     torch.manual_seed(0)
-    network = BlindSpotUNet(1, 1, 4, 2, 3, True).eval()
+    network = BlindSpotUNet(1, 4, 2, 3).eval()
     images = torch.randn(6, 1, 134, 21, generator=draw())
     whole = clean(network, images, 3, torch.device("cpu"))
     monkeypatch.setitem(self_training.TILE, 3, (8, 32, 16))
@@ -554,8 +611,6 @@ def test_signed_volumes_keep_their_sign(tmp_path):
     image, residual = (nibabel.load(tmp_path / "o" / f"v{name}.nii.gz").get_fdata() for name in ("", ".residual"))
     assert sidecar["denoise"]["images"] == "real" and image.min() < -0.3
     assert np.allclose(image + residual, truth.transpose(2, 1, 0), atol=1e-5)
-    with pytest.raises(OptionError, match="negative values"):
-        mri_n2n.denoise(tmp_path / "v.nii.gz", tmp_path / "p", noise=0.1, steps=1)
     slightly = np.where(truth < -0.49, -0.01, truth + 0.5)  # what an interpolation of magnitudes leaves
     with pytest.warns(UserWarning, match="Rician floor"):
         assert (mri_n2n.denoise(slightly, steps=1) >= 0).all()
@@ -605,7 +660,8 @@ def test_the_noise_map_is_a_standard_deviation():
         (["--method", "structn2v", "--steps", "1"], 2, "not correlated"),
         (["--weights", "nowhere"], 5, "nowhere"),
         (["--weights", "nowhere", "--share", "0.1"], 2, "--weights"),
-        (["--noise", "3", "--steps", "1"], 2, "magnitudes"),
+        (["--noise", "0"], 2, "--noise"),
+        (["--noise", "1e9", "--steps", "1"], 2, "largest intensity"),
         (["--repetition", "0"], 2, "--repetition"),
         (["--weights", "nowhere", "--dimensions", "3"], 2, "--weights"),
         (["--weights", "nowhere", "--steps", "3"], 2, "--weights"),

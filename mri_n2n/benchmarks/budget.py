@@ -4,7 +4,7 @@ After Lehtinen et al. 2018 (supplement, "capture budget"): the scan time of 32 s
 budget allows, the mean of 19 noisy repetitions of 32 slices, one input each. Case 2: the same 640 measurements, every pair of
 repetitions of a slice as input and target. Case 3: the same scan time spent on 320 slices, measured twice each. Complex
 noise of standard deviation 25 of 255 (of the maximum), 128x128, slices of subjects 01, 03, 09, chosen evenly; moved and mirrored as
-all trainings here. The residual U-Net of `--body n2v` with 16 channels, batches of 4, the moving average of its weights. Three
+all trainings here. The residual U-Net of `--body n2v` with 16 channels, batches of 1, the moving average of its weights. Three
 trainings of each case, which differ in initial weights and order; equal time (equal steps, which cost the same), so nine trainings
 of `--minutes` in all. Tested as `benchmark corruptions`, part gaussian-fixed. Differences are paired, of the same seed and
 slice: their mean, with two standard errors over all seeds and slices, which are too narrow, as slices of one subject are alike and

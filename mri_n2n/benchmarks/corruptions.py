@@ -5,7 +5,7 @@ on subjects 01, 03, 09: with corrupted targets and the loss whose minimiser is t
 corrupted inputs (L2; for `rician`, where corrupted targets are squared magnitudes less the noise variance, that of squares
 too, so that the two differ in their targets alone), and with corrupted targets and a wrong loss. Everyone in a part takes as many steps as
 fit into the time, by the median of their step times, but in `networks`, where each has its own. The network is the residual U-Net of
-`--body n2v`, 16 channels, batches of 4, without data consistency; in `roulette`, k-space roulette 10x and the weighted L2, it is
+`--body n2v`, 16 channels, batches of 1, without data consistency; in `roulette`, k-space roulette 10x and the weighted L2, it is
 the unrolled one with its defaults, batches of 2. There no weights (a cap of 1) are a comparison, not a wrong loss: all positive
 weights have one minimiser.
 BM3D (`pip install bm3d`) is the classical reference for Gaussian, brown and Poisson noise: on real and imaginary part, told the
@@ -110,7 +110,7 @@ def options_of(data: Path, protocol: dict, body: str = "n2v") -> TrainOptions:
     denoiser = {
         "network": "denoiser",
         "network_options": {"body": body, "channels": CHANNELS},
-        "batch_size": 4,
+        "batch_size": 1,
     }
     network = denoiser if "corrupt" in protocol else {"network": "unrolled", "batch_size": 2}
     options = comparison_options(data, steps=1, matrix_size=MATRIX, protocol=protocol, **network)

@@ -3,8 +3,9 @@
 The T1W volume of subject 04 at 128x128, each slice with a smooth random phase of its own, and noise in all of it: white, of standard
 deviation 5, 10 and 25 of 255 (E|n|^2 of the complex number, volume maximum 255), and of 25 correlated along x (a Gaussian of one
 pixel). Everyone has this volume alone, but for Noise2Noise, which has a second repetition of it, and supervised, which has the
-truth: upper bounds, with the network of N2V. Ours is as `denoise` trains it: N2V2 and N2V, and structN2V, hiding one pixel farther
-than the correlation that was measured, where `denoise` chooses it; in use the mean over four mirror images, and beside it one pass.
+truth: upper bounds, with the network of N2V. Ours is as `denoise` does it: N2V2 and N2V, and structN2V, hiding one pixel farther
+than the correlation that was measured, where `denoise` chooses it: the mean over four mirror images, put together with what pixels
+themselves say at the level of the noise that was measured; beside it what their surroundings alone say, and that in one pass.
 CAREamics (`pip install careamics`) trains on patches of 64x64, as many pixels a step as ours, real and imaginary part as two channels of
 one network, in use one pass; where ours is structN2V, its structN2V with the same span, with the network of N2V and with that of
 N2V2, and mirrored patches without rotations; all else, also the learning rate and the share of hidden pixels, is its default. BM3D
@@ -32,7 +33,7 @@ from mri_n2n.benchmarks.common import SEED, Setting, made_now, made_of, steps_in
 from mri_n2n.benchmarks.peers import OfRealImage, blurred_spectrum, bm3d_of, installed, part_by_part
 from mri_n2n.benchmarks.subjects import TEST_CONTRAST, data_folder, test_sources
 from mri_n2n.channels import as_channels, as_complex
-from mri_n2n.denoising.cleaning import Plan, settled
+from mri_n2n.denoising.cleaning import Plan, finished, settled
 from mri_n2n.denoising.self_training import DenoiseOptions, clean, fit
 from mri_n2n.denoising.whiteness import described, measure_whiteness
 from mri_n2n.errors import NotFoundError
@@ -47,7 +48,7 @@ MATRIX, PATCH = 128, 64
 PARTS = ("white-5", "white-10", "white-25", "correlated-25")
 OBJECT = 0.05  # of the volume's maximum: what is darker is not counted as inside
 CPU = torch.device("cpu")
-ONE_PASS = ", one pass"
+ALONE, ONE_PASS = ", surroundings alone", ", one pass"
 NOISE2NOISE = "Noise2Noise, two repetitions"
 
 
@@ -91,7 +92,7 @@ def step_seconds(images: Tensor, options: DenoiseOptions, targets: Tensor | None
 def by_itself(
     noisy: Tensor, options: DenoiseOptions, targets: Tensor | None, minutes: float, quick: bool
 ) -> tuple[Tensor, int]:
-    """((mean over mirror images, one pass), steps) by a network that is trained on the volume for a time."""
+    """((mean over mirror images, one pass), steps) of what a network says that is trained on the volume for a time."""
     scale = as_channels(noisy[:, None]).std()
     images = as_channels(noisy[:, None]) / scale
     targets = None if targets is None else as_channels(targets[:, None]) / scale
@@ -192,7 +193,10 @@ def run(setting: Setting, part: str) -> str:
     for label, (options, targets) in trainings.items():
         make = lambda o=options, t=targets: by_itself(noisy, o, t, minutes, quick)
         both, steps, made = kept(folder, label, asdict(options), make)
-        found[label], found[label + ONE_PASS] = (both[0], steps, made), (both[1], steps, made)
+        alone = label if targets is not None else label + ALONE
+        if targets is None:
+            found[label] = with_own(noisy, both[0], whiteness.deviation), steps, made
+        found[alone], found[alone + ONE_PASS] = (both[0], steps, made), (both[1], steps, made)
     if installed("careamics") is not None:
         pixels = ours["n2v"].batch_size * shape[1] * shape[2]
         for label, options in careamics_options(structured).items():
@@ -203,6 +207,11 @@ def run(setting: Setting, part: str) -> str:
         found[label] = kept(folder, label, {}, lambda m=of_image: (part_by_part(noisy, m), ""))
     best = "structN2V" if structured else "N2V2"
     return section(part, truth, found, best, f"the noise: {described(whiteness)}", setting)
+
+
+def with_own(noisy: Tensor, predicted: Tensor, level: float) -> Tensor:
+    """As `denoise` has it, of complex images."""
+    return finished(as_channels(noisy[:, None]), as_channels(predicted[:, None]), "complex", None, level)
 
 
 def kept(folder: Path, label: str, of: dict, make: Callable[[], tuple[Tensor, object]]) -> tuple[Tensor, object, dict]:
@@ -241,7 +250,7 @@ def section(part: str, truth: Tensor, found: dict, best: str, said: str, setting
     text += f"Made on: {made}.\n\n" + table(["", "steps", "PSNR inside (dB)", "PSNR everywhere (dB)"], rows)
     wanted = [(best, "noisy", 3.0), (NOISE2NOISE, best, 0.0)]
     peers = [label for label in found if label.startswith("CAREamics")]
-    wanted += [(first, label, 0.0) for first in (best, best + ONE_PASS) for label in peers]
+    wanted += [(first, label, 0.0) for first in (best, best + ALONE + ONE_PASS) for label in peers]
     for first, other, least in wanted:
         ahead = float((inside[first] - inside[other]).mean())
         also = float((everywhere[first] - everywhere[other]).mean())
@@ -255,7 +264,7 @@ def section(part: str, truth: Tensor, found: dict, best: str, said: str, setting
         panels += [
             (label, images[middle].abs().numpy(), (0.0, 0.8))
             for label, (images, *_) in found.items()
-            if not label.endswith(ONE_PASS)
+            if not label.endswith((ALONE, ONE_PASS))
         ]
         with atomic_output(setting.docs / "images" / f"noise2void-{part}.png", force=True) as temporary:
             montage(panels, temporary, columns=5, note="simulated noise")

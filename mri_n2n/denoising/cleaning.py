@@ -16,7 +16,8 @@ from tqdm import tqdm
 from mri_n2n.channels import as_channels, as_complex
 from mri_n2n.corruptions import CORRUPTIONS
 from mri_n2n.denoising.blind_spot import reaching
-from mri_n2n.denoising.rician import signal_of_mean
+from mri_n2n.denoising.own_pixels import with_own_pixels
+from mri_n2n.denoising.rician import signal_of_mean, variance_of_mean
 from mri_n2n.denoising.self_training import DenoiseOptions, Fitted, clean, fit
 from mri_n2n.denoising.whiteness import Whiteness, caution_of, described, measure_whiteness
 from mri_n2n.errors import InputError, OptionError
@@ -33,8 +34,8 @@ NOISE_MAP_WIDTH = 4.0
 
 @dataclass(frozen=True)
 class Plan:
-    """How images are to be denoised. method: of `METHODS`. noise: standard deviation of the complex noise that magnitudes were
-    taken of, in their units, if known. training: see `DenoiseOptions`; its blind spot and network follow from the method."""
+    """How images are to be denoised. method: of `METHODS`. noise: standard deviation of the complex noise, also that which magnitudes
+    were taken of, of real images with negative values that of the real noise, in the images' units, if known. training: see `DenoiseOptions`; its blind spot and network follow from the method."""
 
     method: str = "auto"
     noise: float | None = None
@@ -46,12 +47,14 @@ class Plan:
 @dataclass(frozen=True)
 class Cleaned:
     """images: complex (slices, y, x), with zero imaginary part where the noisy ones had none. kind: "complex", "magnitude", or
-    "real", with negative values. fitted and method: of a training on the images themselves, as it was settled. corruption: that
+    "real", with negative values. level: standard deviation of the noise by which pixels themselves have a part in it; None: they
+    have none. fitted and method: of a training on the images themselves, as it was settled. corruption: that
     which weights of another training take away, None: noise, by Noise2Void."""
 
     images: Tensor
     kind: str
     whiteness: Whiteness
+    level: float | None
     method: str | None = None
     training: DenoiseOptions | None = None
     fitted: Fitted | None = None
@@ -67,8 +70,8 @@ def check_plan(plan: Plan) -> None:
         raise OptionError(f"unknown method {plan.method!r}; choose from {', '.join(METHODS)}")
     if len(budgets) != 1 or not 0 < budgets[0] < math.inf:
         raise OptionError("give one of --minutes and --steps, above zero")
-    if plan.noise is not None and not 0 <= plan.noise < math.inf:
-        raise OptionError(f"--noise must be zero or positive; got {plan.noise}")
+    if plan.noise is not None and not 0 < plan.noise < math.inf:
+        raise OptionError(f"--noise must be above zero; got {plan.noise}")
     if not 0 < training.spot.share <= 0.25:
         raise OptionError(f"--share must be above 0 and at most 0.25; got {training.spot.share}")
     if window is not None and (not 3 <= window <= 101 or window % 2 == 0):
@@ -79,25 +82,26 @@ def check_plan(plan: Plan) -> None:
 
 def clean_by_itself(noisy: Tensor, plan: Plan, device: torch.device, name: str, quiet: bool) -> Cleaned:
     """Complex images (slices, y, x), cleaned by a network that is trained on them. Errors: InputError, with `name`, for one
-    value everywhere; OptionError for a level of the noise where they are no magnitudes."""
+    value everywhere; OptionError for a level of the noise that they cannot have."""
     if min(noisy.shape[-2:]) < SMALLEST:
         raise InputError(f"{name} has slices of {noisy.shape[-2]} x {noisy.shape[-1]} pixels, too few to learn from")
     if plan.training.dimensions == 3 and len(noisy) == 1:
         raise OptionError(f"{name} is one slice, and no volume to learn from; leave out --dimensions 3")
     kind = kind_of(noisy)
-    check_noise(plan, kind, noisy.abs().max().item(), name)
+    check_noise(plan, noisy.abs().max().item(), name)
     whiteness = measure_whiteness(as_seen(noisy, kind))
     training, method = settled(plan, whiteness)
     if not quiet:
         tqdm.write(f"noise: {described(whiteness)}; method: {method}", file=sys.stderr)
-    channels = as_channels(noisy[:, None]) if kind == "complex" else noisy.real[:, None]
+    channels = channels_of(noisy, kind)
     scale = channels.std(correction=0).item()
     if not scale > 0:
         raise InputError(f"{name} has the same value everywhere; there is nothing to denoise")
     fitted = fit(channels / scale, training, device, quiet=quiet)
     cleaned = scale * clean(fitted.network, channels / scale, training.dimensions, device)
-    images = (as_complex(cleaned) if kind == "complex" else cleaned.to(noisy.dtype))[:, 0]
-    return Cleaned(without_floor(images, kind, plan), kind, whiteness, method, training, fitted)
+    level = level_of(plan, kind, whiteness)
+    images = finished(channels, cleaned, kind, plan.noise, level)
+    return Cleaned(images, kind, whiteness, level, method, training, fitted)
 
 
 def clean_by_weights(
@@ -110,13 +114,13 @@ def clean_by_weights(
         raise OptionError(
             "the weights take the floor of magnitudes away themselves (rician-corrected); leave out --noise"
         )
-    check_noise(plan, kind, noisy.abs().max().item(), name)
+    check_noise(plan, noisy.abs().max().item(), name)
     whiteness = measure_whiteness(as_seen(noisy, kind))
     if not quiet:
         tqdm.write(f"noise: {described(whiteness)}", file=sys.stderr)
-    images = network(noisy)
-    images = images if kind == "complex" else torch.complex(images.real, torch.zeros_like(images.real))
-    return Cleaned(without_floor(images, kind, plan), kind, whiteness, corruption=corruption)
+    level = level_of(plan, kind, whiteness) if corruption is None else None
+    images = finished(channels_of(noisy, kind), channels_of(network(noisy), kind), kind, plan.noise, level)
+    return Cleaned(images, kind, whiteness, level, corruption=corruption)
 
 
 def kind_of(images: Tensor) -> str:
@@ -126,29 +130,49 @@ def kind_of(images: Tensor) -> str:
     return "magnitude" if images.real.min() >= -UNDERSHOOT * images.real.max() else "real"
 
 
+def channels_of(images: Tensor, kind: str) -> Tensor:
+    """What a network sees (slices, channels, y, x) of complex images (slices, y, x)."""
+    return as_channels(images[:, None]) if kind == "complex" else images.real[:, None]
+
+
 def as_seen(images: Tensor, kind: str) -> np.ndarray:
     """What the noise is measured in."""
     return {"complex": images, "real": images.real, "magnitude": images.real.clamp_min(0)}[kind].numpy()
 
 
-def check_noise(plan: Plan, kind: str, largest: float, name: str) -> None:
+def check_noise(plan: Plan, largest: float, name: str) -> None:
     """OptionError for a level of the noise that these images cannot have."""
-    if plan.noise is None:
-        return
-    if kind != "magnitude":
-        what = "complex" if kind == "complex" else "real, with negative values"
-        raise OptionError(f"--noise corrects the floor of magnitudes, and {name} is {what}; leave it out")
-    if plan.noise >= largest:
+    if plan.noise is not None and plan.noise >= largest:
         raise OptionError(f"--noise {plan.noise:g} is more than the largest intensity of {name}, {largest:g}")
 
 
-def without_floor(images: Tensor, kind: str, plan: Plan) -> Tensor:
-    """Magnitudes: the signal whose magnitudes have this mean, where the noise is known; never negative."""
-    if kind != "magnitude":
-        return images
-    mean = images.real.numpy()
-    signal = signal_of_mean(mean, plan.noise**2) if plan.noise else mean
-    return torch.from_numpy(np.maximum(signal, 0)).to(images.dtype)
+def level_of(plan: Plan, kind: str, whiteness: Whiteness) -> float | None:
+    """The standard deviation of the noise, as given or measured; None where it cannot be told. Of magnitudes of correlated noise it
+    cannot: a background that was masked looks like such."""
+    if plan.noise is not None:
+        return plan.noise
+    return whiteness.deviation if kind != "magnitude" or whiteness.verdict(3) == "white" else None
+
+
+def finished(noisy: Tensor, predicted: Tensor, kind: str, given: float | None, level: float | None) -> Tensor:
+    """Complex images (slices, y, x) of noisy and predicted channels: with what pixels themselves say, where the level of the
+    noise is known; of magnitudes, where it was given, the signal whose magnitudes have this mean, and never negative."""
+    if level is not None:
+        predicted = with_own_pixels(noisy, predicted, variance_of(predicted, kind, level))
+    if kind == "complex":
+        return as_complex(predicted)[:, 0]
+    images = predicted[:, 0]
+    if kind == "magnitude":
+        signal = signal_of_mean(images.numpy(), given**2) if given else images.numpy()
+        images = torch.from_numpy(np.maximum(signal, 0))
+    return torch.complex(images, torch.zeros_like(images))
+
+
+def variance_of(predicted: Tensor, kind: str, level: float) -> float | Tensor:
+    """Of the noise of each channel."""
+    if kind == "magnitude":
+        return torch.from_numpy(variance_of_mean(predicted.numpy(), level**2))
+    return level**2 / 2 if kind == "complex" else level**2
 
 
 def settled(plan: Plan, whiteness: Whiteness) -> tuple[DenoiseOptions, str]:
@@ -180,6 +204,11 @@ def cautions(plan: Plan, cleaned: Cleaned) -> list[str]:
     if plan.noise and white and not 1 / DOUBTFUL < plan.noise / whiteness.deviation < DOUBTFUL:
         found.append(
             f"--noise {plan.noise:g} is not what was measured, {whiteness.deviation:.3g}; one of them is wrong"
+        )
+    if cleaned.level is None and trained_on is None:
+        found.append(
+            "the level of the noise is not known, so that pixels themselves have no part in the result, which loses detail: --noise S "
+            "tells it, S the standard deviation of the complex noise"
         )
     if whiteness.verdict(plan.training.dimensions) == "line" and cleaned.method in ("n2v", "n2v2"):
         found.append(f"the noise is correlated along one axis, which {cleaned.method} keeps; structn2v is for that")

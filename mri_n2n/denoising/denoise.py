@@ -224,6 +224,7 @@ def facts(plan: Plan, cleaned: Cleaned) -> dict:
             "deviation": whiteness.deviation,
             "correlation": {axis: list(values) for axis, values in whiteness.correlation.items()},
         },
+        "own_pixels": None if cleaned.level is None else {"noise": cleaned.level, "given": plan.noise is not None},
         "rician_floor": floor if cleaned.kind == "magnitude" else "none: not magnitudes",
     }
     if cleaned.fitted is None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -10,21 +12,22 @@ from mri_n2n.errors import OptionError
 
 
 class BlindSpotUNet(nn.Module):
-    """The U-Net of Noise2Void or of N2V2: (batch, in, [z,] y, x) -> (batch, out, [z,] y, x).
+    """The U-Net of Noise2Void or of N2V2: (batch, n, [z,] y, x) -> the same.
 
     Two convolutions a level, `levels` halvings, channels that double with depth. artefact_free: the changes of N2V2 (Hoeck
-    et al. 2022) against checkerboards: blurred max-pooling (Zhang, ICML 2019), no skip at the finest level, no residual; else the
-    output is added to the input, as in Noise2Void.
+    et al. 2022) against checkerboards: blurred max-pooling (Zhang, ICML 2019), no skip at the finest level, no residual. What is sharp
+    is then slow to learn; so, beyond N2V2, `Neighbours` take the place of both, which see all but the pixel itself, and
+    those within `span` of it along an axis. Else the output is added to the input, as in Noise2Void.
     """
 
     def __init__(
         self,
-        in_channels: int = 2,
-        out_channels: int = 2,
+        image_channels: int = 2,
         channels: int = 32,
         levels: int = 3,
         dimensions: int = 2,
         artefact_free: bool = True,
+        span: tuple[int, ...] = (),
     ) -> None:
         super().__init__()
         if dimensions not in (2, 3) or not (1 <= channels <= 1024 and 1 <= levels <= 6):
@@ -34,14 +37,16 @@ class BlindSpotUNet(nn.Module):
             )
         self.dimensions, self.artefact_free = dimensions, artefact_free
         widths = [channels * 2**level for level in range(levels + 1)]
-        double = lambda a, b: nn.ModuleList((self._conv(a, b), self._conv(b, b)))  # noqa: E731
-        self.encoder = nn.ModuleList(double(a, b) for a, b in zip([in_channels, *widths], widths))
+        double = lambda a, b: nn.ModuleList((_conv(dimensions, a, b), _conv(dimensions, b, b)))  # noqa: E731
+        self.encoder = nn.ModuleList(double(a, b) for a, b in zip([image_channels, *widths], widths))
         self.decoder = nn.ModuleList(
             double(below + width * (not artefact_free or level > 0), width)
             for level, below, width in zip(range(levels)[::-1], widths[:0:-1], widths[-2::-1])
         )
-        self.last = self._conv(channels, out_channels)
-        if not artefact_free:
+        if artefact_free:
+            self.neighbours = Neighbours(image_channels, channels, dimensions, span)
+        else:
+            self.last = _conv(dimensions, channels, image_channels)
             nn.init.zeros_(self.last.weight)  # starts as the identity
         self.multiple = 2**levels
 
@@ -60,14 +65,8 @@ class BlindSpotUNet(nn.Module):
             x = x if skip is None else torch.cat((x, skip), dim=1)
             for convolution in convolutions:
                 x = F.leaky_relu(convolution(x), 0.1, inplace=True)
-        x = self.last(x)[(..., *(slice(n) for n in size))].float()
-        return x if self.artefact_free else given + x
-
-    def _conv(self, in_channels: int, out_channels: int) -> nn.Module:
-        layer = (nn.Conv2d if self.dimensions == 2 else nn.Conv3d)(in_channels, out_channels, 3, padding=1)
-        nn.init.kaiming_normal_(layer.weight, a=0.1, nonlinearity="leaky_relu")
-        nn.init.zeros_(layer.bias)
-        return layer
+        x = x[(..., *(slice(n) for n in size))]
+        return self.neighbours(given, x) if self.artefact_free else given + self.last(x).float()
 
     def padded(self, x: Tensor) -> Tensor:
         """By its edge, to a multiple in size."""
@@ -88,6 +87,59 @@ class BlindSpotUNet(nn.Module):
         weights = weights.expand(x.shape[1], 1, *weights.shape)
         convolve = F.conv2d if self.dimensions == 2 else F.conv3d
         return convolve(x, weights, stride=2, groups=x.shape[1])
+
+
+class Neighbours(nn.Module):
+    """From an image and features of a U-Net (batch, channels, [z,] y, x) the image: the mean of each pixel's neighbours, and what
+    convolutions 1 wide make of these features and of those of a convolution without centre (Laine et al. 2019 and Wu et al., ECCV
+    2020, have whole networks of such), so that no pixel is seen at its own place.
+
+    span: along each axis, how many pixels on either side are not seen either; () for none. Beyond the edge there are zeros, which
+    have no part in the mean: pixels from within could be the very one that is not to be seen.
+    """
+
+    def __init__(self, image_channels: int, channels: int, dimensions: int, span: tuple[int, ...]) -> None:
+        super().__init__()
+        self.convolve = F.conv2d if dimensions == 2 else F.conv3d
+        side = 5 if dimensions == 2 else 3
+        self.seen = _conv(dimensions, image_channels, 2 * channels, side)
+        self.first = _conv(dimensions, 3 * channels, 2 * channels, 1)
+        self.last = _conv(dimensions, 2 * channels, image_channels, 1)
+        nn.init.zeros_(self.last.weight)  # starts as the mean of the neighbours
+        self.visible = partial(_visible, dimensions=dimensions, span=span)
+
+    def forward(self, image: Tensor, features: Tensor) -> Tensor:
+        weight = self.seen.weight * self.visible(self.seen.weight.shape[-1]).to(image)
+        seen = self.convolve(image, weight, self.seen.bias, padding="same")
+        features = torch.cat((features, F.leaky_relu(seen, 0.1)), dim=1)
+        change = self.last(F.leaky_relu(self.first(features), 0.1)).float()
+        return self.mean(image) + change
+
+    def mean(self, image: Tensor) -> Tensor:
+        near = self.visible(3).to(image)[None, None]
+        with torch.autocast(image.device.type, enabled=False):
+            count = self.convolve(torch.ones_like(image[:1, :1]), near, padding="same").clamp_min(1)
+            near = near.expand(image.shape[1], *near.shape[1:])
+            return self.convolve(image, near, padding="same", groups=image.shape[1]) / count
+
+
+def _visible(side: int, dimensions: int, span: tuple[int, ...]) -> Tensor:
+    """Of a kernel of `side` a dimension: 1 but at its centre and within `span` of it along each axis, where it is 0."""
+    spans = span or (0,) * dimensions
+    distances = [(torch.arange(side) - side // 2).abs()] * dimensions
+    grid = torch.meshgrid(*distances, indexing="ij")
+    hidden = torch.zeros((side,) * dimensions, dtype=torch.bool)
+    for axis, reach in enumerate(spans):
+        beside = torch.stack([distance for other, distance in enumerate(grid) if other != axis]).amax(dim=0)
+        hidden |= (beside == 0) & (grid[axis] <= reach)
+    return (~hidden).float()
+
+
+def _conv(dimensions: int, in_channels: int, out_channels: int, side: int = 3) -> nn.Module:
+    layer = (nn.Conv2d if dimensions == 2 else nn.Conv3d)(in_channels, out_channels, side, padding=side // 2)
+    nn.init.kaiming_normal_(layer.weight, a=0.1, nonlinearity="leaky_relu")
+    nn.init.zeros_(layer.bias)
+    return layer
 
 
 class RED30(nn.Module):
@@ -140,12 +192,16 @@ class DnCNN(nn.Module):
 BODIES = ("n2v2", "n2v", "red30", "dncnn")
 
 
-def build_body(body: str, channels: int, filters: int) -> nn.Module:
-    """The network of two dimensions that a name means. OptionError for an unknown one."""
-    if body in ("n2v2", "n2v"):
-        return BlindSpotUNet(channels, channels, filters, artefact_free=body == "n2v2")
+def build_body(body: str, channels: int, filters: int, span: tuple[int, ...] = ()) -> nn.Module:
+    """The network of two dimensions that a name means; span: of n2v2, see `Neighbours`. OptionError for an unknown one."""
     if body not in BODIES:
         raise OptionError(f"unknown body {body!r}; choose from {', '.join(BODIES)}")
+    if body == "n2v2":
+        return BlindSpotUNet(channels, filters, span=tuple(span))
+    if span:
+        raise OptionError(f"a span is of the body n2v2, not of {body}")
+    if body == "n2v":
+        return BlindSpotUNet(channels, filters, artefact_free=False)
     if not 1 <= filters <= 1024:
         raise OptionError(f"a denoiser has 1 to 1024 channels; got {filters}")
     return (RED30 if body == "red30" else DnCNN)(channels, filters)

@@ -39,7 +39,7 @@ class DenoiseOptions:
     artefact_free: bool = True
     channels: int = 16
     batch_size: int = 1
-    learning_rate: float = 3e-3
+    learning_rate: float = 1e-3
     average: float = 0.999
     minutes: float | None = None
     steps: int | None = None
@@ -66,9 +66,9 @@ def fit(
     CPU with a budget in steps. Errors: InputError when the loss is not finite.
     """
     precision = choose_precision(options.precision, device)
-    channels, dimensions = images.shape[1], options.dimensions
-    shape = (channels, channels, options.channels, LEVELS[dimensions], dimensions, options.artefact_free)
-    network = with_seed(options.seed, partial(BlindSpotUNet, *shape)).to(device)
+    dimensions = options.dimensions
+    shape = (images.shape[1], options.channels, LEVELS[dimensions], dimensions, options.artefact_free)
+    network = with_seed(options.seed, partial(BlindSpotUNet, *shape, span=options.spot.span)).to(device)
     if precision == "bfloat16":
         layout = torch.channels_last if options.dimensions == 2 else torch.channels_last_3d
         network = network.to(memory_format=layout)
