@@ -172,8 +172,8 @@ def parser() -> argparse.ArgumentParser:
         "--noise",
         type=float,
         metavar="S",
-        help="standard deviation of the complex noise, in the volume's units (magnitudes: of that they were taken of); default: "
-        "measured. Given, the floor it leaves in magnitudes is lowered too",
+        help="standard deviation of the complex noise, in the volume's units (magnitudes: of that they were taken of; real images "
+        "with negative values: of their own); default: measured. Given, the floor it leaves in magnitudes is lowered too",
     )
     budget = denoise.add_mutually_exclusive_group()
     budget.add_argument("--minutes", type=float, help="of training on the scan; default 3")

@@ -81,7 +81,8 @@ def build_network(kind: str, options: dict) -> nn.Module:
 def network_options(kind: str, options: dict) -> dict:
     """All options of a network, those left at their default included, so that weights outlive a change of defaults."""
     parameters = list(inspect.signature(NETWORKS[kind].__init__).parameters.values())[1:]
-    return {parameter.name: options.get(parameter.name, parameter.default) for parameter in parameters}
+    chosen = {parameter.name: options.get(parameter.name, parameter.default) for parameter in parameters}
+    return json.loads(json.dumps(chosen))  # as a header gives them back
 
 
 def find_weights(weights: Path | None) -> Path:

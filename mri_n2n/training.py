@@ -117,6 +117,9 @@ def train(options: TrainOptions, run: Path | str, *, resume: bool = False) -> Tr
             tqdm.write(f"method: {method} ({why})", file=sys.stderr)
         options = replace(options, protocol=replace(options.protocol, method=method))
     options = with_network(options)
+    foreign = set(options.network_options) - set(network_options(options.network, {}))
+    if foreign:
+        raise UserError(f"--{' and --'.join(sorted(foreign))} say nothing of --network {options.network}")
     check_options(options)
     if options.protocol.method == "noise2void":
         protocol, found, caution = fitted_to_noise(sources.train, options.protocol)

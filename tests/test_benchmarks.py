@@ -285,7 +285,7 @@ def test_noise2void_from_noise_to_table(part, best, volumes, tmp_path, monkeypat
     monkeypatch.setattr(noise2void, "measure_whiteness", lambda images: measured)  # these are too small to tell
     text = noise2void.run(setting, part)
     rows = [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("|")][2:]
-    assert {"noisy", best, f"{best}, surroundings alone, one pass", noise2void.NOISE2NOISE, "supervised"} <= set(rows)
+    assert {"noisy", best, f"{best}, network alone, one pass", noise2void.NOISE2NOISE, "supervised"} <= set(rows)
     assert f"- {best} is " in text and "everywhere); wanted: at least +3.00 inside" in text
     assert (tmp_path / "docs" / "images" / f"noise2void-{part}.png").stat().st_size > 1000
     [source] = find_test_sources(volumes, SMALL)

@@ -200,6 +200,31 @@ def test_every_corruption_trains_from_the_command_line(kind, tmp_path):
     assert main([*command, "--steps", "2", "-o", str(tmp_path / "run"), "--quiet"]) == 0
     header = json.loads((tmp_path / "run" / "run.json").read_text())
     assert header["protocol"]["corrupt"] == kind and header["network"] == "denoiser"
+    again = [*command, "--steps", "1", "-o", str(tmp_path / "again"), "--quiet", "--init", str(tmp_path / "run")]
+    assert main(again) == 0
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind, floor", [("gaussian", "left"), ("rician-corrected", "lowered, by the weights")])
+def test_weights_against_a_corruption_are_no_blind_spot(kind, floor, tmp_path, capsys):
+    """They see the pixel itself: its value is not put back, and the level of the noise is of no use to them."""
+    command = ["train", "--dataset", "phantom", "--corrupt", kind, "--matrix-size", "32", "--channels", "4"]
+    assert main([*command, "--steps", "2", "-o", str(tmp_path / "run"), "--quiet"]) == 0
+    rng = np.random.default_rng(0)
+    images = np.abs(1 + 0.1 * (rng.standard_normal((2, 48, 40)) + 1j * rng.standard_normal((2, 48, 40))))
+    for name, values in (("magnitude", images), ("complex", images * np.exp(1j))):
+        np.save(tmp_path / f"{name}.npy", fft2c(torch.from_numpy(values.astype(np.complex64))).numpy()[:, None])
+    denoise = ["denoise", "--weights", str(tmp_path / "run"), "--json"]
+    capsys.readouterr()
+    assert main([*denoise, str(tmp_path / "magnitude.npy"), "-o", str(tmp_path / "o")]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["denoise"]["own_pixels"] is None and told["denoise"]["rician_floor"] == floor
+    assert any(f"trained to take away {kind}" in warning for warning in told["warnings"])
+    assert not any(
+        "blind spot" in warning or "--noise S" in warning and "detail" in warning for warning in told["warnings"]
+    )
+    assert main([*denoise, str(tmp_path / "complex.npy"), "-o", str(tmp_path / "p"), "--noise", "0.1"]) == 2
+    assert "--noise" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

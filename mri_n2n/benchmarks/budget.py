@@ -26,7 +26,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from mri_n2n.acquisition import Acquisition
 from mri_n2n.batches import drawn_movement, moved_pair
-from mri_n2n.benchmarks.common import SEED, Setting, made_now, made_of, steps_in, table, verdict
+from mri_n2n.benchmarks.common import SEED, Setting, digest, made_now, made_of, steps_in, table, verdict
 from mri_n2n.benchmarks.corruptions import NOISY, ROWS, test_images, tested, trainings
 from mri_n2n.benchmarks.methods import kept_step_seconds
 from mri_n2n.benchmarks.subjects import data_folder
@@ -121,7 +121,7 @@ def run(setting: Setting) -> str:
         chosen = torch.linspace(0, len(images) - 1, case.slices).round().long()
         measured, scores = measurements(images[chosen], case.repetitions), []
         for seed in SEEDS:
-            path = folder / f"{label.split(':')[0].replace(' ', '-')}-seed-{seed}-{options.steps}.safetensors"
+            path = folder / f"{label.split(':')[0].replace(' ', '-')}-seed-{seed}-{digest(options)}.safetensors"
             train_case(measured, case, options, seed, path)
             network, header = load_network(path)
             made.append(header["made"])

@@ -11,7 +11,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 
@@ -84,6 +84,12 @@ def code_hash() -> str:
     package = Path(mri_n2n.__file__).parent
     sources = sorted(path for path in package.rglob("*.py") if "benchmarks" not in path.relative_to(package).parts)
     return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:12]
+
+
+def digest(of: object) -> str:
+    """Of options, without the folder of the data: names what was made with them."""
+    said = json.dumps(of, sort_keys=True, default=lambda options: asdict(options) | {"data": None})
+    return hashlib.sha256(said.encode()).hexdigest()[:12]
 
 
 def write_json(path: Path, value: object) -> None:

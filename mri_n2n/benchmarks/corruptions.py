@@ -20,11 +20,9 @@ until a curve stays within 0.5 dB of its own end, interpolated between its point
 
 from __future__ import annotations
 
-import hashlib
-import json
 import statistics
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -37,6 +35,7 @@ from mri_n2n.benchmarks.common import (
     SEED,
     Setting,
     comparison_options,
+    digest,
     made_of,
     steps_in,
     table,
@@ -148,9 +147,8 @@ def folder_of(setting: Setting, name: str) -> Path:
 
 def once(setting: Setting, options: TrainOptions) -> tuple[dict, Path]:
     """(header, run) of a training, by its options: parts that have the same share it."""
-    said = json.dumps(asdict(replace(options, data=None)), sort_keys=True)
-    digest = hashlib.sha256(said.encode()).hexdigest()[:12]
-    run = folder_of(setting, "runs") / f"{options.protocol.corrupt or 'roulette'}-{options.protocol.method}-{digest}"
+    name = f"{options.protocol.corrupt or 'roulette'}-{options.protocol.method}-{digest(options)}"
+    run = folder_of(setting, "runs") / name
     return trained(options, run), run
 
 

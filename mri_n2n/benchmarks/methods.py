@@ -34,6 +34,7 @@ from mri_n2n.benchmarks.common import (
     Setting,
     code_hash,
     comparison_options,
+    digest,
     hardware,
     made_now,
     made_of,
@@ -194,9 +195,9 @@ def step_seconds(options: dict[str, TrainOptions], rounds: int) -> dict[str, flo
 
 
 def kept_step_seconds(options: dict[str, TrainOptions], folder: Path, quick: bool) -> dict[str, float]:
-    """`step_seconds` of all, or what `folder` has of them: measured together, or not at all."""
-    kept = folder / "step-seconds.json"
-    if not kept.exists() or not set(options) <= set(json.loads(kept.read_text()).get("seconds", {})):
+    """`step_seconds` of all, or what `folder` has of these very options: measured together, or not at all."""
+    kept = folder / f"step-seconds-{digest(options)}.json"
+    if not kept.exists():
         write_json(kept, {"seconds": step_seconds(options, 1 if quick else 7), "made": made_now()})
     return json.loads(kept.read_text())["seconds"]
 

@@ -3,9 +3,9 @@
 The T1W volume of subject 04 at 128x128, each slice with a smooth random phase of its own, and noise in all of it: white, of standard
 deviation 5, 10 and 25 of 255 (E|n|^2 of the complex number, volume maximum 255), and of 25 correlated along x (a Gaussian of one
 pixel). Everyone has this volume alone, but for Noise2Noise, which has a second repetition of it, and supervised, which has the
-truth: upper bounds, with the network of N2V. Ours is as `denoise` does it: N2V2 and N2V, and structN2V, hiding one pixel farther
+truth: for comparison, with the network of N2V. Ours is as `denoise` does it: N2V2 and N2V, and structN2V, hiding one pixel farther
 than the correlation that was measured, where `denoise` chooses it: the mean over four mirror images, put together with what pixels
-themselves say at the level of the noise that was measured; beside it what their surroundings alone say, and that in one pass.
+themselves say at the level of the noise that was measured (where it is told); beside it what the network says alone, and that in one pass.
 CAREamics (`pip install careamics`) trains on patches of 64x64, as many pixels a step as ours, real and imaginary part as two channels of
 one network, in use one pass; where ours is structN2V, its structN2V with the same span, with the network of N2V and with that of
 N2V2, and mirrored patches without rotations; all else, also the learning rate and the share of hidden pixels, is its default. BM3D
@@ -33,7 +33,7 @@ from mri_n2n.benchmarks.common import SEED, Setting, made_now, made_of, steps_in
 from mri_n2n.benchmarks.peers import OfRealImage, blurred_spectrum, bm3d_of, installed, part_by_part
 from mri_n2n.benchmarks.subjects import TEST_CONTRAST, data_folder, test_sources
 from mri_n2n.channels import as_channels, as_complex
-from mri_n2n.denoising.cleaning import Plan, finished, settled
+from mri_n2n.denoising.cleaning import Plan, finished, training_for
 from mri_n2n.denoising.self_training import DenoiseOptions, clean, fit
 from mri_n2n.denoising.whiteness import described, measure_whiteness
 from mri_n2n.errors import NotFoundError
@@ -48,7 +48,7 @@ MATRIX, PATCH = 128, 64
 PARTS = ("white-5", "white-10", "white-25", "correlated-25")
 OBJECT = 0.05  # of the volume's maximum: what is darker is not counted as inside
 CPU = torch.device("cpu")
-ALONE, ONE_PASS = ", surroundings alone", ", one pass"
+ALONE, ONE_PASS = ", network alone", ", one pass"
 NOISE2NOISE = "Noise2Noise, two repetitions"
 
 
@@ -183,8 +183,8 @@ def run(setting: Setting, part: str) -> str:
     shape = tuple(truth.shape)
     noisy, second = (truth + noise_of(part, shape, repetition) for repetition in (1, 2))
     whiteness = measure_whiteness(noisy.numpy())
-    ours = {name: settled(Plan(method=name), whiteness)[0] for name in ("n2v2", "n2v")}
-    chosen, method = settled(Plan(), whiteness)
+    ours = {name: training_for(Plan(method=name), whiteness)[0] for name in ("n2v2", "n2v")}
+    chosen, method = training_for(Plan(), whiteness)
     structured = chosen if method == "structn2v" else None
     trainings = {"N2V2": (ours["n2v2"], None), "N2V": (ours["n2v"], None)}
     trainings |= {"structN2V": (structured, None)} if structured else {}
@@ -211,7 +211,7 @@ def run(setting: Setting, part: str) -> str:
 
 def with_own(noisy: Tensor, predicted: Tensor, level: float) -> Tensor:
     """As `denoise` has it, of complex images."""
-    return finished(as_channels(noisy[:, None]), as_channels(predicted[:, None]), "complex", None, level)
+    return finished(as_channels(noisy[:, None]), as_channels(predicted[:, None]), "complex", None, level)[0]
 
 
 def kept(folder: Path, label: str, of: dict, make: Callable[[], tuple[Tensor, object]]) -> tuple[Tensor, object, dict]:

@@ -28,6 +28,8 @@ METHODS = ("auto", "n2v", "n2v2", "structn2v")
 DOUBTFUL = 1.5
 # The fewest pixels along an axis of a slice.
 SMALLEST = 8
+# Signal is above this many standard deviations of the noise; more than this share of noisy pixels in it is said.
+SIGNAL, MOSTLY_OWN = 2.0, 0.5
 # Pixels over which the noise map averages.
 NOISE_MAP_WIDTH = 4.0
 
@@ -47,18 +49,40 @@ class Plan:
 @dataclass(frozen=True)
 class Cleaned:
     """images: complex (slices, y, x), with zero imaginary part where the noisy ones had none. kind: "complex", "magnitude", or
-    "real", with negative values. level: standard deviation of the noise by which pixels themselves have a part in it; None: they
-    have none. fitted and method: of a training on the images themselves, as it was settled. corruption: that
-    which weights of another training take away, None: noise, by Noise2Void."""
+    "real", with negative values. own: the part that pixels themselves have in it, None: none. fitted and method: of a training on
+    the images themselves, as it was chosen. weights: of another training, in its place."""
 
     images: Tensor
     kind: str
     whiteness: Whiteness
-    level: float | None
+    own: Own | None
     method: str | None = None
     training: DenoiseOptions | None = None
     fitted: Fitted | None = None
-    corruption: str | None = None
+    weights: Weights | None = None
+
+
+@dataclass(frozen=True)
+class Own:
+    """level: standard deviation of the noise. share: mean weight of the noisy values where there is signal above it."""
+
+    level: float
+    share: float
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What weights were trained for, by a method, against a corruption or None (noise). network: complex images (slices, y, x) -> images.
+    span: of their blind spot, () for none."""
+
+    network: Callable[[Tensor], Tensor]
+    method: str
+    corruption: str | None
+    span: tuple[int, ...]
+
+    @property
+    def blind(self) -> bool:
+        return self.method == "noise2void"
 
 
 def check_plan(plan: Plan) -> None:
@@ -90,7 +114,7 @@ def clean_by_itself(noisy: Tensor, plan: Plan, device: torch.device, name: str, 
     kind = kind_of(noisy)
     check_noise(plan, noisy.abs().max().item(), name)
     whiteness = measure_whiteness(as_seen(noisy, kind))
-    training, method = settled(plan, whiteness)
+    training, method = training_for(plan, whiteness)
     if not quiet:
         tqdm.write(f"noise: {described(whiteness)}; method: {method}", file=sys.stderr)
     channels = channels_of(noisy, kind)
@@ -99,28 +123,28 @@ def clean_by_itself(noisy: Tensor, plan: Plan, device: torch.device, name: str, 
         raise InputError(f"{name} has the same value everywhere; there is nothing to denoise")
     fitted = fit(channels / scale, training, device, quiet=quiet)
     cleaned = scale * clean(fitted.network, channels / scale, training.dimensions, device)
-    level = level_of(plan, kind, whiteness)
-    images = finished(channels, cleaned, kind, plan.noise, level)
-    return Cleaned(images, kind, whiteness, level, method, training, fitted)
+    images, own = finished(channels, cleaned, kind, plan.noise, level_of(plan, kind, whiteness))
+    return Cleaned(images, kind, whiteness, own, method, training, fitted)
 
 
-def clean_by_weights(
-    noisy: Tensor, plan: Plan, network: Callable[[Tensor], Tensor], corruption: str | None, name: str, quiet: bool
-) -> Cleaned:
-    """Complex images (slices, y, x), cleaned by a network that was trained on others, with a corruption or by Noise2Void. Errors:
-    OptionError, as above, and where the network has lowered the floor already."""
+def clean_by_weights(noisy: Tensor, plan: Plan, weights: Weights, name: str, quiet: bool) -> Cleaned:
+    """Complex images (slices, y, x), cleaned by a network that was trained on others. Errors: OptionError, as above, and
+    for a level of the noise where it would be used for nothing."""
     kind = kind_of(noisy)
-    if plan.noise is not None and corruption == "rician-corrected":
+    if plan.noise is not None and weights.corruption == "rician-corrected":
         raise OptionError(
             "the weights take the floor of magnitudes away themselves (rician-corrected); leave out --noise"
         )
+    if plan.noise is not None and not weights.blind and kind != "magnitude":
+        raise OptionError(f"--noise says nothing to weights of {weights.method} where images are {kind}; leave it out")
     check_noise(plan, noisy.abs().max().item(), name)
     whiteness = measure_whiteness(as_seen(noisy, kind))
     if not quiet:
         tqdm.write(f"noise: {described(whiteness)}", file=sys.stderr)
-    level = level_of(plan, kind, whiteness) if corruption is None else None
-    images = finished(channels_of(noisy, kind), channels_of(network(noisy), kind), kind, plan.noise, level)
-    return Cleaned(images, kind, whiteness, level, corruption=corruption)
+    level = level_of(plan, kind, whiteness) if weights.blind else None  # others see the pixel itself
+    seen, predicted = channels_of(noisy, kind), channels_of(weights.network(noisy), kind)
+    images, own = finished(seen, predicted, kind, plan.noise, level)
+    return Cleaned(images, kind, whiteness, own, weights=weights)
 
 
 def kind_of(images: Tensor) -> str:
@@ -154,18 +178,24 @@ def level_of(plan: Plan, kind: str, whiteness: Whiteness) -> float | None:
     return whiteness.deviation if kind != "magnitude" or whiteness.verdict(3) == "white" else None
 
 
-def finished(noisy: Tensor, predicted: Tensor, kind: str, given: float | None, level: float | None) -> Tensor:
-    """Complex images (slices, y, x) of noisy and predicted channels: with what pixels themselves say, where the level of the
-    noise is known; of magnitudes, where it was given, the signal whose magnitudes have this mean, and never negative."""
+def finished(
+    noisy: Tensor, predicted: Tensor, kind: str, given: float | None, level: float | None
+) -> tuple[Tensor, Own | None]:
+    """(complex images (slices, y, x), the part that pixels have in them) of noisy and predicted channels: with what pixels themselves
+    say, where the level of the noise is known; of magnitudes, where it was given, the signal whose magnitudes have this
+    mean, and never negative."""
+    own = None
     if level is not None:
-        predicted = with_own_pixels(noisy, predicted, variance_of(predicted, kind, level))
+        signal = predicted.square().sum(dim=1, keepdim=True) > (SIGNAL * level) ** 2
+        predicted, weight = with_own_pixels(noisy, predicted, variance_of(predicted, kind, level))
+        own = Own(level, weight[signal].mean().item() if signal.any() else 0.0)
     if kind == "complex":
-        return as_complex(predicted)[:, 0]
+        return as_complex(predicted)[:, 0], own
     images = predicted[:, 0]
     if kind == "magnitude":
         signal = signal_of_mean(images.numpy(), given**2) if given else images.numpy()
         images = torch.from_numpy(np.maximum(signal, 0))
-    return torch.complex(images, torch.zeros_like(images))
+    return torch.complex(images, torch.zeros_like(images)), own
 
 
 def variance_of(predicted: Tensor, kind: str, level: float) -> float | Tensor:
@@ -175,7 +205,7 @@ def variance_of(predicted: Tensor, kind: str, level: float) -> float | Tensor:
     return level**2 / 2 if kind == "complex" else level**2
 
 
-def settled(plan: Plan, whiteness: Whiteness) -> tuple[DenoiseOptions, str]:
+def training_for(plan: Plan, whiteness: Whiteness) -> tuple[DenoiseOptions, str]:
     """(training, method) for the noise there is: N2V2; structN2V where it is correlated along one axis of what the network sees."""
     method, training = plan.method, plan.training
     if method == "auto":
@@ -193,9 +223,18 @@ def settled(plan: Plan, whiteness: Whiteness) -> tuple[DenoiseOptions, str]:
 
 def cautions(plan: Plan, cleaned: Cleaned) -> list[str]:
     """What speaks against what was done to these images."""
-    whiteness, trained_on = cleaned.whiteness, cleaned.corruption
-    caution = caution_of(whiteness, plan.training.dimensions) if trained_on is None else None
+    whiteness, weights = cleaned.whiteness, cleaned.weights
+    trained_on = None if weights is None else weights.corruption
+    blind = weights is None or weights.blind
+    caution = caution_of(whiteness, plan.training.dimensions) if blind else None
     found = [caution] if caution else []
+    if weights is not None and blind and whiteness.verdict() == "line":
+        hidden = weights.span or (0, 0)
+        if any(lag > span for lag, span in zip(whiteness.reach[-2:], hidden)):
+            found.append(
+                f"the noise is correlated along {' and '.join(whiteness.along())}, farther than the weights hide pixels: they keep it; "
+                "leave out --weights, or train on scans with such noise"
+            )
     if trained_on is not None:
         found.append(f"the weights were trained to take away {trained_on} (--corrupt), and know nothing else")
         if CORRUPTIONS[trained_on].real and cleaned.kind != "magnitude":
@@ -205,10 +244,15 @@ def cautions(plan: Plan, cleaned: Cleaned) -> list[str]:
         found.append(
             f"--noise {plan.noise:g} is not what was measured, {whiteness.deviation:.3g}; one of them is wrong"
         )
-    if cleaned.level is None and trained_on is None:
+    if cleaned.own is not None and plan.noise is None and cleaned.own.share > MOSTLY_OWN:
+        found.append(
+            f"where there is signal, {cleaned.own.share:.0%} of the image is the noisy pixels themselves: the noise is weak, or weaker in the "
+            f"background, where it was measured as {cleaned.own.level:.3g}, than there; --noise S tells its level"
+        )
+    if cleaned.own is None and blind:
         found.append(
             "the level of the noise is not known, so that pixels themselves have no part in the result, which loses detail: --noise S "
-            "tells it, S the standard deviation of the complex noise"
+            "tells it, S the standard deviation of the complex noise (of real images with negative values, of theirs)"
         )
     if whiteness.verdict(plan.training.dimensions) == "line" and cleaned.method in ("n2v", "n2v2"):
         found.append(f"the noise is correlated along one axis, which {cleaned.method} keeps; structn2v is for that")

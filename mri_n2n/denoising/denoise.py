@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ from mri_n2n.denoising.blind_spot import box_side, windows_of
 from mri_n2n.denoising.cleaning import (
     Cleaned,
     Plan,
+    Weights,
     cautions,
     check_plan,
     clean_by_itself,
@@ -173,8 +173,7 @@ def denoiser(plan: Plan, loaded: LoadedNetwork | None, device: str, quiet: bool)
         if loaded is None:
             cleaned = clean_by_itself(acquired, plan, chosen, str(scan.path), quiet)
         else:
-            corruption = loaded.header["training"]["protocol"].get("corrupt")
-            cleaned = clean_by_weights(acquired, plan, network_of(loaded), corruption, str(scan.path), quiet)
+            cleaned = clean_by_weights(acquired, plan, weights_of(loaded), str(scan.path), quiet)
         images = cleaned.images if acquired is noisy else changed_inside(noisy, box, cleaned.images)
         position = 0
 
@@ -202,20 +201,23 @@ def denoiser(plan: Plan, loaded: LoadedNetwork | None, device: str, quiet: bool)
     return Reconstructor(chosen, True, begin)
 
 
-def network_of(loaded: LoadedNetwork) -> Callable[[Tensor], Tensor]:
-    """Images (slices, y, x) -> images, the mean over mirror images."""
+def weights_of(loaded: LoadedNetwork) -> Weights:
+    """Of a weights file; its network gives the mean over mirror images."""
+    protocol = loaded.header["training"]["protocol"]
 
     def run(noisy: Tensor) -> Tensor:
         scan = Acquisition(fft2c(noisy)[:, None], torch.ones(1, 1, *noisy.shape[-2:]))
         return reconstruct_acquisition(loaded.network, scan, loaded.device, flips=True)[:, 0]
 
-    return run
+    span = tuple(protocol.get("pair", {}).get("blind_spot", {}).get("span", ()))
+    return Weights(run, protocol.get("method", ""), protocol.get("corrupt"), span)
 
 
 def facts(plan: Plan, cleaned: Cleaned) -> dict:
     """What the sidecar says of how images were cleaned."""
     whiteness = cleaned.whiteness
-    floor = "lowered, by --noise" if plan.noise else "left"
+    by_weights = cleaned.weights is not None and cleaned.weights.corruption == "rician-corrected"
+    floor = "lowered, by the weights" if by_weights else "lowered, by --noise" if plan.noise else "left"
     said = {
         "images": cleaned.kind,
         "noise": {
@@ -224,7 +226,7 @@ def facts(plan: Plan, cleaned: Cleaned) -> dict:
             "deviation": whiteness.deviation,
             "correlation": {axis: list(values) for axis, values in whiteness.correlation.items()},
         },
-        "own_pixels": None if cleaned.level is None else {"noise": cleaned.level, "given": plan.noise is not None},
+        "own_pixels": None if cleaned.own is None else asdict(cleaned.own) | {"given": plan.noise is not None},
         "rician_floor": floor if cleaned.kind == "magnitude" else "none: not magnitudes",
     }
     if cleaned.fitted is None:

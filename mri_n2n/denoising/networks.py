@@ -35,6 +35,8 @@ class BlindSpotUNet(nn.Module):
                 "a blind-spot U-Net has 2 or 3 dimensions, 1 to 1024 channels and 1 to 6 levels; "
                 f"got {dimensions}, {channels} and {levels}"
             )
+        if span and (len(span) != dimensions or not all(isinstance(n, int) and 0 <= n < 1024 for n in span)):
+            raise OptionError(f"a span has one number from 0 for each of {dimensions} axes; got {span!r:.80}")
         self.dimensions, self.artefact_free = dimensions, artefact_free
         widths = [channels * 2**level for level in range(levels + 1)]
         double = lambda a, b: nn.ModuleList((_conv(dimensions, a, b), _conv(dimensions, b, b)))  # noqa: E731

@@ -141,8 +141,7 @@ def clean(network: nn.Module, images: Tensor, dimensions: int, device: torch.dev
 
 
 def _tiled(network: nn.Module, whole: Tensor, dimensions: int, device: torch.device) -> Tensor:
-    """(1, channels, [z,] y, x), tile by tile: each with a margin of what lies around it, all on the grid of one whole."""
-    given, whole = whole, network.padded(whole)
+    """(1, channels, [z,] y, x), tile by tile: each with a margin of what lies around it."""
     result, size = torch.empty_like(whole), whole.shape[2:]
     tile, margin = TILE[dimensions], MARGIN[dimensions]
     for corner in product(*(range(0, n, t) for n, t in zip(size, tile))):
@@ -151,7 +150,7 @@ def _tiled(network: nn.Module, whole: Tensor, dimensions: int, device: torch.dev
         cleaned = _mirrored(network, whole[(..., *outer)].to(device)).cpu()
         within = [slice(s.start - o.start, s.stop - o.start) for s, o in zip(inner, outer)]
         result[(..., *inner)] = cleaned[(..., *within)]
-    return result[(..., *(slice(n) for n in given.shape[2:]))]
+    return result
 
 
 def _mirrored(network: nn.Module, part: Tensor) -> Tensor:
