@@ -215,10 +215,21 @@ def parser() -> argparse.ArgumentParser:
     denoise.add_argument("--json", action="store_true", help="print the sidecar on stdout")
 
     evaluate = command(
-        "evaluate", "NMSE, PSNR and SSIM of reconstructions against references, as fastMRI defines them."
+        "evaluate",
+        "NMSE, PSNR and SSIM of reconstructions against references, as fastMRI defines them, or their error without one.",
     )
     evaluate.add_argument("reconstruction", type=path, metavar="RECON|DIR")
-    evaluate.add_argument("--reference", type=path, required=True, metavar="SCAN|VOLUME|DIR")
+    against = evaluate.add_mutually_exclusive_group(required=True)
+    against.add_argument("--reference", type=path, metavar="SCAN|VOLUME|DIR")
+    against.add_argument(
+        "--second-acquisition",
+        type=path,
+        metavar="SCAN",
+        help="of the same object, which had no part in RECON: the error without a reference, with an interval",
+    )
+    evaluate.add_argument(
+        "--third-acquisition", type=path, metavar="SCAN", help="another one, with which no noise level is needed"
+    )
     evaluate.add_argument(
         "--axis",
         type=int,

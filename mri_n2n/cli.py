@@ -231,9 +231,16 @@ def run_denoise(options: argparse.Namespace) -> None:
 
 
 def run_evaluate(options: argparse.Namespace) -> None:
-    from mri_n2n.evaluation import evaluate_files, format_table, to_json
+    if options.third_acquisition and not options.second_acquisition:
+        raise UserError("--third-acquisition goes with --second-acquisition")
+    if options.second_acquisition:
+        from mri_n2n.trust.second_acquisition import format_table, judge, to_json
 
-    result = evaluate_files(options.reconstruction, options.reference, axis=options.axis)
+        result = judge(options.reconstruction, options.second_acquisition, options.third_acquisition)
+    else:
+        from mri_n2n.evaluation import evaluate_files, format_table, to_json
+
+        result = evaluate_files(options.reconstruction, options.reference, axis=options.axis)
     print(json.dumps(to_json(result), indent=2) if options.json else format_table(result))
 
 

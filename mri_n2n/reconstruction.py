@@ -208,7 +208,9 @@ def reconstruct_file(
 
     with atomic_outputs(target.directory, target.name, force) as folder:
         h5 = replace(target, directory=folder).h5
-        write_result(h5, reconstruction, images(), shapes, result_attributes(scan), scan.image_geometry)
+        mixed = None if mixing is None else mixing.numpy()
+        about = result_attributes(scan), scan.image_geometry
+        write_result(h5, reconstruction, images(), shapes, *about, coil_mixing=mixed)
         if not complete:
             found.add(
                 f"k-space was acquired in rows {acquired[0][0]} to {acquired[0][1] - 1} of {y} and columns {acquired[1][0]} to "

@@ -1,6 +1,6 @@
 """Reconstructions as HDF5: `reconstruction` (slice, y, x) float32 magnitude, as in fastMRI's result files, and `image`,
 the complex (slice, y, x) or (slice, coil, y, x) it comes from, and `sensitivity_maps` (slice, coil, y, x) if it was
-made with them. Attributes: note, geometry, and what the writer adds."""
+made with them, and `coil_mixing` (coil, the scan's coil) where its coils were mixed. Attributes: note, geometry, and what the writer adds."""
 
 from __future__ import annotations
 
@@ -33,11 +33,13 @@ def write_result(
     attributes: dict | None = None,
     geometry: Geometry | None = None,
     force: bool = False,
+    coil_mixing: np.ndarray | None = None,
 ) -> None:
     """Write a result file, complete or not at all.
 
     shapes: of `image`, (slice, y, x) or (slice, coil, y, x), and, with sensitivity maps, of `sensitivity_maps`.
     slices: one complex slice of each, taken one after the other.
+    coil_mixing: (new, coils), what made the coils of the maps of those of the scan.
     reconstruction: (slice, y, x); read only after the last slice, so whoever makes the slices may fill it on the way.
     Errors: OutputError; ValueError for arrays that do not fit each other.
     """
@@ -46,6 +48,8 @@ def write_result(
         raise ValueError(f"the reconstruction must be (slice, y, x) of image {shape}; got {reconstruction.shape}")
     with create_hdf5(path, shapes, slices, force) as file:
         file["reconstruction"] = np.asarray(reconstruction, dtype=np.float32)
+        if coil_mixing is not None:
+            file["coil_mixing"] = np.asarray(coil_mixing, dtype=np.complex64)
         write_attributes(file, {"note": NOTE, **(attributes or {})}, geometry)
 
 

@@ -1,0 +1,87 @@
+"""The mean squared error of a complex image from a second acquisition that had no part in it, with an interval.
+
+e = F S x' - s, of an image x' and the second acquisition s = M (F S x + n), drawn with probability p: as |e|^2 - v on average over
+the noise is |F S (x' - x)|^2, sum M / p (|e|^2 - v) / N is on average over masks and noise the mean squared error of the k-space, and
+with sum |S|^2 = 1 that of the image (Parseval). The variance is that of Horvitz and Thompson (JASA 47, 1952), of lines
+drawn to a number that of Hajek (Ann. Math. Stat. 35, 1964), and of the noise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from scipy.stats import t as student
+from torch import Tensor
+
+from mri_n2n.trust.design import Design
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value and its interval, of `CONFIDENCE`. The value can be negative where the error is small beside its uncertainty."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Terms:
+    """Of samples (y, x), summed over what was drawn together with them (coils, and slices that share a mask): error: on average
+    |F S (x' - x)|^2; noise: on average the variance that noise gives it."""
+
+    error: Tensor
+    noise: Tensor
+
+    def __add__(self, other: Terms) -> Terms:
+        return Terms(self.error + other.error, self.noise + other.noise)
+
+
+def terms_of(residual: Tensor, mask: Tensor, variance: float) -> Terms:
+    """Of a residual F S x' - s (coils, y, x) with noise of a variance E|n|^2 in each sample, where a mask (y, x) has samples."""
+    square = residual.abs().double().square()
+    error, noise = (square - variance).sum(dim=0), (variance * (2 * square - variance)).sum(dim=0)
+    return Terms(mask * error, mask * noise)
+
+
+def product_terms(first: Tensor, second: Tensor, mask: Tensor) -> Terms:
+    """Of the residuals (coils, y, x) of two acquisitions whose noise has nothing in common, where a mask (y, x) has samples of both:
+    Re e2 conj(e3), which needs no level of the noise. The imaginary part has mean 0 and the same variance."""
+    product = first.to(torch.complex128) * second.to(torch.complex128).conj()
+    return Terms(mask * product.real.sum(dim=0), mask * product.imag.square().sum(dim=0))
+
+
+def estimate(parts: Sequence[tuple[Terms, Design]], pixels: int) -> Estimate:
+    """The mean squared error of all pixels of slices, from terms of one or several masks that were drawn each by itself."""
+    value, spread, freedom, left_to_chance = 0.0, 0.0, 0, False
+    for terms, design in parts:
+        drawn, chance = design.drawn, design.probability
+        error, noise = design.totals(terms.error)[drawn], design.totals(terms.noise)[drawn]
+        chance = chance[drawn]
+        value += (error / chance).sum().item()
+        spread += (noise / chance).sum().item()
+        by_chance, draws = _by_chance(error / chance, chance, None if design.group is None else design.group[drawn])
+        spread, freedom, left_to_chance = spread + by_chance, freedom + draws, left_to_chance or by_chance > 0
+    quantile = student.ppf(0.5 + CONFIDENCE / 2, max(freedom, 1) if left_to_chance else math.inf)
+    reach = float(quantile) * math.sqrt(max(spread, 0.0))
+    return Estimate(value / pixels, (value - reach) / pixels, (value + reach) / pixels)
+
+
+def _by_chance(weighted: Tensor, chance: Tensor, group: Tensor | None) -> tuple[float, int]:
+    """(variance of the sum of totals over probabilities (draws,), degrees of freedom) of what was left to chance."""
+    if group is None:
+        return ((1 - chance) * weighted.square()).sum().item(), int((chance < 1).sum())
+    variance, freedom = 0.0, 0
+    for number in group.unique():
+        some = (group == number) & (chance < 1)
+        count, left = int(some.sum()), 1 - chance[some]
+        if count > 1:
+            middle = (left * weighted[some]).sum() / left.sum()
+            variance += (count / (count - 1) * left * (weighted[some] - middle).square()).sum().item()
+            freedom += count - 1
+    return variance, freedom

@@ -1,0 +1,226 @@
+"""Error without a reference: designs, estimates against Monte Carlo and closed forms, and the command."""
+
+import json
+import math
+from dataclasses import replace
+
+import h5py
+import nibabel
+import numpy as np
+import pytest
+import torch
+
+import mri_n2n
+from mri_n2n.cli import main
+from mri_n2n.errors import InputError
+from mri_n2n.fourier import ifft2c
+from mri_n2n.masks import draw_mask
+from mri_n2n.phantom import phantom_kspace
+from mri_n2n.trust.design import design_of
+from mri_n2n.trust.error_estimate import Terms, estimate, product_terms, terms_of
+from mri_n2n.trust.second_acquisition import judge
+
+SHAPE = (60, 75)
+
+
+def draw(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def noise(shape, variance: float, generator: torch.Generator) -> torch.Tensor:
+    return (variance / 2) ** 0.5 * torch.complex(*(torch.randn(shape, generator=generator) for _ in range(2)))
+
+
+def error_of_a_prediction(coils: int) -> torch.Tensor:
+    """What lacks in k-space (coils, y, x) where samples were missing, as of a poor reconstruction."""
+    full = phantom_kspace(SHAPE, generator=draw(1)).reshape(1, *SHAPE).to(torch.complex64)
+    missing = 1 - draw_mask("roulette", SHAPE, 3.0, draw(2)).mask
+    return missing * full / full.abs().max() * torch.linspace(1, 0.4, coils)[:, None, None]
+
+
+@pytest.mark.parametrize(
+    "kind, acceleration, hermitian, variance",
+    [
+        ("roulette", 6, False, 0.0),
+        ("roulette", 6, True, 1e-5),
+        ("gaussian-lines", 4, False, 1e-5),
+        ("random-lines", 4, False, 0.0),
+        ("product", 3, False, 1e-5),
+    ],
+)
+def test_the_estimate_is_unbiased_and_its_interval_holds(kind, acceleration, hermitian, variance):
+    """Over 300 masks and noises: the mean within four standard errors of the truth, which 95 % intervals contain in 90 to 99 %."""
+    error, generator, found, held = error_of_a_prediction(3), draw(7), [], 0
+    truth = error.abs().double().square().sum().item() / math.prod(SHAPE)
+    for _ in range(300):
+        seen = lambda: error + noise(error.shape, variance, generator)  # noqa: E731
+        if kind == "product":
+            first, second = (draw_mask("gaussian-points", SHAPE, acceleration, generator) for _ in range(2))
+            mask, chance = first.mask * second.mask, first.probability.double() * second.probability
+            terms = product_terms(seen(), seen(), mask)
+        else:
+            sampling = draw_mask(kind, SHAPE, acceleration, generator, hermitian=hermitian)
+            mask, chance = sampling.mask, sampling.probability
+            terms = terms_of(seen(), mask, variance)
+        one = estimate([(terms, design_of(mask, chance))], math.prod(SHAPE))
+        found.append(one.value)
+        held += one.low <= truth <= one.high
+    assert abs(np.mean(found) - truth) < 4 * np.std(found) / 300**0.5
+    assert 0.90 <= held / 300 <= 0.99
+
+
+def test_noise_alone_gives_the_interval_of_full_sampling():
+    """Of a fully sampled acquisition nothing is left to chance but noise: variance v^2 + 2 v |d|^2 a sample."""
+    error, v, full = torch.full((2, *SHAPE), 0.3 + 0j), 0.2, torch.ones(SHAPE)
+    found = [
+        estimate([(terms_of(error + noise(error.shape, v, draw(i)), full, v), design_of(full, full))], math.prod(SHAPE))
+        for i in range(40)
+    ]
+    expected = 1.96 * (2 * (v**2 + 2 * v * 0.09) / math.prod(SHAPE)) ** 0.5
+    assert np.mean([(one.high - one.low) / 2 for one in found]) == pytest.approx(expected, rel=0.06)
+    assert np.mean([one.value for one in found]) == pytest.approx(0.18, rel=0.02)
+
+
+def test_slices_that_share_a_mask_are_one_draw():
+    """Twice the same slice is no more certain than once."""
+    error = error_of_a_prediction(1)
+    sampling = draw_mask("roulette", SHAPE, 6.0, draw(3))
+    design = design_of(sampling.mask, sampling.probability)
+    one = terms_of(error, sampling.mask, 0.0)
+    once, twice = estimate([(one, design)], 100), estimate([(one + one, design)], 200)
+    apart = estimate([(one, design), (one, design)], 200)
+    assert twice.value == pytest.approx(once.value) and twice.high - twice.low == pytest.approx(once.high - once.low)
+    assert (apart.high - apart.low) == pytest.approx((once.high - once.low) / 2**0.5, rel=0.05)
+
+
+def test_designs_know_what_was_drawn_together():
+    lines = draw_mask("gaussian-lines", SHAPE, 4.0, draw())
+    design = design_of(lines.mask, lines.probability)
+    assert len(design.probability) == SHAPE[1] and design.group is not None and (design.unit == design.unit[:1]).all()
+    turned = design_of(lines.mask.mT.contiguous(), lines.probability.mT.contiguous())
+    assert len(turned.probability) == SHAPE[1] and (turned.unit == turned.unit[:, :1]).all()
+    points = draw_mask("roulette", SHAPE, 6.0, draw())
+    assert len(design_of(points.mask, points.probability).probability) == math.prod(SHAPE)
+    pairs = draw_mask("roulette", SHAPE, 6.0, draw(), hermitian=True)
+    assert len(design_of(pairs.mask, pairs.probability).probability) == math.prod(SHAPE) // 2 + 1, (
+        "two are their own mirror images"
+    )
+    totals = design.totals(torch.ones(SHAPE))
+    assert totals.tolist() == [SHAPE[0]] * SHAPE[1]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_lines_at_equal_distances_have_no_interval(seed):
+    comb = draw_mask("equispaced-lines", (64, 128), 4.0, draw(seed))
+    with pytest.raises(InputError, match="equal distances"):
+        design_of(comb.mask, comb.probability)
+    random = draw_mask("random-lines", (64, 128), 4.0, draw(seed))
+    assert design_of(random.mask, random.probability).group is not None
+
+
+def test_an_error_of_nothing_is_nothing():
+    full = torch.ones(SHAPE)
+    nothing = Terms(torch.zeros(SHAPE), torch.zeros(SHAPE))
+    one = estimate([(nothing, design_of(full, full))], 10)
+    assert (one.value, one.low, one.high) == (0, 0, 0)
+
+
+# ---- files ----
+
+
+@pytest.fixture(scope="module", params=[1, 3], ids=["one coil", "3 coils"])
+def study(tmp_path_factory, request):
+    """A volume measured four times, three times undersampled with noise and once wholly, and the first one reconstructed."""
+    folder = tmp_path_factory.mktemp("study")
+    images = [ifft2c(phantom_kspace((72, 64), generator=draw(i)))[0].abs().numpy() for i in range(3)]
+    nibabel.save(
+        nibabel.Nifti1Image(np.stack(images, axis=-1).transpose(1, 0, 2) * 700, np.eye(4)), folder / "v.nii.gz"
+    )
+    options = mri_n2n.SimulationOptions(mask="gaussian-points", acceleration=3.0, noise=0.02, coils=request.param)
+    mri_n2n.simulate(folder / "v.nii.gz", folder / "s.h5", replace(options, repetitions=3))
+    mri_n2n.simulate(folder / "v.nii.gz", folder / "truth.h5", replace(options, acceleration=1.0, noise=0.0))
+    for number, name in enumerate(("first", "second", "third"), start=1):
+        (folder / f"s_rep{number}.h5").rename(folder / f"{name}.h5")
+    mri_n2n.reconstruct(folder / "first.h5", folder / "o", baseline="sense" if request.param > 1 else "zero-filled")
+    return folder
+
+
+def test_a_full_second_acquisition_gives_the_error_itself(study):
+    judged = judge(study / "o" / "first.h5", study / "truth.h5")
+    with h5py.File(study / "o" / "first.h5") as result, h5py.File(study / "truth.h5") as truth:
+        image = result["image"][()]
+        maps = result["sensitivity_maps"][()] if "sensitivity_maps" in result else np.ones((len(image), 1, 1, 1))
+        coils = ifft2c(torch.from_numpy(truth["kspace"][()]).reshape(len(image), -1, *image.shape[1:])).numpy()
+    error = np.square(np.abs(maps * image[:, None] - coils)).sum(axis=1)
+    assert judged.volume.mse.value == pytest.approx(error.mean(), rel=1e-4)
+    assert judged.volume.mse.low == pytest.approx(judged.volume.mse.high, rel=1e-9), "nothing is left to chance"
+    assert [one.mse.value for one in judged.slices] == pytest.approx(error.mean(axis=(1, 2)).tolist(), rel=1e-4)
+    peak = np.abs(image).max()
+    assert judged.peak == pytest.approx(peak) and judged.coverage == 1
+    assert judged.volume.psnr.value == pytest.approx(10 * np.log10(peak**2 / error.mean()), abs=1e-3)
+
+
+@pytest.mark.parametrize("second, third", [("second", None), ("third", None), ("second", "third")])
+def test_an_undersampled_second_acquisition_estimates_it(study, second, third):
+    """The interval, wider by half as 1 in 20 misses, contains the truth."""
+    truth = judge(study / "o" / "first.h5", study / "truth.h5").volume.mse.value
+    found = judge(study / "o" / "first.h5", study / f"{second}.h5", third and study / f"{third}.h5").volume
+    assert abs(found.mse.value - truth) < 0.75 * (found.mse.high - found.mse.low)
+    assert found.mse.high - found.mse.low < 1.5 * truth
+    assert found.psnr.low < found.psnr.value < found.psnr.high
+
+
+def test_the_command_says_it_in_words_and_json(study, capsys):
+    command = ["evaluate", str(study / "o" / "first.h5"), "--second-acquisition", str(study / "second.h5")]
+    assert main(command) == 0
+    text = capsys.readouterr().out
+    assert "without a reference" in text and "Simulated" in text and "slice 2" in text
+    assert main([*command, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["image"] == "complex" and told["interval"] == "scan" and len(told["per_slice"]) == 3
+    for name in ("mse", "psnr", "nmse"):
+        assert told[name]["low"] < told[name]["value"] < told[name]["high"]
+    assert main(["evaluate", "a", "--reference", "b", "--third-acquisition", "c"]) == 2
+    with pytest.raises(SystemExit, match="2"):
+        main(["evaluate", "a"])
+
+
+def edited(path, source, change):
+    """A copy of a scan, changed in place."""
+    path.write_bytes(source.read_bytes())
+    with h5py.File(path, "r+") as file:
+        change(file)
+    return path
+
+
+def test_what_breaks_the_estimate_is_refused(study, tmp_path):
+    result = study / "o" / "first.h5"
+    without = edited(tmp_path / "p.h5", study / "second.h5", lambda file: file.__delitem__("probability"))
+    with pytest.raises(InputError, match="probability"):
+        judge(result, without)
+    quiet = edited(tmp_path / "n.h5", study / "second.h5", lambda file: file.attrs.__delitem__("noise_variance"))
+    with pytest.raises(InputError, match="third-acquisition"):
+        judge(result, quiet)
+    assert judge(result, quiet, study / "third.h5").noise.startswith("not needed")
+    loud = edited(tmp_path / "l.h5", study / "second.h5", lambda f: f.attrs.__setitem__("noise_variance", 1e9))
+    with pytest.raises(InputError, match="closer"):
+        judge(result, loud)
+    with pytest.raises(InputError, match="no result"):
+        judge(study / "second.h5", study / "first.h5")
+    volume = tmp_path / "w.nii.gz"
+    nibabel.save(nibabel.Nifti1Image(np.ones((64, 70, 3), np.float32), np.eye(4)), volume)
+    mri_n2n.simulate(volume, tmp_path / "w.h5", mri_n2n.SimulationOptions(acceleration=2.0))
+    with pytest.raises(InputError, match="was made of"):
+        judge(result, tmp_path / "w.h5")
+
+
+def test_the_samples_of_the_image_itself_are_refused(tmp_path):
+    """Hard data consistency has them in it: the estimate would be zero."""
+    nibabel.save(
+        nibabel.Nifti1Image(np.random.default_rng(0).random((40, 33, 2)).astype(np.float32), np.eye(4)),
+        tmp_path / "v.nii.gz",
+    )
+    mri_n2n.simulate(tmp_path / "v.nii.gz", tmp_path / "s.h5", mri_n2n.SimulationOptions(acceleration=3.0))
+    mri_n2n.reconstruct(tmp_path / "s.h5", tmp_path / "o", baseline="zero-filled")
+    with pytest.raises(InputError, match="says nothing"):
+        judge(tmp_path / "o" / "s.h5", tmp_path / "s.h5")
