@@ -16,6 +16,7 @@ from mri_n2n.errors import InputError
 from mri_n2n.fourier import ifft2c
 from mri_n2n.masks import draw_mask
 from mri_n2n.phantom import phantom_kspace
+from mri_n2n.trust.agreement import agreement
 from mri_n2n.trust.design import design_of
 from mri_n2n.trust.error_estimate import Terms, estimate, product_terms, terms_of
 from mri_n2n.trust.second_acquisition import judge
@@ -125,6 +126,41 @@ def test_an_error_of_nothing_is_nothing():
     assert (one.value, one.low, one.high) == (0, 0, 0)
 
 
+# ---- do two acquisitions agree? ----
+
+
+@pytest.mark.parametrize("coils", [1, 4])
+@pytest.mark.parametrize(
+    "gain, phase, shift",
+    [(1.0, 0.0, (0.0, 0.0)), (1.07, 0.0, (0.0, 0.0)), (0.95, 0.4, (0.3, -0.7)), (1.0, -3.0, (5.25, -9.5))],
+)
+def test_gain_phase_and_shift_are_found(coils, gain, phase, shift):
+    """Of noisy k-space of odd and even size, to four of the standard errors that are told, and these are as they scatter."""
+    full = phantom_kspace(SHAPE, generator=draw(1)).reshape(1, *SHAPE).to(torch.complex64)
+    full = full / full.abs().max() * torch.linspace(1, 0.5, coils)[:, None, None]
+    ky, kx = (((torch.arange(n) - n // 2) / n) for n in SHAPE)
+    ramp = torch.exp(-2j * torch.pi * (ky[:, None] * shift[0] + kx[None, :] * shift[1]))
+    found, told = [], []
+    for seed in range(40):
+        mask = draw_mask("gaussian-points", SHAPE, 3.0, draw(seed)).mask
+        moved = gain * np.exp(1j * phase) * ramp * full + noise(full.shape, 1e-5, draw(seed + 100))
+        one = agreement(full, (mask * moved).to(torch.complex64), mask)
+        assert one.told and bool(one.differences) == (gain != 1 or phase != 0 or shift != (0.0, 0.0))
+        found.append((one.gain, math.remainder(one.phase - phase, 2 * math.pi), *one.shift))
+        told.append(one.errors)
+    wanted, errors = np.array([gain, 0.0, *shift]), np.mean(told, axis=0)
+    assert (np.abs(np.mean(found, axis=0) - wanted) < 4 * errors / 40**0.5 + 1e-6).all()
+    assert np.std(found, axis=0) == pytest.approx(errors, rel=0.4)
+
+
+def test_too_few_common_samples_say_nothing():
+    full = torch.ones(1, *SHAPE, dtype=torch.complex64)
+    few = torch.zeros(SHAPE)
+    few[30, 35:40] = 1
+    assert not agreement(full, full, few).told and not agreement(0 * full, 0 * full, torch.ones(SHAPE)).told
+    assert agreement(full, full, few).differences == []
+
+
 # ---- files ----
 
 
@@ -212,6 +248,26 @@ def test_what_breaks_the_estimate_is_refused(study, tmp_path):
     mri_n2n.simulate(volume, tmp_path / "w.h5", mri_n2n.SimulationOptions(acceleration=2.0))
     with pytest.raises(InputError, match="was made of"):
         judge(result, tmp_path / "w.h5")
+
+
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        (lambda k, y, x: 1.1 * k, "gain of 1.1"),
+        (lambda k, y, x: np.exp(0.3j) * k, "phase of 0.30"),
+        (lambda k, y, x: k * np.exp(-2j * np.pi * 0.5 * x), r"0\.(49|50|51) along x"),
+        (lambda k, y, x: k * np.exp(2j * np.pi * 1.5 * y), r"-1\.(49|50|51) pixels along y"),
+    ],
+)
+def test_another_gain_phase_or_place_is_refused(study, tmp_path, change, says):
+    def changed(file):
+        kspace = file["kspace"][()]
+        y, x = (((np.arange(n) - n // 2) / n) for n in kspace.shape[-2:])
+        file["kspace"][...] = change(kspace, y[:, None], x[None, :])
+
+    other = edited(tmp_path / "other.h5", study / "second.h5", changed)
+    with pytest.raises(InputError, match=says):
+        judge(study / "o" / "first.h5", other)
 
 
 def test_the_samples_of_the_image_itself_are_refused(tmp_path):

@@ -22,6 +22,7 @@ from mri_n2n.formats.result import FORMAT as RESULT
 from mri_n2n.fourier import fft2c, ifft2c
 from mri_n2n.masks import is_along
 from mri_n2n.resample import crop_or_pad
+from mri_n2n.trust.agreement import agreement
 from mri_n2n.trust.design import Design, design_of
 from mri_n2n.trust.error_estimate import CONFIDENCE, Estimate, Terms, estimate, product_terms, terms_of
 
@@ -134,6 +135,12 @@ def _judged(result: Result, scans: list[Scan], reconstruction: Path, second: Pat
             kspace = acquisition.kspace if result.mixing is None else combine(result.mixing, acquisition.kspace)
             predicted = fft2c(image if maps is None else maps * image)
             mask = acquisition.mask[0, 0]
+            found = agreement(predicted, kspace[0], mask)
+            if found.differences:
+                raise InputError(
+                    f"{one_line(scan.path)} differs from {reconstruction.name} in slice {index} by {' and '.join(found.differences)}: what it says "
+                    "of errors would be that"
+                )
             residual = mask * (predicted - kspace[0])
             kept, left = kept + kspace.abs().square().sum().item(), left + residual.abs().square().sum().item()
             residuals.append(residual)

@@ -1,0 +1,82 @@
+"""Do two acquisitions show the same object: one gain, one phase, no shift between them?"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mri_n2n.fourier import ifft2c
+
+# Samples within this many of the centre, with at least this share of the largest magnitude, are compared.
+CENTRE, STRONG = 16, 0.03
+FEWEST = 12
+# A difference is one where it is larger than this many standard errors, and than these limits: gain, phase (radians), shift (pixels).
+ERRORS, GAIN, PHASE, SHIFT = 4.0, 0.02, 0.05, 0.1
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """second = gain exp(i phase) * first, shifted by (y, x) pixels, and their standard errors. None of it where they have too few
+    strong samples in common (`told` is False)."""
+
+    gain: float = 1.0
+    phase: float = 0.0
+    shift: tuple[float, float] = (0.0, 0.0)
+    errors: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
+    told: bool = False
+
+    @property
+    def differences(self) -> list[str]:
+        """What is beyond the limits and beyond chance, in words."""
+        of_gain, of_phase, of_y, of_x = (ERRORS * error for error in self.errors)
+        found = []
+        if abs(self.gain - 1) > max(GAIN, of_gain):
+            found.append(f"a gain of {self.gain:.3f}")
+        if abs(self.phase) > max(PHASE, of_phase):
+            found.append(f"a phase of {self.phase:.2f} radians")
+        if abs(self.shift[0]) > max(SHIFT, of_y) or abs(self.shift[1]) > max(SHIFT, of_x):
+            found.append(f"a shift of {self.shift[0]:.2f} pixels along y, {self.shift[1]:.2f} along x")
+        return found
+
+
+def agreement(first: Tensor, second: Tensor, mask: Tensor) -> Agreement:
+    """Of k-space (coils, y, x) where both were sampled, mask (y, x).
+
+    The phase of second conj(first) is phase - 2 pi (ky dy / Ny + kx dx / Nx) for a shift by (dy, dx): weighted least squares,
+    weights |first|^2 of the strong samples about the centre, after the nearest whole pixel by cross-correlation. Standard
+    errors from what is left, as white.
+    """
+    y, x = mask.shape
+    axes = [torch.arange(n, dtype=torch.float64) - n // 2 for n in (y, x)]
+    ky, kx = torch.meshgrid(*axes, indexing="ij")
+    first, second = first.to(torch.complex128), second.to(torch.complex128)
+    energy = first.abs().square().sum(dim=0)
+    product = (second * first.conj()).sum(dim=0)
+    common = (mask > 0) & (ky.abs() <= CENTRE) & (kx.abs() <= CENTRE)
+    common &= energy >= STRONG**2 * (energy * common).max()
+    if common.sum() < FEWEST or not energy[common].sum() > 0:
+        return Agreement()
+    whole = ifft2c(product * common).abs()
+    at = int(whole.argmax())
+    shift = torch.tensor([at // x - y // 2, at % x - x // 2], dtype=torch.float64)
+    waves = torch.stack([ky[common] / y, kx[common] / x], dim=1) * (-2 * math.pi)
+    weight = energy[common]
+    turned = product[common] * torch.polar(torch.ones_like(weight), -(waves @ shift))
+    phase = turned.sum().angle()
+    for _ in range(3):
+        turned = product[common] * torch.polar(torch.ones_like(weight), -(waves @ shift) - phase)
+        design = torch.cat([torch.ones(len(weight), 1, dtype=torch.float64), waves], dim=1)
+        normal = design.mT @ (weight[:, None] * design)
+        # Phases by their sine, weighted by |first|^2: imaginary part over gain.
+        gain = turned.real.sum() / weight.sum()
+        step = torch.linalg.lstsq(normal, design.mT @ (turned.imag / gain.clamp_min(1e-12))).solution
+        phase, shift = phase + step[0], shift + step[1:]
+    model = gain * first[:, common] * torch.polar(torch.ones_like(weight), waves @ shift + phase)
+    left = (second[:, common] - model).abs().square().sum() / (len(first) * len(weight))  # E|.|^2 of a sample
+    spread = (left / 2 / gain.square() * torch.linalg.pinv(normal).diagonal()).sqrt().tolist()
+    of_gain = (left / 2 / weight.sum()).sqrt().item()
+    turns = math.remainder(phase.item(), 2 * math.pi)
+    return Agreement(gain.item(), turns, tuple(shift.tolist()), (of_gain, *spread), told=True)
