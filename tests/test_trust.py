@@ -18,7 +18,7 @@ from mri_n2n.masks import draw_mask
 from mri_n2n.phantom import phantom_kspace
 from mri_n2n.trust.agreement import agreement
 from mri_n2n.trust.design import design_of
-from mri_n2n.trust.error_estimate import Terms, estimate, product_terms, terms_of
+from mri_n2n.trust.error_estimate import Level, Terms, estimate, level_of_two, terms_of
 from mri_n2n.trust.second_acquisition import judge
 
 SHAPE = (60, 75)
@@ -46,7 +46,7 @@ def error_of_a_prediction(coils: int) -> torch.Tensor:
         ("roulette", 6, True, 1e-5),
         ("gaussian-lines", 4, False, 1e-5),
         ("random-lines", 4, False, 0.0),
-        ("product", 3, False, 1e-5),
+        ("two", 4, False, 1e-5),
     ],
 )
 def test_the_estimate_is_unbiased_and_its_interval_holds(kind, acceleration, hermitian, variance):
@@ -54,16 +54,19 @@ def test_the_estimate_is_unbiased_and_its_interval_holds(kind, acceleration, her
     error, generator, found, held = error_of_a_prediction(3), draw(7), [], 0
     truth = error.abs().double().square().sum().item() / math.prod(SHAPE)
     for _ in range(300):
-        seen = lambda: error + noise(error.shape, variance, generator)  # noqa: E731
-        if kind == "product":
-            first, second = (draw_mask("gaussian-points", SHAPE, acceleration, generator) for _ in range(2))
-            mask, chance = first.mask * second.mask, first.probability.double() * second.probability
-            terms = product_terms(seen(), seen(), mask)
-        else:
-            sampling = draw_mask(kind, SHAPE, acceleration, generator, hermitian=hermitian)
-            mask, chance = sampling.mask, sampling.probability
-            terms = terms_of(seen(), mask, variance)
-        one = estimate([(terms, design_of(mask, chance))], math.prod(SHAPE))
+        several = [
+            draw_mask("gaussian-lines" if kind == "two" else kind, SHAPE, acceleration, generator, hermitian=hermitian)
+        ]
+        several += [draw_mask("gaussian-lines", SHAPE, acceleration, generator)] * (kind == "two")
+        seen = [one.mask * (error + noise(error.shape, variance, generator)) for one in several]
+        level = Level(torch.tensor(variance))
+        if kind == "two":
+            level = level_of_two([(seen[0] - seen[1])[:, (several[0].mask * several[1].mask) > 0]])
+        parts = [
+            (terms_of(residual, one.mask, level.variance).times(1 / len(several)), design_of(one.mask, one.probability))
+            for residual, one in zip(seen, several)
+        ]
+        one = estimate(parts, math.prod(SHAPE), level.doubt)
         found.append(one.value)
         held += one.low <= truth <= one.high
     assert abs(np.mean(found) - truth) < 4 * np.std(found) / 300**0.5
@@ -124,6 +127,23 @@ def test_an_error_of_nothing_is_nothing():
     nothing = Terms(torch.zeros(SHAPE), torch.zeros(SHAPE))
     one = estimate([(nothing, design_of(full, full))], 10)
     assert (one.value, one.low, one.high) == (0, 0, 0)
+
+
+def test_a_noise_level_from_two_acquisitions():
+    """Its mean is the variance of each coil, its doubt that of the sum over coils."""
+    variance, found = torch.tensor([0.3, 0.1])[:, None], []
+    for seed in range(300):
+        pair = [
+            torch.cat([noise((1, 400), v.item(), draw(1000 * part + 2 * seed + i)) for i, v in enumerate(variance)])
+            for part in range(2)
+        ]
+        found.append(level_of_two([pair[0] - pair[1]]))
+    assert torch.stack([one.variance[:, 0, 0] for one in found]).mean(dim=0).tolist() == pytest.approx(
+        [0.3, 0.1], rel=0.02
+    )
+    scatter = np.var([one.variance.sum().item() for one in found])
+    assert np.mean([one.doubt for one in found]) == pytest.approx(scatter, rel=0.3)
+    assert level_of_two([torch.zeros(2, 20)]) is None and Level(variance).doubt == 0
 
 
 # ---- do two acquisitions agree? ----
@@ -237,7 +257,9 @@ def test_what_breaks_the_estimate_is_refused(study, tmp_path):
     quiet = edited(tmp_path / "n.h5", study / "second.h5", lambda file: file.attrs.__delitem__("noise_variance"))
     with pytest.raises(InputError, match="third-acquisition"):
         judge(result, quiet)
-    assert judge(result, quiet, study / "third.h5").noise.startswith("not needed")
+    assert judge(result, quiet, study / "third.h5").noise.startswith("from the difference")
+    with pytest.raises(InputError, match="very same samples"):
+        judge(result, quiet, study / "second.h5")
     loud = edited(tmp_path / "l.h5", study / "second.h5", lambda f: f.attrs.__setitem__("noise_variance", 1e9))
     with pytest.raises(InputError, match="closer"):
         judge(result, loud)

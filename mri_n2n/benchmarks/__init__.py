@@ -28,6 +28,7 @@ BENCHMARKS = (
     "budget",
     "targets",
     "raw",
+    "trust",
     "coils",
     "step",
 )

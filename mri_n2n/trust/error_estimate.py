@@ -19,6 +19,8 @@ from torch import Tensor
 from mri_n2n.trust.design import Design
 
 CONFIDENCE = 0.95
+# Samples that a noise level is told from, at least.
+FEWEST = 100
 
 
 @dataclass(frozen=True)
@@ -41,23 +43,42 @@ class Terms:
     def __add__(self, other: Terms) -> Terms:
         return Terms(self.error + other.error, self.noise + other.noise)
 
+    def times(self, factor: float) -> Terms:
+        return Terms(factor * self.error, factor**2 * self.noise)
 
-def terms_of(residual: Tensor, mask: Tensor, variance: float) -> Terms:
-    """Of a residual F S x' - s (coils, y, x) with noise of a variance E|n|^2 in each sample, where a mask (y, x) has samples."""
+
+def terms_of(residual: Tensor, mask: Tensor, variance: float | Tensor) -> Terms:
+    """Of a residual F S x' - s (coils, y, x) with noise of a variance E|n|^2 in each sample (a number, or (coils, 1, 1)), where a
+    mask (y, x) has samples."""
     square = residual.abs().double().square()
     error, noise = (square - variance).sum(dim=0), (variance * (2 * square - variance)).sum(dim=0)
     return Terms(mask * error, mask * noise)
 
 
-def product_terms(first: Tensor, second: Tensor, mask: Tensor) -> Terms:
-    """Of the residuals (coils, y, x) of two acquisitions whose noise has nothing in common, where a mask (y, x) has samples of both:
-    Re e2 conj(e3), which needs no level of the noise. The imaginary part has mean 0 and the same variance."""
-    product = first.to(torch.complex128) * second.to(torch.complex128).conj()
-    return Terms(mask * product.real.sum(dim=0), mask * product.imag.square().sum(dim=0))
+@dataclass(frozen=True)
+class Level:
+    """The noise variance E|n|^2 of each coil (coils, 1, 1) float64, and how many samples it was told from; None: it is known."""
+
+    variance: Tensor
+    samples: int | None = None
+
+    @property
+    def doubt(self) -> float:
+        """The variance that this gives an estimate, a pixel: as sum M / p / N is nearly 1, that of the sum over coils."""
+        return 0.0 if self.samples is None else self.variance.square().sum().item() / self.samples
 
 
-def estimate(parts: Sequence[tuple[Terms, Design]], pixels: int) -> Estimate:
-    """The mean squared error of all pixels of slices, from terms of one or several masks that were drawn each by itself."""
+def level_of_two(differences: Sequence[Tensor]) -> Level | None:
+    """From s2 - s3, (coils, samples) where both have samples, of each slice: E|s2 - s3|^2 = 2 v. None where there are few."""
+    joined = torch.cat(list(differences), dim=1)
+    if joined.shape[1] < FEWEST:
+        return None
+    return Level(joined.abs().double().square().mean(dim=1)[:, None, None] / 2, joined.shape[1])
+
+
+def estimate(parts: Sequence[tuple[Terms, Design]], pixels: int, doubt: float = 0.0) -> Estimate:
+    """The mean squared error of all pixels of slices, from terms of one or several masks that were drawn each by itself. doubt:
+    of the noise level, see `Level`."""
     value, spread, freedom, left_to_chance = 0.0, 0.0, 0, False
     for terms, design in parts:
         drawn, chance = design.drawn, design.probability
@@ -68,7 +89,7 @@ def estimate(parts: Sequence[tuple[Terms, Design]], pixels: int) -> Estimate:
         by_chance, draws = _by_chance(error / chance, chance, None if design.group is None else design.group[drawn])
         spread, freedom, left_to_chance = spread + by_chance, freedom + draws, left_to_chance or by_chance > 0
     quantile = student.ppf(0.5 + CONFIDENCE / 2, max(freedom, 1) if left_to_chance else math.inf)
-    reach = float(quantile) * math.sqrt(max(spread, 0.0))
+    reach = float(quantile) * math.sqrt(max(spread, 0.0) + pixels**2 * doubt)
     return Estimate(value / pixels, (value - reach) / pixels, (value + reach) / pixels)
 
 

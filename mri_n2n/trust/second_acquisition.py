@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from mri_n2n.masks import is_along
 from mri_n2n.resample import crop_or_pad
 from mri_n2n.trust.agreement import agreement
 from mri_n2n.trust.design import Design, design_of
-from mri_n2n.trust.error_estimate import CONFIDENCE, Estimate, Terms, estimate, product_terms, terms_of
+from mri_n2n.trust.error_estimate import CONFIDENCE, Estimate, Level, Terms, estimate, level_of_two, terms_of
 
 # Residuals below this share of the samples are rounding: these samples are in the image.
 ROUNDING = 1e-8
@@ -66,7 +67,7 @@ def judge(reconstruction: Path, second: Path, third: Path | None = None) -> Judg
     with open_result(reconstruction) as result:
         for scan in acquisitions:
             result.check_fits(scan)
-        return _judged(result, acquisitions, reconstruction, second, third)
+        return _judged(result, acquisitions)
 
 
 @dataclass(frozen=True)
@@ -98,91 +99,119 @@ class Result:
             )
 
 
-def open_result(path: Path):
-    """Context manager of a `Result`. Errors: NotFoundError, InputError."""
-    from contextlib import contextmanager
-
-    @contextmanager
-    def opened() -> Iterator[Result]:
-        if detect(path) != RESULT:
-            raise InputError(f"{one_line(path)} is no result of reconstruct (HDF5), which has the complex image")
-        with open_hdf5(path) as file:
-            image = checked_dataset(file, path, "image", (3, 4), "c", streamed=True)
-            slices, *coils, y, x = image.shape
-            if "sensitivity_maps" in file:
-                coils = [checked_dataset(file, path, "sensitivity_maps", (4,), "c", streamed=True).shape[1]]
-            mixing = None
-            if "coil_mixing" in file:
-                mixing = torch.from_numpy(checked_dataset(file, path, "coil_mixing", (2,), "c")[()])
-            simulated = file.attrs.get("simulated")
-            simulated = None if simulated is None else bool(simulated)
-            yield Result(path, file, (slices, y, x), coils[0] if coils else 1, mixing, simulated)
-
-    return opened()
+@contextmanager
+def open_result(path: Path) -> Iterator[Result]:
+    """Errors: NotFoundError, InputError."""
+    if detect(path) != RESULT:
+        raise InputError(f"{one_line(path)} is no result of reconstruct (HDF5), which has the complex image")
+    with open_hdf5(path) as file:
+        image = checked_dataset(file, path, "image", (3, 4), "c", streamed=True)
+        slices, *coils, y, x = image.shape
+        if "sensitivity_maps" in file:
+            coils = [checked_dataset(file, path, "sensitivity_maps", (4,), "c", streamed=True).shape[1]]
+        mixing = None
+        if "coil_mixing" in file:
+            mixing = torch.from_numpy(checked_dataset(file, path, "coil_mixing", (2,), "c")[()])
+        simulated = file.attrs.get("simulated")
+        simulated = None if simulated is None else bool(simulated)
+        yield Result(path, file, (slices, y, x), coils[0] if coils else 1, mixing, simulated)
 
 
-def _judged(result: Result, scans: list[Scan], reconstruction: Path, second: Path, third: Path | None) -> Judged:
+@dataclass(frozen=True)
+class Compared:
+    """A slice of one acquisition beside what the image predicts of it. kspace, residual: (coils, y, x), mask, chance: (y, x)."""
+
+    kspace: Tensor
+    residual: Tensor
+    mask: Tensor
+    chance: Tensor
+
+
+def _compared(result: Result, scan: Scan, index: int) -> Compared:
+    image, maps = result.slice(index)
+    acquisition = _without_oversampling(scan.read(index, index + 1), result.shape[1:], scan.path)
+    kspace = acquisition.kspace[0] if result.mixing is None else combine(result.mixing, acquisition.kspace)[0]
+    predicted = fft2c(image if maps is None else maps * image)
+    mask = acquisition.mask[0, 0]
+    found = agreement(predicted, kspace, mask)
+    if found.differences:
+        raise InputError(
+            f"{one_line(scan.path)} differs from {result.path.name} in slice {index} by {' and '.join(found.differences)}: what it says "
+            "of errors would be that"
+        )
+    return Compared(kspace, mask * (predicted - kspace), mask, _probability(acquisition, scan.path)[0, 0])
+
+
+def _judged(result: Result, scans: list[Scan]) -> Judged:
     slices, y, x = result.shape
-    designs: dict[str, Design] = {}
-    shared: dict[str, Terms] = {}
-    quality, peak, energy, coverage, kept, left = [], 0.0, [], 0.0, 0.0, 0.0
-    single: list[tuple[Terms, Design]] = []
+    if len(scans) == 2:
+        levels = 2 * [_level_of_two(result, scans)]
+        noise = "from the difference of two acquisitions"
+    else:
+        levels, noise = [_stated_level(result, scans[0])], "as the second acquisition says"
+    designs: dict[bytes, Design] = {}
+    together: dict[bytes, Terms] = {}
+    alone: list[list[tuple[Terms, Design]]] = []
+    energy, peak, coverage, kept, left = [], 0.0, 0.0, 0.0, 0.0
     for index in range(slices):
-        image, maps = result.slice(index)
-        residuals, masks, chances, variances = [], [], [], []
-        for scan in scans:
-            acquisition = _without_oversampling(scan.read(index, index + 1), (y, x), scan.path)
-            kspace = acquisition.kspace if result.mixing is None else combine(result.mixing, acquisition.kspace)
-            predicted = fft2c(image if maps is None else maps * image)
-            mask = acquisition.mask[0, 0]
-            found = agreement(predicted, kspace[0], mask)
-            if found.differences:
-                raise InputError(
-                    f"{one_line(scan.path)} differs from {reconstruction.name} in slice {index} by {' and '.join(found.differences)}: what it says "
-                    "of errors would be that"
-                )
-            residual = mask * (predicted - kspace[0])
-            kept, left = kept + kspace.abs().square().sum().item(), left + residual.abs().square().sum().item()
-            residuals.append(residual)
-            masks.append(mask)
-            chances.append(_probability(acquisition, scan.path)[0, 0])
-            variances.append(_variance(acquisition, scan, result.mixing))
-        if len(scans) == 2:
-            same = torch.equal(*masks)
-            mask, chance = masks[0] * masks[1], chances[0] if same else chances[0].double() * chances[1]
-            terms = product_terms(*residuals, mask)
-        else:
-            mask, chance = masks[0], chances[0]
-            if variances[0] is None:
-                raise InputError(
-                    f"the noise level of {one_line(second)} is not known; give --third-acquisition, with which it is not needed"
-                )
-            terms = terms_of(residuals[0], mask, variances[0])
-        key = hashlib.sha256(mask.numpy().tobytes() + chance.double().numpy().tobytes()).hexdigest()
-        if key not in designs:
-            designs[key] = design_of(mask, chance)
-        shared[key] = shared[key] + terms if key in shared else terms
-        single.append((terms, designs[key]))
-        peak = max(peak, (image.abs().square().sum(dim=0).sqrt().max()).item())
-        energy.append(image.abs().double().square().sum().item())
-        coverage += (chance > 0).double().mean().item() / slices
+        parts: dict[bytes, Terms] = {}
+        for scan, level in zip(scans, levels, strict=True):
+            one = _compared(result, scan, index)
+            kept, left = kept + one.kspace.abs().square().sum().item(), left + one.residual.abs().square().sum().item()
+            key = hashlib.sha256(one.mask.numpy().tobytes() + one.chance.numpy().tobytes()).digest()
+            designs[key] = designs[key] if key in designs else design_of(one.mask, one.chance)
+            _add(parts, key, terms_of(one.residual, one.mask, level.variance).times(1 / len(scans)))
+            coverage += (one.chance > 0).double().mean().item() / (slices * len(scans))
+        for key, terms in parts.items():
+            _add(together, key, terms)
+        alone.append([(terms, designs[key]) for key, terms in parts.items()])
+        magnitude = result.slice(index)[0].abs().double().square().sum(dim=0)
+        peak, energy = max(peak, magnitude.max().sqrt().item()), [*energy, magnitude.sum().item()]
     if left <= ROUNDING * kept:
         raise InputError(
-            f"{one_line(second)} says nothing of {reconstruction.name}: its samples are those of the image, which was made of them"
+            f"{one_line(scans[0].path)} says nothing of {result.path.name}: its samples are those of the image, which was made of them"
         )
-    pixels = y * x
-    whole = estimate([(shared[key], designs[key]) for key in shared], pixels * slices)
+    whole = estimate([(together[key], designs[key]) for key in together], slices * y * x, levels[0].doubt)
     if whole.high < 0:
         raise InputError(
-            f"{reconstruction.name} is closer to {one_line(second)} than its noise allows: it had a part in the image, or its noise is less "
-            "than it says"
+            f"{result.path.name} is closer to {one_line(scans[0].path)} than its noise allows: it had a part in the image, or its noise is "
+            "less than it says"
         )
-    quality = [_quality(estimate([part], pixels), peak, own / pixels) for part, own in zip(single, energy, strict=True)]
-    volume = _quality(whole, peak, sum(energy) / (pixels * slices))
-    noise = "not needed: the product of two acquisitions" if third is not None else "as the second acquisition says"
-    simulated = [result.simulated, *(scan.simulated for scan in scans)]
-    said = True if True in simulated else None if None in simulated else False
-    return Judged(reconstruction.name, second.name, volume, tuple(quality), peak, coverage, noise, said)
+    each = [estimate(parts, y * x, levels[0].doubt) for parts in alone]
+    return Judged(
+        result.path.name,
+        scans[0].path.name,
+        _quality(whole, peak, sum(energy) / (slices * y * x)),
+        tuple(_quality(one, peak, own / (y * x)) for one, own in zip(each, energy, strict=True)),
+        peak,
+        coverage,
+        noise,
+        _simulated([result.simulated, *(scan.simulated for scan in scans)]),
+    )
+
+
+def _add(terms: dict[bytes, Terms], key: bytes, more: Terms) -> None:
+    terms[key] = terms[key] + more if key in terms else more
+
+
+def _simulated(said: list[bool | None]) -> bool | None:
+    return True if True in said else None if None in said else False
+
+
+def _level_of_two(result: Result, scans: list[Scan]) -> Level:
+    """Errors: InputError for acquisitions that have too few samples in common, or all of them."""
+    differences = []
+    for index in range(result.shape[0]):
+        first, second = (_compared(result, scan, index) for scan in scans)
+        both = (first.mask * second.mask) > 0
+        differences.append((first.kspace - second.kspace)[:, both])
+    level = level_of_two(differences)
+    names = " and ".join(one_line(scan.path) for scan in scans)
+    if level is None:
+        raise InputError(f"{names} have too few samples in common to tell their noise")
+    if not level.variance.any():
+        raise InputError(f"{names} have the very same samples; a third acquisition is one of its own")
+    return level
 
 
 def _quality(mse: Estimate, peak: float, energy: float) -> Quality:
@@ -206,17 +235,19 @@ def _probability(acquisition: Acquisition, path: Path) -> Tensor:
     )
 
 
-def _variance(acquisition: Acquisition, scan: Scan, mixing: Tensor | None) -> Tensor | None:
-    """E|n|^2 of a sample of each coil (coils, 1, 1), mixed as the image's were; None where it is not known."""
+def _stated_level(result: Result, scan: Scan) -> Level:
+    """E|n|^2 of a sample of each coil, mixed as the image's were. InputError where it is not known."""
+    acquisition, covariance = scan.read(0, 1), scan.noise_covariance
     coils = acquisition.kspace.shape[1]
-    covariance = scan.noise_covariance
     if covariance is None and acquisition.noise_variance is not None:
         covariance = float(torch.as_tensor(acquisition.noise_variance).flatten()[0]) * torch.eye(coils)
     if covariance is None:
-        return None
-    covariance = covariance.to(torch.complex128)
-    matrix = torch.eye(coils, dtype=torch.complex128) if mixing is None else mixing.to(torch.complex128)
-    return (matrix @ covariance @ matrix.mH).diagonal().real[:, None, None]
+        raise InputError(
+            f"the noise level of {one_line(scan.path)} is not known; give --third-acquisition, with which it is not needed"
+        )
+    mixing = torch.eye(coils) if result.mixing is None else result.mixing
+    mixing = mixing.to(torch.complex128)
+    return Level((mixing @ covariance.to(torch.complex128) @ mixing.mH).diagonal().real[:, None, None])
 
 
 def _without_oversampling(acquisition: Acquisition, matrix: tuple[int, int], path: Path) -> Acquisition:
