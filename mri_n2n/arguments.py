@@ -224,11 +224,11 @@ def parser() -> argparse.ArgumentParser:
     against.add_argument(
         "--second-acquisition",
         type=path,
-        metavar="SCAN",
+        metavar="SCAN|DIR",
         help="of the same object, which had no part in RECON: the error without a reference, with an interval",
     )
     evaluate.add_argument(
-        "--third-acquisition", type=path, metavar="SCAN", help="another one, with which no noise level is needed"
+        "--third-acquisition", type=path, metavar="SCAN|DIR", help="another one, with which no noise level is needed"
     )
     evaluate.add_argument(
         "--axis",

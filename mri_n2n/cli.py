@@ -234,9 +234,12 @@ def run_evaluate(options: argparse.Namespace) -> None:
     if options.third_acquisition and not options.second_acquisition:
         raise UserError("--third-acquisition goes with --second-acquisition")
     if options.second_acquisition:
-        from mri_n2n.trust.second_acquisition import format_table, judge, to_json
+        from mri_n2n.trust.population import judge_all
+        from mri_n2n.trust.second_acquisition import judge
+        from mri_n2n.trust.words import format_table, to_json
 
-        result = judge(options.reconstruction, options.second_acquisition, options.third_acquisition)
+        judging = judge_all if options.reconstruction.is_dir() else judge
+        result = judging(options.reconstruction, options.second_acquisition, options.third_acquisition)
     else:
         from mri_n2n.evaluation import evaluate_files, format_table, to_json
 

@@ -25,7 +25,7 @@ from mri_n2n.masks import is_along
 from mri_n2n.resample import crop_or_pad
 from mri_n2n.trust.agreement import agreement
 from mri_n2n.trust.design import Design, design_of
-from mri_n2n.trust.error_estimate import CONFIDENCE, Estimate, Level, Terms, estimate, level_of_two, terms_of
+from mri_n2n.trust.error_estimate import Estimate, Level, Terms, estimate, level_of_two, terms_of
 
 # Residuals below this share of the samples are rounding: these samples are in the image.
 ROUNDING = 1e-8
@@ -269,43 +269,3 @@ def _without_oversampling(acquisition: Acquisition, matrix: tuple[int, int], pat
         }
         acquisition = replace(acquisition, kspace=kspace, **planes)
     return acquisition
-
-
-def to_json(judged: Judged) -> dict:
-    """As plain numbers; what JSON has no number for is None."""
-    number = lambda value: value if math.isfinite(value) else None  # noqa: E731
-    plain = lambda e: {name: number(getattr(e, name)) for name in ("value", "low", "high")}  # noqa: E731
-    quality = lambda q: {name: plain(getattr(q, name)) for name in ("mse", "psnr", "nmse")}  # noqa: E731
-    return {
-        "name": judged.name,
-        "second_acquisition": judged.second,
-        "image": "complex",
-        "interval": "scan",
-        "confidence": CONFIDENCE,
-        "peak": judged.peak,
-        "coverage": round(judged.coverage, 6),
-        "noise": judged.noise,
-        "simulated": judged.simulated,
-        **quality(judged.volume),
-        "per_slice": [{"slice": index, **quality(one)} for index, one in enumerate(judged.slices)],
-        "note": "research use only",
-    }
-
-
-def format_table(judged: Judged) -> str:
-    """As plain text."""
-    lines = [f"{'':10}  {'PSNR (dB)':>10}  {f'{CONFIDENCE:.0%} interval':>20}  {'NMSE':>10}"]
-    rows = [(f"slice {index}", one) for index, one in enumerate(judged.slices)] if len(judged.slices) > 1 else []
-    for name, one in [("volume", judged.volume), *rows]:
-        between = f"{one.psnr.low:.2f} to {one.psnr.high:.2f}"
-        lines.append(f"{name:10}  {one.psnr.value:10.2f}  {between:>20}  {one.nmse.value:10.5f}")
-    lines += [
-        "",
-        f"Estimated from {judged.second}, without a reference: error of the complex image (that of the magnitude is at most as large), peak "
-        f"{judged.peak:.4g}, its own largest magnitude. The interval is the chance of this acquisition's mask and noise.",
-    ]
-    if judged.coverage < 1:
-        lines.append(f"It speaks of {judged.coverage:.1%} of k-space, where samples could be drawn.")
-    if judged.simulated:
-        lines.append("Simulated k-space: made from images, not measured.")
-    return "\n".join(lines)

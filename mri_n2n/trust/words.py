@@ -1,0 +1,80 @@
+"""What was judged, as text and as JSON."""
+
+from __future__ import annotations
+
+import math
+
+from mri_n2n.trust.error_estimate import CONFIDENCE, Estimate
+from mri_n2n.trust.population import Population
+from mri_n2n.trust.second_acquisition import Judged, Quality
+
+
+def to_json(judged: Judged | Population) -> dict:
+    """As plain numbers; what JSON has no number for is None."""
+    if isinstance(judged, Judged):
+        return {
+            "name": judged.name,
+            "second_acquisition": judged.second,
+            "image": "complex",
+            "interval": "scan",
+            "confidence": CONFIDENCE,
+            "peak": judged.peak,
+            "coverage": round(judged.coverage, 6),
+            "noise": judged.noise,
+            "simulated": judged.simulated,
+            **_plain(judged.volume),
+            "per_slice": [{"slice": index, **_plain(one)} for index, one in enumerate(judged.slices)],
+            "note": "research use only",
+        }
+    return {
+        "interval": "population",
+        "confidence": CONFIDENCE,
+        "image": "complex",
+        **({} if judged.quality is None else _plain(judged.quality)),
+        "scans": [to_json(one) for one in judged.scans],
+        "without_second_acquisition": list(judged.alone),
+        "note": "research use only",
+    }
+
+
+def _plain(quality: Quality) -> dict:
+    number = lambda value: value if math.isfinite(value) else None  # noqa: E731
+    return {
+        name: {end: number(getattr(getattr(quality, name), end)) for end in ("value", "low", "high")}
+        for name in ("mse", "psnr", "nmse")
+    }
+
+
+def format_table(judged: Judged | Population) -> str:
+    """As plain text."""
+    if isinstance(judged, Judged):
+        slices = [(f"slice {index}", one) for index, one in enumerate(judged.slices)] if len(judged.slices) > 1 else []
+        rows, scans = [("volume", judged.volume), *slices], (judged,)
+        about = [
+            f"Estimated from {judged.second}, without a reference: error of the complex image (that of the magnitude is at most as "
+            f"large), peak {judged.peak:.4g}, its own largest magnitude. The interval is the chance of this acquisition's mask and noise."
+        ]
+    else:
+        rows, scans = [(one.name, one.volume) for one in judged.scans], judged.scans
+        rows += [] if judged.quality is None else [("mean", judged.quality)]
+        about = [
+            "Estimated from second acquisitions, without a reference: error of the complex images, peak their own largest magnitude. Intervals of "
+            "scans are the chance of their acquisition's mask and noise, that of the mean is over scans like these (bootstrap; of few scans too narrow)."
+        ]
+        about += [f"Without a second acquisition: {', '.join(judged.alone)}."] if judged.alone else []
+    width = max(10, *(len(name) for name, _ in rows))
+    lines = [f"{'':{width}}  {'PSNR (dB)':>10}  {f'{CONFIDENCE:.0%} interval':>20}  {'NMSE':>10}"]
+    lines += [
+        f"{name:{width}}  {one.psnr.value:10.2f}  {_between(one.psnr):>20}  {one.nmse.value:10.5f}"
+        for name, one in rows
+    ]
+    coverage = min(scan.coverage for scan in scans)
+    if coverage < 1:
+        about.append(f"It speaks of {coverage:.1%} of k-space, where samples could be drawn.")
+    if any(scan.simulated for scan in scans):
+        about.append("Simulated k-space: made from images, not measured.")
+    return "\n".join([*lines, "", *about])
+
+
+def _between(one: Estimate) -> str:
+    return f"{one.low:.2f} to {one.high:.2f}"
