@@ -244,4 +244,5 @@ _FINDERS: dict[str, Callable[[Path, Selection], Split]] = {
     "scans": find_scans,
 }
 DATASETS = (*_FINDERS, "phantom")
-MEASURED = ("pairs", "m4raw", "scans")  # as the scanner measured them
+REPEATED = ("pairs", "m4raw")
+MEASURED = (*REPEATED, "scans")  # as the scanner measured them

@@ -25,7 +25,7 @@ from mri_n2n.batches import steps_per_epoch, training_batches
 from mri_n2n.checkpoint import build_network, find_weights, network_options, restore_optimizer
 from mri_n2n.choice import choose_method
 from mri_n2n.correction import in_use
-from mri_n2n.datasets import find_sources
+from mri_n2n.datasets import REPEATED, find_sources
 from mri_n2n.denoising.body import fitted_to_noise
 from mri_n2n.device import autocast, choose_device, choose_precision
 from mri_n2n.errors import InputError, UserError
@@ -46,6 +46,7 @@ from mri_n2n.runs import (
     write_log,
 )
 from mri_n2n.sources import Split
+from mri_n2n.trust.pair_check import checked_split
 from mri_n2n.validation import validate, validation_set
 
 # The longest gradient, of its usual length, and the first step in which it is limited.
@@ -111,6 +112,12 @@ def train(options: TrainOptions, run: Path | str, *, resume: bool = False) -> Tr
         kept = saved_batch_size(run) if resume else None
         options = replace(options, batch_size=kept or default_batch_size(options.protocol.recipe_2018, device))
     sources = sources_of(options)
+    if options.dataset in REPEATED:
+        sources, check = checked_split(sources)
+        if not options.quiet:
+            tqdm.write(f"repetitions: {check.summary}", file=sys.stderr)
+        for one in check.left_out:
+            warnings.warn(f"repetitions that do not show the same object are left out: {one}", stacklevel=2)
     if options.protocol.method == "auto":
         method, why = choose_method(options.dataset, sources.train, options.protocol)
         if not options.quiet:

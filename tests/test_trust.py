@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from functools import partial
 
 import h5py
 import nibabel
@@ -11,14 +12,18 @@ import pytest
 import torch
 
 import mri_n2n
+from mri_n2n.acquisition import Acquisition
 from mri_n2n.cli import main
 from mri_n2n.errors import InputError
+from mri_n2n.formats import write_scan
 from mri_n2n.fourier import ifft2c
 from mri_n2n.masks import draw_mask
 from mri_n2n.phantom import phantom_kspace
+from mri_n2n.sources import Source
 from mri_n2n.trust.agreement import agreement
 from mri_n2n.trust.design import design_of
 from mri_n2n.trust.error_estimate import Estimate, Level, Terms, estimate, level_of_two, terms_of
+from mri_n2n.trust.pair_check import check_pairs
 from mri_n2n.trust.population import population_of
 from mri_n2n.trust.second_acquisition import Quality, judge
 
@@ -180,6 +185,66 @@ def test_too_few_common_samples_say_nothing():
     few[30, 35:40] = 1
     assert not agreement(full, full, few).told and not agreement(0 * full, 0 * full, torch.ones(SHAPE)).told
     assert agreement(full, full, few).differences == []
+
+
+# ---- training pairs ----
+
+
+def moved(kspace: torch.Tensor, gain: float, phase: float, shift: tuple[float, float]) -> torch.Tensor:
+    ky, kx = ((torch.arange(n, dtype=torch.float64) - n // 2) / n for n in kspace.shape[-2:])
+    angle = phase - 2 * torch.pi * (ky[:, None] * shift[0] + kx[None, :] * shift[1])
+    return (gain * kspace * torch.polar(torch.ones_like(angle), angle)).to(kspace.dtype)
+
+
+def repetitions(change=None, seed: int = 0) -> list[Acquisition]:
+    """Two undersampled acquisitions of three slices, of the second of which slice 1 is changed."""
+    full = torch.stack([phantom_kspace(SHAPE, generator=draw(i)).reshape(1, *SHAPE) for i in range(3)]).to(
+        torch.complex64
+    )
+    full = full / full.abs().max()
+    both = []
+    for part in range(2):
+        sampling = draw_mask("gaussian-points", SHAPE, 3.0, draw(10 * seed + part))
+        kspace = full + noise(full.shape, 1e-7, draw(10 * seed + part + 5))
+        if part and change:
+            kspace[1] = moved(kspace[1], *change)
+        both.append(Acquisition(kspace * sampling.mask, sampling.mask[None, None], sampling.probability[None, None]))
+    return both
+
+
+def test_pairs_are_corrected_or_left_out_before_training():
+    changes = {
+        "good": None, "gain": (1.1, 0.0, (0.0, 0.0)), "all": (0.9, 0.5, (0.7, -1.2)), "loud": (1.5, 0.0, (0.0, 0.0)),
+        "far": (1.0, 0.0, (4.0, 0.0)),
+    }  # fmt: skip
+    sources = [
+        Source(name, name, 3, partial(repetitions, change, i)) for i, (name, change) in enumerate(changes.items())
+    ]
+    check = check_pairs(sources)
+    assert [source.name for source in check.sources] == ["good", "gain", "all"]
+    assert (check.checked, check.corrected, check.untold) == (15, 2, 0)
+    assert (
+        len(check.left_out) == 2 and "gain of 1.5" in check.left_out[0] and "4.00 pixels along y" in check.left_out[1]
+    )
+    assert "15 pairs of slices checked, 2 corrected; left out: loud (repetition 2, slice 1" in check.summary
+    for number, source in enumerate(check.sources):
+        found, wanted = source.load(), repetitions(None, number)
+        for one, other in zip(found, wanted):
+            assert torch.equal(one.mask, other.mask)
+            assert (one.kspace - other.kspace).abs().max() < 5e-3 * other.kspace.abs().max()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_training_says_which_pairs_it_leaves_out(tmp_path, capfd):
+    for name, shift in (("ann", 0.0), ("bob", 6.0), ("eve", 0.5)):
+        for number, one in enumerate(repetitions(), start=1):
+            kspace = moved(one.kspace, 1.0, 0.0, (0.0, shift if number == 2 else 0.0))
+            planes = {"mask": one.mask[0, 0].numpy(), "probability": one.probability[0, 0].numpy()}
+            write_scan(tmp_path / f"{name}_rep{number}.h5", iter(kspace.numpy()), tuple(kspace.shape), **planes)
+    command = f"train --dataset pairs --data {tmp_path} -o {tmp_path / 'run'} --steps 1 --channels 4 --validation-subjects none"
+    assert main(command.split()) == 0
+    said = capfd.readouterr().err
+    assert "9 pairs of slices checked, 3 corrected; left out: bob" in said
 
 
 # ---- files ----
