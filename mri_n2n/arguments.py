@@ -234,8 +234,7 @@ def parser() -> argparse.ArgumentParser:
         "--axis",
         type=int,
         choices=(0, 1, 2),
-        default=2,
-        help="slice axis of a NIfTI reference, when the reconstruction does not say",
+        help="slice axis of a NIfTI reference, when the reconstruction does not say; default 2",
     )
     evaluate.add_argument("--json", action="store_true", help="print JSON on stdout")
 

@@ -233,6 +233,8 @@ def run_denoise(options: argparse.Namespace) -> None:
 def run_evaluate(options: argparse.Namespace) -> None:
     if options.third_acquisition and not options.second_acquisition:
         raise UserError("--third-acquisition goes with --second-acquisition")
+    if options.second_acquisition and options.axis is not None:
+        raise UserError("--axis is of a NIfTI --reference")
     if options.second_acquisition:
         from mri_n2n.trust.population import judge_all
         from mri_n2n.trust.second_acquisition import judge
@@ -243,7 +245,9 @@ def run_evaluate(options: argparse.Namespace) -> None:
     else:
         from mri_n2n.evaluation import evaluate_files, format_table, to_json
 
-        result = evaluate_files(options.reconstruction, options.reference, axis=options.axis)
+        result = evaluate_files(
+            options.reconstruction, options.reference, axis=2 if options.axis is None else options.axis
+        )
     print(json.dumps(to_json(result), indent=2) if options.json else format_table(result))
 
 

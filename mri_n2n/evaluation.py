@@ -166,20 +166,24 @@ def _on_record(reconstruction: Path, reference: Path, axis: int) -> tuple[int, b
 
 def _check_place(reconstruction: Path, reference: Path, axis: int) -> None:
     """InputError when both files say where their voxels lie, and say different places: no voxel by voxel comparison."""
-    first, second = (_geometry(path, axis) for path in (reconstruction, reference))
+    if places_differ(*(_geometry(path, axis) for path in (reconstruction, reference))):
+        raise InputError(
+            f"{reconstruction.name} and {reference.name} lie in different places or orientations (their affines or slice "
+            "axes differ); resample one to the other"
+        )
+
+
+def places_differ(first: Geometry | None, second: Geometry | None) -> bool:
+    """Whether both say where their voxels lie, and say different places or slice axes: to a hundredth of a voxel."""
     if (
         first is None
         or second is None
         or 0 in (first.qform_code + first.sform_code, second.qform_code + second.sform_code)
     ):
-        return
+        return False
     affines = [np.asarray(geometry.affine) for geometry in (first, second)]
     voxel = np.linalg.norm(affines[1][:3, :3], axis=0).min()
-    if first.slice_axis != second.slice_axis or not np.allclose(*affines, rtol=0, atol=1e-2 * voxel):
-        raise InputError(
-            f"{reconstruction.name} and {reference.name} lie in different places or orientations (their affines or slice "
-            "axes differ); resample one to the other"
-        )
+    return first.slice_axis != second.slice_axis or not np.allclose(*affines, rtol=0, atol=1e-2 * voxel)
 
 
 def _geometry(path: Path, axis: int) -> Geometry | None:

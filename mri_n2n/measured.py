@@ -23,7 +23,7 @@ def find_pairs(folder: Path, selection: Selection) -> Split:
     if not {**groups[0], **groups[1]}:
         raise NotFoundError(
             f"{_lacking('repeated scans (NAME_rep1.h5, NAME_rep2.h5 ...)', folder)}; simulate some with: "
-            f"mri-n2n simulate VOLUME.nii.gz -o {folder / 'NAME.h5'} --repetitions 2"
+            f"mkdir -p {folder}; mri-n2n simulate VOLUME.nii.gz -o {folder / 'NAME.h5'} --repetitions 2"
         )
     return _repetition_split(folder, *groups, selection)
 

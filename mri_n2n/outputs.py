@@ -82,6 +82,8 @@ def check_target(target: Target, inputs: Sequence[Path], force: bool, *, dicom: 
     first = next(folder for folder in (target.directory, *target.directory.absolute().parents) if folder.exists())
     if not first.is_dir():
         raise OutputError(f"cannot write into {target.directory}: {first} is no directory")
+    if not os.access(first, os.W_OK):
+        raise OutputError(f"cannot write into {target.directory}: {first} is not writable")
     for file in target.files:
         if file.is_dir():
             raise OutputError(f"{file} is a directory; choose another -o")

@@ -299,6 +299,8 @@ def test_the_command_says_it_in_words_and_json(study, capsys):
     assert "without a reference" in text and "Simulated" in text and "slice 2" in text
     assert main([*command, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
+    assert told["third_acquisition"] is None and told["noise_deviation"] > 0
+    assert main([*command, "--axis", "0"]) == 2 and "--axis" in capsys.readouterr().err
     assert told["image"] == "complex" and told["interval"] == "scan" and len(told["per_slice"]) == 3
     for name in ("mse", "psnr", "nmse"):
         assert told[name]["low"] < told[name]["value"] < told[name]["high"]
@@ -358,6 +360,22 @@ def test_what_breaks_the_estimate_is_refused(study, tmp_path):
     with pytest.raises(InputError, match="third-acquisition"):
         judge(result, quiet)
     assert judge(result, quiet, study / "third.h5").noise.startswith("from the difference")
+    for both in (
+        ("second", "first"),
+        ("first", "second"),
+    ):  # one that has a part in the image, behind one that has none
+        with pytest.raises(InputError, match="closer|made of its samples"):
+            judge(result, *(study / f"{name}.h5" for name in both))
+    away = edited(
+        tmp_path / "away.h5", study / "second.h5", lambda f: f.attrs.__setitem__("affine", np.diag([1, 1, 1, 1]) + 9.0)
+    )
+    with pytest.raises(InputError, match="different places"):
+        judge(result, away)
+    other = edited(
+        tmp_path / "other.h5", study / "third.h5", lambda f: f["kspace"].__setitem__(..., f["kspace"][()][[1, 2, 0]])
+    )
+    with pytest.raises(InputError, match="more than noise|differs from"):
+        judge(result, study / "second.h5", other)
     with pytest.raises(InputError, match="very same samples"):
         judge(result, quiet, study / "second.h5")
     loud = edited(tmp_path / "l.h5", study / "second.h5", lambda f: f.attrs.__setitem__("noise_variance", 1e9))

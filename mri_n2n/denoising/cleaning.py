@@ -112,7 +112,7 @@ def clean_by_itself(noisy: Tensor, plan: Plan, device: torch.device, name: str, 
     if plan.training.dimensions == 3 and len(noisy) == 1:
         raise OptionError(f"{name} is one slice, and no volume to learn from; leave out --dimensions 3")
     kind = kind_of(noisy)
-    check_noise(plan, noisy.abs().max().item(), name)
+    check_noise(plan, noisy.abs().square().mean().sqrt().item(), name)
     whiteness = measure_whiteness(as_seen(noisy, kind))
     training, method = training_for(plan, whiteness)
     if not quiet:
@@ -137,7 +137,7 @@ def clean_by_weights(noisy: Tensor, plan: Plan, weights: Weights, name: str, qui
         )
     if plan.noise is not None and not weights.blind and kind != "magnitude":
         raise OptionError(f"--noise says nothing to weights of {weights.method} where images are {kind}; leave it out")
-    check_noise(plan, noisy.abs().max().item(), name)
+    check_noise(plan, noisy.abs().square().mean().sqrt().item(), name)
     whiteness = measure_whiteness(as_seen(noisy, kind))
     if not quiet:
         tqdm.write(f"noise: {described(whiteness)}", file=sys.stderr)
@@ -164,10 +164,12 @@ def as_seen(images: Tensor, kind: str) -> np.ndarray:
     return {"complex": images, "real": images.real, "magnitude": images.real.clamp_min(0)}[kind].numpy()
 
 
-def check_noise(plan: Plan, largest: float, name: str) -> None:
+def check_noise(plan: Plan, usual: float, name: str) -> None:
     """OptionError for a level of the noise that these images cannot have."""
-    if plan.noise is not None and plan.noise >= largest:
-        raise OptionError(f"--noise {plan.noise:g} is more than the largest intensity of {name}, {largest:g}")
+    if plan.noise is not None and plan.noise >= usual:
+        raise OptionError(
+            f"--noise {plan.noise:g} is more than there is of image and noise in {name}, {usual:g} (root mean square)"
+        )
 
 
 def level_of(plan: Plan, kind: str, whiteness: Whiteness) -> float | None:
@@ -244,10 +246,14 @@ def cautions(plan: Plan, cleaned: Cleaned) -> list[str]:
         found.append(
             f"--noise {plan.noise:g} is not what was measured, {whiteness.deviation:.3g}; one of them is wrong"
         )
-    if cleaned.own is not None and plan.noise is None and cleaned.own.share > MOSTLY_OWN:
+    if cleaned.own is not None and cleaned.own.share > MOSTLY_OWN:
+        doubt = (
+            f"weaker in the background, where it was measured as {cleaned.own.level:.3g}, than there; --noise S tells its level"
+            if plan.noise is None
+            else f"more than --noise {plan.noise:g}"
+        )
         found.append(
-            f"where there is signal, {cleaned.own.share:.0%} of the image is the noisy pixels themselves: the noise is weak, or weaker in the "
-            f"background, where it was measured as {cleaned.own.level:.3g}, than there; --noise S tells its level"
+            f"where there is signal, {cleaned.own.share:.0%} of the image is the noisy pixels themselves: the noise is weak, or {doubt}"
         )
     if cleaned.own is None and blind:
         found.append(

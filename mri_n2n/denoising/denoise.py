@@ -147,6 +147,8 @@ def check_part_options(
         raise OptionError(f"--axis is of volumes, and {path} is a raw scan")
     if not is_volume and (phase or imaginary):
         raise OptionError(f"{path} is a raw scan, which is complex already; leave out the other part")
+    if any(part is not None and part.exists() and part.samefile(path) for part in (phase, imaginary)):
+        raise OptionError(f"{path} is given as both parts of the complex volume")
     if phase and imaginary:
         raise OptionError("give the phase of the volume or its imaginary part, not both")
 
@@ -168,6 +170,8 @@ def denoiser(plan: Plan, loaded: LoadedNetwork | None, device: str, quiet: bool)
 
     def begin(scan: Scan, read: Read) -> tuple[ImagesOf, Finish]:
         noisy = combined_images(scan, read)
+        if (noisy - noisy.flatten()[0]).abs().max() <= 1e-6 * noisy.abs().max():
+            raise InputError(f"{scan.path} has the same value everywhere; there is nothing to denoise")
         box = acquired_box(scan)
         acquired = inside(noisy, box)
         if loaded is None:

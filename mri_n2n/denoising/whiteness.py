@@ -111,7 +111,7 @@ def caution_of(whiteness: Whiteness, dimensions: int = 2) -> str | None:
     if verdict != "white" and whiteness.where != "background":
         return (
             f"no background was found to look at; in the image itself what looks like noise is correlated along {along}, which the "
-            "image's own fine detail can be too: compare with --method n2v2"
+            "image's own fine detail can be too: compare with what n2v2, for white noise, makes of it"
         )
     if verdict == "other":
         return (

@@ -10,18 +10,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import h5py
+import numpy as np
 import torch
 from torch import Tensor
 
 from mri_n2n.acquisition import Acquisition, Scan
 from mri_n2n.coils import combine
 from mri_n2n.errors import InputError
+from mri_n2n.evaluation import places_differ
 from mri_n2n.files import one_line
 from mri_n2n.formats import detect, open_scan
-from mri_n2n.formats.hdf5 import checked_dataset, open_hdf5
+from mri_n2n.formats.hdf5 import checked_dataset, open_hdf5, read_geometry
 from mri_n2n.formats.result import FORMAT as RESULT
 from mri_n2n.fourier import fft2c, ifft2c
 from mri_n2n.masks import is_along
+from mri_n2n.noise import noise_variance_at_most
 from mri_n2n.resample import crop_or_pad
 from mri_n2n.trust.agreement import agreement
 from mri_n2n.trust.design import Design, design_of
@@ -29,6 +32,8 @@ from mri_n2n.trust.error_estimate import Estimate, Level, Terms, estimate, level
 
 # Residuals below this share of the samples are rounding: these samples are in the image.
 ROUNDING = 1e-8
+# Two acquisitions whose difference has more than this many times the variance that their outermost samples allow differ otherwise.
+MORE_THAN_NOISE = 3.0
 
 
 @dataclass(frozen=True)
@@ -44,15 +49,17 @@ class Quality:
 @dataclass(frozen=True)
 class Judged:
     """A reconstruction judged. coverage: the share of k-space locations that the second acquisition could have sampled, of which the
-    estimate speaks. noise: where its level is from. peak: the image's largest magnitude."""
+    estimate speaks. noise: where its level is from. level: the standard deviation of the noise of a sample, mean over coils. peak: the image's largest magnitude."""
 
     name: str
     second: str
+    third: str | None
     volume: Quality
     slices: tuple[Quality, ...]
     peak: float
     coverage: float
     noise: str
+    level: float
     simulated: bool | None
 
 
@@ -88,13 +95,17 @@ class Result:
         return image, None if maps is None else torch.from_numpy(maps)
 
     def check_fits(self, scan: Scan) -> None:
-        """InputError for a scan of another shape."""
+        """InputError for a scan of another shape, or in another place."""
+        if places_differ(read_geometry(self.file, self.path), scan.image_geometry):
+            raise InputError(
+                f"the acquisition {one_line(scan.path)} and the image {one_line(self.path)} lie in different places or orientations"
+            )
         slices, coils, *matrix = scan.shape
         image = scan.image_matrix or tuple(matrix)
         wanted = self.coils if self.mixing is None else self.mixing.shape[1]
         if (slices, coils, *image) != (self.shape[0], wanted, *self.shape[1:]):
             raise InputError(
-                f"{one_line(scan.path)} has {slices} slices, {coils} coils and images of {image[0]} x {image[1]}; {self.path.name} was "
+                f"the acquisition {one_line(scan.path)} has {slices} slices, {coils} coils and images of {image[0]} x {image[1]}; the image {one_line(self.path)} was "
                 f"made of {self.shape[0]}, {wanted} and {self.shape[1]} x {self.shape[2]}"
             )
 
@@ -136,7 +147,7 @@ def _compared(result: Result, scan: Scan, index: int) -> Compared:
     found = agreement(predicted, kspace, mask)
     if found.differences:
         raise InputError(
-            f"{one_line(scan.path)} differs from {result.path.name} in slice {index} by {' and '.join(found.differences)}: what it says "
+            f"the acquisition {one_line(scan.path)} differs from the image {one_line(result.path)} in slice {index} by {' and '.join(found.differences)}: what it says "
             "of errors would be that"
         )
     return Compared(kspace, mask * (predicted - kspace), mask, _probability(acquisition, scan.path)[0, 0])
@@ -151,43 +162,56 @@ def _judged(result: Result, scans: list[Scan]) -> Judged:
         levels, noise = [_stated_level(result, scans[0])], "as the second acquisition says"
     designs: dict[bytes, Design] = {}
     together: dict[bytes, Terms] = {}
+    of_scan: list[dict[bytes, Terms]] = [{} for _ in scans]
     alone: list[list[tuple[Terms, Design]]] = []
-    energy, peak, coverage, kept, left = [], 0.0, 0.0, 0.0, 0.0
+    energy, peak, coverage, samples, residuals = [], 0.0, 0.0, [0.0] * len(scans), [0.0] * len(scans)
     for index in range(slices):
         parts: dict[bytes, Terms] = {}
-        for scan, level in zip(scans, levels, strict=True):
+        for number, (scan, level) in enumerate(zip(scans, levels, strict=True)):
             one = _compared(result, scan, index)
-            kept, left = kept + one.kspace.abs().square().sum().item(), left + one.residual.abs().square().sum().item()
+            samples[number] += one.kspace.abs().square().sum().item()
+            residuals[number] += one.residual.abs().square().sum().item()
             key = hashlib.sha256(one.mask.numpy().tobytes() + one.chance.numpy().tobytes()).digest()
             designs[key] = designs[key] if key in designs else design_of(one.mask, one.chance)
-            _add(parts, key, terms_of(one.residual, one.mask, level.variance).times(1 / len(scans)))
+            terms = terms_of(one.residual, one.mask, level.variance)
+            _add(of_scan[number], key, terms)
+            _add(parts, key, terms.times(1 / len(scans)))
             coverage += (one.chance > 0).double().mean().item() / (slices * len(scans))
         for key, terms in parts.items():
             _add(together, key, terms)
         alone.append([(terms, designs[key]) for key, terms in parts.items()])
         magnitude = result.slice(index)[0].abs().double().square().sum(dim=0)
         peak, energy = max(peak, magnitude.max().sqrt().item()), [*energy, magnitude.sum().item()]
-    if left <= ROUNDING * kept:
-        raise InputError(
-            f"{one_line(scans[0].path)} says nothing of {result.path.name}: its samples are those of the image, which was made of them"
-        )
-    whole = estimate([(together[key], designs[key]) for key in together], slices * y * x, levels[0].doubt)
-    if whole.high < 0:
-        raise InputError(
-            f"{result.path.name} is closer to {one_line(scans[0].path)} than its noise allows: it had a part in the image, or its noise is "
-            "less than it says"
-        )
+    pixels = slices * y * x
+    for scan, sample, residual, terms in zip(scans, samples, residuals, of_scan, strict=True):
+        _refuse_own(result, scan, sample, residual)
+        if estimate([(terms[key], designs[key]) for key in terms], pixels, levels[0].doubt).high < 0:
+            raise InputError(
+                f"the image {one_line(result.path)} is closer to the acquisition {one_line(scan.path)} than noise allows: it had a part in the "
+                "image, or its noise is less than is said"
+            )
+    whole = estimate([(together[key], designs[key]) for key in together], pixels, levels[0].doubt)
     each = [estimate(parts, y * x, levels[0].doubt) for parts in alone]
     return Judged(
         result.path.name,
         scans[0].path.name,
-        _quality(whole, peak, sum(energy) / (slices * y * x)),
+        scans[1].path.name if len(scans) > 1 else None,
+        _quality(whole, peak, sum(energy) / pixels),
         tuple(_quality(one, peak, own / (y * x)) for one, own in zip(each, energy, strict=True)),
         peak,
         coverage,
         noise,
+        levels[0].variance.mean().sqrt().item(),
         _simulated([result.simulated, *(scan.simulated for scan in scans)]),
     )
+
+
+def _refuse_own(result: Result, scan: Scan, samples: float, residual: float) -> None:
+    """InputError for an acquisition whose samples the image has in it, to rounding."""
+    if residual <= ROUNDING * samples:
+        raise InputError(
+            f"the acquisition {one_line(scan.path)} says nothing of the image {one_line(result.path)}, which was made of its samples"
+        )
 
 
 def _add(terms: dict[bytes, Terms], key: bytes, more: Terms) -> None:
@@ -200,9 +224,10 @@ def _simulated(said: list[bool | None]) -> bool | None:
 
 def _level_of_two(result: Result, scans: list[Scan]) -> Level:
     """Errors: InputError for acquisitions that have too few samples in common, or all of them."""
-    differences = []
+    differences, at_most = [], []
     for index in range(result.shape[0]):
         first, second = (_compared(result, scan, index) for scan in scans)
+        at_most.append(noise_variance_at_most(first.kspace[None], first.mask[None, None]).item())
         both = (first.mask * second.mask) > 0
         differences.append((first.kspace - second.kspace)[:, both])
     level = level_of_two(differences)
@@ -211,6 +236,11 @@ def _level_of_two(result: Result, scans: list[Scan]) -> Level:
         raise InputError(f"{names} have too few samples in common to tell their noise")
     if not level.variance.any():
         raise InputError(f"{names} have the very same samples; a third acquisition is one of its own")
+    bound = np.nanmean(at_most) if not np.isnan(at_most).all() else math.inf
+    if level.variance.mean().item() > MORE_THAN_NOISE * bound:
+        raise InputError(
+            f"{names} differ by more than noise, which their outermost samples bound: one is of something else"
+        )
     return level
 
 

@@ -15,12 +15,14 @@ def to_json(judged: Judged | Population) -> dict:
         return {
             "name": judged.name,
             "second_acquisition": judged.second,
+            "third_acquisition": judged.third,
             "image": "complex",
             "interval": "scan",
             "confidence": CONFIDENCE,
             "peak": judged.peak,
             "coverage": round(judged.coverage, 6),
             "noise": judged.noise,
+            "noise_deviation": judged.level,
             "simulated": judged.simulated,
             **_plain(judged.volume),
             "per_slice": [{"slice": index, **_plain(one)} for index, one in enumerate(judged.slices)],
@@ -51,8 +53,9 @@ def format_table(judged: Judged | Population) -> str:
         slices = [(f"slice {index}", one) for index, one in enumerate(judged.slices)] if len(judged.slices) > 1 else []
         rows, scans = [("volume", judged.volume), *slices], (judged,)
         about = [
-            f"Estimated from {judged.second}, without a reference: error of the complex image (that of the magnitude is at most as "
-            f"large), peak {judged.peak:.4g}, its own largest magnitude. The interval is the chance of this acquisition's mask and noise."
+            f"Estimated from {' and '.join(filter(None, (judged.second, judged.third)))}, without a reference: error of the complex image (that of the magnitude is at most as "
+            f"large), peak {judged.peak:.4g}, its own largest magnitude. The interval is the chance of mask and noise; "
+            f"noise: standard deviation {judged.level:.4g} of a sample, {judged.noise}."
         ]
     else:
         rows, scans = [(one.name, one.volume) for one in judged.scans], judged.scans
