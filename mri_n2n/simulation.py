@@ -172,7 +172,7 @@ def simulate_file(
                 attributes={
                     "simulated": True,
                     **(corruption_facts(options, peak) if options.corrupt else {"noise_variance": noise_variance}),
-                    "mask_kind": options.mask,
+                    **({} if options.acceleration == 1 else {"mask_kind": options.mask}),
                     "acceleration": options.acceleration,
                     "seed": options.seed,
                     "phase": options.phase or np.iscomplexobj(images),
