@@ -261,7 +261,7 @@ def _probability(acquisition: Acquisition, path: Path) -> Tensor:
         return acquisition.mask
     raise InputError(
         f"{one_line(path)} does not store the probability with which its samples were drawn, without which they cannot be weighted; "
-        "convert it with its design, or acquire the second repetition fully sampled"
+        "store it as `probability` in the scan's HDF5 (docs/files.md), or give one that is sampled fully"
     )
 
 
