@@ -106,7 +106,20 @@ def test_spikes_are_rare_in_kspace_and_everywhere_in_the_image(full):
     assert 0.003 < hit.float().mean() < 0.04
     assert ((ifft2c(spiked) - ifft2c(full)).abs() > 1e-3).float().mean() > 0.9
     pair = corrupted_pair(full, "spikes", None, (draw(0), draw(1)), clean=False)
-    assert pair.domain == "kspace" and pair.loss == "l0"
+    assert pair.domain == "kspace" and pair.loss == "l2"
+
+
+def test_the_mean_of_spiked_samples_is_the_share_of_the_clean_one_that_is_left(full):
+    """Why spikes are for L2: a sample is lost with probability 1 - (1 - p)(1 - p / 10), and what is in its place has mean zero."""
+    small, share, generator, count = torch.zeros(1, 1, 9, 9, dtype=full.dtype), 0.2, draw(), 4000
+    small[..., 4, 4] = 1
+    small = fft2c(small + 0.2)
+    mean = sum(CORRUPTIONS["spikes"].make(ifft2c(small), share, generator).target for _ in range(count)) / count
+    left = (1 - share) * (1 - share / 10)
+    largest = small.abs().max()
+    error = (mean - left * small).abs().square().mean().sqrt()
+    assert error < 2 * (0.3 * largest * 0.2**0.5 + 0.4 * small.abs().square().mean().sqrt()) / count**0.5
+    assert (mean - small).abs().square().mean().sqrt() > 5 * error, "and not the clean sample itself"
 
 
 @pytest.mark.parametrize("kind", [kind for kind, one in CORRUPTIONS.items() if one.real])

@@ -80,7 +80,7 @@ def corrupting(kind: str, low: float, high: float | None = None) -> dict:
     return {"corrupt": kind, "strength": (low, low if high is None else high), "acceleration": (1.0, 1.0)}
 
 
-L2, L1 = "L2, the mean", "L1, the median"
+L2, L1, L0 = "L2, the mean", "L1, the median", "annealed L0, the mode"
 ROWS = {
     "gaussian-fixed": Row(corrupting("gaussian", BROWN_DEVIATION)),
     "gaussian": Row(corrupting("gaussian", 0.02, 0.2)),
@@ -95,7 +95,7 @@ ROWS = {
     "bernoulli": Row(corrupting("bernoulli", 0.0, 0.9)),
     "text": Row(corrupting("text", 0.0, 0.5), 0.5, wrong={L2: {"loss": "l2"}}),
     "impulse": Row(corrupting("impulse", 0.0, 0.7), 0.5, wrong={L2: {"loss": "l2"}, L1: {"loss": "l1"}}),
-    "spikes": Row(corrupting("spikes", 0.0, 0.01), 0.5, wrong={L2: {"loss": "l2"}}),
+    "spikes": Row(corrupting("spikes", 0.0, 0.01), 0.5, wrong={L0: {"loss": "l0"}}),
     "roulette": Row({}, beside={"L2 without weights": {"pair": PairOptions(weight_cap=1.0)}}),
 }
 BODIES = {"U-Net": "n2v", "U-Net of N2V2": "n2v2", "RED30": "red30", "DnCNN": "dncnn"}
