@@ -152,6 +152,16 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="write a BIDS data set of derivatives; scans must have BIDS names, sub-01_T1w.h5",
     )
+    reconstruct.add_argument(
+        "--self-check",
+        action="store_true",
+        help="hold out the scan's own samples in turn, and say how large the error of what was not sampled is; 15 times the time",
+    )
+    reconstruct.add_argument(
+        "--uncertainty",
+        action="store_true",
+        help="also write NAME.uncertainty.nii.gz, error bars from images without some of the samples; 10 times the time",
+    )
     reconstruct.add_argument("--skip-existing", action="store_true", help="leave out scans whose sidecar is there")
     reconstruct.add_argument("--json", action="store_true", help="print the sidecars on stdout")
 

@@ -159,6 +159,7 @@ def run_train(options: argparse.Namespace) -> None:
 def run_reconstruct(options: argparse.Namespace) -> None:
     from mri_n2n.process import tune_process
     from mri_n2n.reconstruction import reconstruct_files
+    from mri_n2n.trust.words import self_check_line
 
     tune_process()
     failed = None
@@ -177,6 +178,8 @@ def run_reconstruct(options: argparse.Namespace) -> None:
             skip_existing=options.skip_existing,
             dicom=options.dicom,
             bids=options.bids,
+            self_check=options.self_check,
+            uncertainty=options.uncertainty,
             quiet=options.quiet,
         )
     except PartialError as error:
@@ -189,6 +192,8 @@ def run_reconstruct(options: argparse.Namespace) -> None:
             print(
                 f"{options.output / name}.h5 .nii.gz .png .json{' .dicom' if options.dicom else ''}: {sidecar['slices']} slices in {sidecar['seconds']} s, {sidecar['measured_share']:.1%} of the samples measured"
             )
+            if "self_check" in sidecar:
+                print(f"  {self_check_line(sidecar['self_check'])}")
     if failed:
         raise failed
 

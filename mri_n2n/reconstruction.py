@@ -33,6 +33,8 @@ from mri_n2n.outputs import Target, check_target, result_attributes, target_of, 
 from mri_n2n.process import progress_shown
 from mri_n2n.reconstructors import Reconstructor, baseline_reconstructor, network_reconstructor
 from mri_n2n.resample import crop_or_pad
+from mri_n2n.trust.self_check import check_itself
+from mri_n2n.trust.words import checked_facts
 
 
 def reconstruct_files(
@@ -50,6 +52,8 @@ def reconstruct_files(
     skip_existing: bool = False,
     dicom: Path | None = None,
     bids: bool = False,
+    self_check: bool = False,
+    uncertainty: bool = False,
     quiet: bool = False,
 ) -> list[dict]:
     """Reconstruct scan files into the directory `output`: NAME.h5, NAME.nii.gz, NAME.png, NAME.json each.
@@ -63,14 +67,19 @@ def reconstruct_files(
     regularisation: of the baselines tv and wavelet; None: chosen for each scan by samples that are left out.
     dicom: the folder of the source series of a single scan, also writes the folder NAME.dicom, see `formats.derived_dicom`.
     bids: names and folders of a BIDS data set of derivatives, see `mri_n2n.bids`.
+    self_check: the error of what was not sampled, from samples that are held out, in the sidecar; uncertainty: NAME.uncertainty.nii.gz;
+    see `trust.self_check`, `trust.error_bars`: they take 10 to 15 times as long.
     format: of the scans, None: found from their content. repetition: one of several, None: their mean.
     Errors: OptionError, InputError, NotFoundError, OutputError; of several scans PartialError, which has the sidecars of the others.
     """
     check_baseline(baseline, regularisation, weights, flips)
+    if uncertainty and baseline == "zero-filled":
+        raise OptionError("--uncertainty is of methods that predict what was not sampled; zero-filled does not")
     scans = [scan for path in scans for scan in (scans_in(path) if path.is_dir() else [path])]
     if dicom is not None and len(scans) != 1:
         raise OptionError(f"--dicom is the series of one scan; got {len(scans)} scans, reconstruct them one by one")
-    targets = [target_of(path, output, bids=bids) for path in scans]
+    more = ("uncertainty",) if uncertainty else ()
+    targets = [replace(target_of(path, output, bids=bids), more=more) for path in scans]
     twice = [target.label for target, count in Counter(targets).items() if count > 1]
     if twice:
         raise OutputError(f"several inputs would write {twice[0]}.h5; reconstruct them into different directories")
@@ -95,11 +104,12 @@ def reconstruct_files(
     else:
         reconstructor = baseline_reconstructor(baseline, regularisation, device)
     sidecars, failures = [], []
+    checks = {"self_check": self_check, "uncertainty": uncertainty}
     todo = [(path, target, replace_it) for (path, target), replace_it in zip(work, replaced, strict=True)]
     for path, target, replace_it in tqdm(todo, unit="scan", disable=len(todo) == 1 or not progress_shown(quiet)):
         try:
             scan = open_scan(path, format, repetition)
-            sidecars.append(reconstruct_file(scan, target, reconstructor, force=replace_it, series=series, quiet=quiet))
+            sidecars.append(reconstruct_file(scan, target, reconstructor, **checks, force=replace_it, series=series, quiet=quiet))
         except UserError as error:
             if len(scans) == 1:
                 raise
@@ -146,6 +156,8 @@ def reconstruct_file(
     target: Target,
     reconstructor: Reconstructor,
     *,
+    self_check: bool = False,
+    uncertainty: bool = False,
     force: bool = False,
     series: Series | None = None,
     quiet: bool = False,
@@ -225,6 +237,12 @@ def reconstruct_file(
         measured /= max(held, 1)  # slices without samples say nothing of the acceleration
         share = min(1.0, measured * y * x / ((y1 - y0) * (x1 - x0)))
         facts, against, volumes = finish(mask, share)
+        if self_check or uncertainty:
+            checked = check_itself(read, images_of, slices, at_once, estimates=self_check, bars=uncertainty)
+            energies = [float(np.square(one, dtype=np.float64).mean()) for one in reconstruction]
+            of_check, said_of_check = checked_facts(checked, float(reconstruction.max()), energies)
+            facts, against = facts | of_check, against + said_of_check
+            volumes |= {} if checked.bars is None else {"uncertainty": checked.bars.radius.numpy()}
         volumes = {name: crop_or_pad(torch.from_numpy(one), *matrix).numpy() for name, one in volumes.items()}
         said = sorted(found) + against
         combination = "none" if coils == 1 else "coils reconstructed one by one, then root-sum-of-squares"
@@ -256,7 +274,7 @@ def reconstruct(source, output: Path | str | None = None, **options):
     Arrays: complex (y, x), (slices, y, x) or (slices, coils, y, x); returns complex (y, x) or (slices, y, x). Options:
     mask, weights, baseline, regularisation, device, flips; see `mri_n2n.inference.reconstruct_array`.
     Files: writes NAME.h5, NAME.nii.gz, NAME.png, NAME.json into the directory `output`; returns the sidecars. Options:
-    weights, baseline, regularisation, force, device, flips, dicom, bids, quiet; see `reconstruct_files`.
+    weights, baseline, regularisation, force, device, flips, dicom, bids, self_check, uncertainty, quiet; see `reconstruct_files`.
     """
     paths = list(source) if isinstance(source, (list, tuple)) else [source]
     if paths and all(isinstance(path, (str, Path)) for path in paths):

@@ -136,10 +136,31 @@ def hold_out(mask: Tensor, generator: Generator, *, with_maps: bool) -> tuple[li
     what maps are found from, divided at random into parts of `HELD_OUT` of them, a list; and how many lines, points, or pairs
     of points each part has. ([], 0) where there are none."""
     y, x = mask.shape[-2:]
-    along_y, along_x = is_along(mask, -2), is_along(mask, -1)
-    lines_along_y, lines_along_x = along_y and not along_x, along_x and not along_y  # all or nothing are points
+    lines_along_y, lines_along_x = lines_of(mask)
     size = (1 if lines_along_y else y, 1 if lines_along_x else x)
     drawn = torch.rand(size, dtype=torch.float64, generator=generator)  # in float32 some would be equal
+    if torch.equal(mask, mirror_axes(mask, (-2, -1))):
+        drawn = mirror(drawn)
+    drawn = drawn.expand(y, x)
+    candidates = (mask[0, 0] > 0) & outside_calibration(mask, with_maps=with_maps)
+    values = drawn[candidates].unique()  # sorted; one for each line, or point, or pair
+    count = max(1, round(HELD_OUT * len(values))) if len(values) else 0
+    ends = values[count - 1 :: count].tolist() if count else []
+    between = zip([-1.0, *ends], ends, strict=False)
+    return [(candidates & (drawn > low) & (drawn <= high))[None, None] for low, high in between], count
+
+
+def lines_of(mask: Tensor) -> tuple[bool, bool]:
+    """Whether a mask (..., y, x) is of lines along y, or along x; all or nothing are points."""
+    along_y, along_x = is_along(mask, -2), is_along(mask, -1)
+    return along_y and not along_x, along_x and not along_y
+
+
+def outside_calibration(mask: Tensor, *, with_maps: bool) -> Tensor:
+    """Where (y, x) bool a mask (1, 1, y, x) may lose samples: outside its full centre, and of what maps are found from. Of symmetric masks
+    as symmetric."""
+    y, x = mask.shape[-2:]
+    lines_along_y, lines_along_x = lines_of(mask)
     calibration = calibration_region(mask[0, 0])
     high, wide = (min(n, SIDE) for n in calibration)
     if with_maps:
@@ -148,11 +169,4 @@ def hold_out(mask: Tensor, generator: Generator, *, with_maps: bool) -> tuple[li
     high, wide = y if lines_along_y else min(high, y), x if lines_along_x else min(wide, x)
     outside = torch.ones((y, x), dtype=torch.bool)
     outside[y // 2 - high // 2 :, x // 2 - wide // 2 :][:high, :wide] = False
-    if torch.equal(mask, mirror_axes(mask, (-2, -1))):
-        drawn, outside = mirror(drawn), outside & mirror_axes(outside, (-2, -1))
-    drawn, candidates = drawn.expand(y, x), (mask[0, 0] > 0) & outside
-    values = drawn[candidates].unique()  # sorted; one for each line, or point, or pair
-    count = max(1, round(HELD_OUT * len(values))) if len(values) else 0
-    ends = values[count - 1 :: count].tolist() if count else []
-    between = zip([-1.0, *ends], ends, strict=False)
-    return [(candidates & (drawn > low) & (drawn <= high))[None, None] for low, high in between], count
+    return outside & mirror_axes(outside, (-2, -1)) if torch.equal(mask, mirror_axes(mask, (-2, -1))) else outside

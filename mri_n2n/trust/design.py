@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from mri_n2n.errors import InputError
 from mri_n2n.fourier import mirror_axes
 from mri_n2n.masks import is_along
 
@@ -25,6 +24,7 @@ class Design:
     probability: Tensor
     drawn: Tensor
     group: Tensor | None
+    equidistant: bool = False
 
     def totals(self, values: Tensor) -> Tensor:
         """Sums (units,) float64 of values (y, x)."""
@@ -36,13 +36,12 @@ def design_of(mask: Tensor, probability: Tensor) -> Design:
     """The design of a mask (y, x) that was drawn with a probability (y, x).
 
     A mask that does not vary along an axis is one of lines. Lines of which each side of the centre has the number that was to be
-    expected, to one, are taken for drawn to that number, others for drawn one by one. Errors: InputError for lines at equal
-    distances: they have one draw, and no variance can be told from it.
+    expected, to one, are taken for drawn to that number, others for drawn one by one.
     """
     mask, probability = mask > 0, probability.double()
     if not is_along(mask, -2) and is_along(mask, -1):
         turned = design_of(mask.mT, probability.mT)
-        return Design(turned.unit.mT.contiguous(), turned.probability, turned.drawn, turned.group)
+        return replace(turned, unit=turned.unit.mT.contiguous())
     lines = is_along(mask, -2) and is_along(probability, -2)
     index = torch.arange(mask.shape[-1]).expand(mask.shape) if lines else torch.arange(mask.numel()).view(mask.shape)
     mirrored = mirror_axes(index, (-1,) if lines else (-2, -1))
@@ -55,7 +54,6 @@ def design_of(mask: Tensor, probability: Tensor) -> Design:
     drawn[unit[mask]] = True
     if not lines:
         return Design(unit, chance, drawn, None)
-    _refuse_equal_distances(drawn, chance)
     group = torch.zeros_like(unit[0])
     group[index[0] > mirrored[0]] = 1
     of_unit = torch.zeros_like(chance, dtype=torch.int64)
@@ -63,18 +61,15 @@ def design_of(mask: Tensor, probability: Tensor) -> Design:
     surprise = [
         abs(int(drawn[side].sum()) - chance[side].sum().item()) for side in (of_unit == 0, of_unit == 1) if side.any()
     ]
-    return Design(unit, chance, drawn, of_unit if max(surprise) <= 1 else None)
+    return Design(unit, chance, drawn, of_unit if max(surprise) <= 1 else None, _equidistant(drawn, chance))
 
 
-def _refuse_equal_distances(drawn: Tensor, chance: Tensor) -> None:
+def _equidistant(drawn: Tensor, chance: Tensor) -> bool:
     """Lines on either side of a full centre, all at one distance (to one, which rounding makes)."""
     outside = chance < 1
     if chance[outside].unique().numel() != 1:
-        return
+        return False
     middle = (~outside).nonzero().double().mean() if not outside.all() else len(chance) / 2
     places = (drawn & outside).nonzero().flatten()
     steps = torch.cat([places[places < middle].diff(), places[places >= middle].diff()])
-    if len(steps) > 4 and int(steps.max() - steps.min()) <= 1 and steps.max() > 1:
-        raise InputError(
-            "the lines of the second acquisition lie at equal distances: all of them are one draw, from which no interval can be told"
-        )
+    return len(steps) > 4 and int(steps.max() - steps.min()) <= 1 and int(steps.max()) > 1

@@ -33,6 +33,16 @@ class Estimate:
 
 
 @dataclass(frozen=True)
+class Quality:
+    """An estimate said in three ways. mse: of the complex image, in squared intensity; psnr: dB, by the image's own largest
+    magnitude; nmse: over the image's own energy."""
+
+    mse: Estimate
+    psnr: Estimate
+    nmse: Estimate
+
+
+@dataclass(frozen=True)
 class Terms:
     """Of samples (y, x), summed over what was drawn together with them (coils, and slices that share a mask): error: on average
     |F S (x' - x)|^2; noise: on average the variance that noise gives it."""
@@ -91,6 +101,17 @@ def estimate(parts: Sequence[tuple[Terms, Design]], pixels: int, doubt: float = 
     quantile = student.ppf(0.5 + CONFIDENCE / 2, max(freedom, 1) if left_to_chance else math.inf)
     reach = float(quantile) * math.sqrt(max(spread, 0.0) + pixels**2 * doubt)
     return Estimate(value / pixels, (value - reach) / pixels, (value + reach) / pixels)
+
+
+def quality_of(mse: Estimate, peak: float, energy: float) -> Quality:
+    """peak: the image's largest magnitude; energy: its mean square."""
+    in_db = lambda value: 10 * math.log10(peak**2 / value) if value > 0 and peak > 0 else math.inf  # noqa: E731
+    over = lambda value: value / energy if energy > 0 else math.nan  # noqa: E731
+    return Quality(
+        mse,
+        Estimate(in_db(mse.value), in_db(mse.high), in_db(mse.low)),
+        Estimate(*map(over, (mse.value, mse.low, mse.high))),
+    )
 
 
 def _by_chance(weighted: Tensor, chance: Tensor, group: Tensor | None) -> tuple[float, int]:

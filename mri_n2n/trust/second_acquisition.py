@@ -28,22 +28,12 @@ from mri_n2n.noise import noise_variance_at_most
 from mri_n2n.resample import crop_or_pad
 from mri_n2n.trust.agreement import agreement
 from mri_n2n.trust.design import Design, design_of
-from mri_n2n.trust.error_estimate import Estimate, Level, Terms, estimate, level_of_two, terms_of
+from mri_n2n.trust.error_estimate import Level, Quality, Terms, estimate, level_of_two, quality_of, terms_of
 
 # Residuals below this share of the samples are rounding: these samples are in the image.
 ROUNDING = 1e-8
 # Two acquisitions whose difference has more than this many times the variance that their outermost samples allow differ otherwise.
 MORE_THAN_NOISE = 3.0
-
-
-@dataclass(frozen=True)
-class Quality:
-    """What a second acquisition says of a reconstruction, of all slices or of one. mse: of the complex image, in squared
-    intensity; psnr: dB, by the image's own largest magnitude; nmse: over the image's own energy."""
-
-    mse: Estimate
-    psnr: Estimate
-    nmse: Estimate
 
 
 @dataclass(frozen=True)
@@ -172,7 +162,7 @@ def _judged(result: Result, scans: list[Scan]) -> Judged:
             samples[number] += one.kspace.abs().square().sum().item()
             residuals[number] += one.residual.abs().square().sum().item()
             key = hashlib.sha256(one.mask.numpy().tobytes() + one.chance.numpy().tobytes()).digest()
-            designs[key] = designs[key] if key in designs else design_of(one.mask, one.chance)
+            designs[key] = designs[key] if key in designs else _design(one, scan.path)
             terms = terms_of(one.residual, one.mask, level.variance)
             _add(of_scan[number], key, terms)
             _add(parts, key, terms.times(1 / len(scans)))
@@ -196,14 +186,23 @@ def _judged(result: Result, scans: list[Scan]) -> Judged:
         result.path.name,
         scans[0].path.name,
         scans[1].path.name if len(scans) > 1 else None,
-        _quality(whole, peak, sum(energy) / pixels),
-        tuple(_quality(one, peak, own / (y * x)) for one, own in zip(each, energy, strict=True)),
+        quality_of(whole, peak, sum(energy) / pixels),
+        tuple(quality_of(one, peak, own / (y * x)) for one, own in zip(each, energy, strict=True)),
         peak,
         coverage,
         noise,
         levels[0].variance.mean().sqrt().item(),
         _simulated([result.simulated, *(scan.simulated for scan in scans)]),
     )
+
+
+def _design(one: Compared, path: Path) -> Design:
+    design = design_of(one.mask, one.chance)
+    if design.equidistant:
+        raise InputError(
+            f"the lines of {one_line(path)} lie at equal distances: all of them are one draw, from which no interval can be told"
+        )
+    return design
 
 
 def _refuse_own(result: Result, scan: Scan, samples: float, residual: float) -> None:
@@ -242,16 +241,6 @@ def _level_of_two(result: Result, scans: list[Scan]) -> Level:
             f"{names} differ by more than noise, which their outermost samples bound: one is of something else"
         )
     return level
-
-
-def _quality(mse: Estimate, peak: float, energy: float) -> Quality:
-    in_db = lambda value: 10 * math.log10(peak**2 / value) if value > 0 and peak > 0 else math.inf  # noqa: E731
-    over = lambda value: value / energy if energy > 0 else math.nan  # noqa: E731
-    return Quality(
-        mse,
-        Estimate(in_db(mse.value), in_db(mse.high), in_db(mse.low)),
-        Estimate(*map(over, (mse.value, mse.low, mse.high))),
-    )
 
 
 def _probability(acquisition: Acquisition, path: Path) -> Tensor:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
-from mri_n2n.trust.error_estimate import CONFIDENCE, Estimate
+from mri_n2n.trust import error_bars
+from mri_n2n.trust.error_estimate import CONFIDENCE, Estimate, Quality, quality_of
 from mri_n2n.trust.population import Population
-from mri_n2n.trust.second_acquisition import Judged, Quality
+from mri_n2n.trust.second_acquisition import Judged
+from mri_n2n.trust.self_check import Checked, SelfCheck
 
 
 def to_json(judged: Judged | Population) -> dict:
@@ -39,10 +42,63 @@ def to_json(judged: Judged | Population) -> dict:
     }
 
 
-def _plain(quality: Quality) -> dict:
-    number = lambda value: value if math.isfinite(value) else None  # noqa: E731
+def checked_facts(checked: Checked, peak: float, energies: Sequence[float]) -> tuple[dict, list[str]]:
+    """(what the sidecar says, warnings) of a scan's check of itself. peak: the image's largest magnitude; energies: mean square of each
+    slice of it."""
+    facts: dict = {}
+    if checked.error is not None:
+        facts["self_check"] = _error_facts(checked.error, peak, energies)
+    if checked.bars is not None:
+        bars = checked.bars
+        facts["uncertainty"] = {
+            "confidence": error_bars.CONFIDENCE,
+            "coverage": bars.coverage,
+            "tested_samples": bars.tested,
+            "factors": [_number(one) for one in bars.factors],
+            "edges": list(bars.edges),
+        }
+    if checked.silence:
+        facts["self_check"] = facts.get("self_check", {}) | {"says_nothing": list(checked.silence)}
+    said = [f"the scan cannot check its own reconstruction: {one}" for one in checked.silence]
+    if checked.error is not None and checked.error.noise:
+        said.append("the noise level is not known, so the self-check's error has the noise of the samples in it")
+    return facts, said
+
+
+def _error_facts(error: SelfCheck, peak: float, energies: Sequence[float]) -> dict:
+    whole = quality_of(error.mse, peak, sum(energies) / len(energies))
+    each = [quality_of(one, peak, energy) for one, energy in zip(error.slices, energies, strict=True)]
     return {
-        name: {end: number(getattr(getattr(quality, name), end)) for end in ("value", "low", "high")}
+        "of": "k-space locations that were not sampled, where samples could have been drawn",
+        "confidence": CONFIDENCE,
+        **_plain(whole),
+        "measured": round(error.measured, 6),
+        "spoken_for": round(error.spoken_for, 6),
+        "silent": round(error.silent, 6),
+        "noise": "included" if error.noise else "removed",
+        "probability": "estimated from the masks" if error.assumed else "stored",
+        "extrapolated": round(error.extrapolated, 6),
+        "per_slice": [{"slice": index, **_plain(one)} for index, one in enumerate(each)],
+    }
+
+
+def self_check_line(facts: dict) -> str:
+    """Of a sidecar's `self_check`, in a line."""
+    if "psnr" not in facts:
+        return f"self-check: says nothing ({'; '.join(facts['says_nothing'])})"
+    value, low, high = (math.inf if facts["psnr"][end] is None else facts["psnr"][end] for end in ("value", "low", "high"))
+    said = f"self-check: PSNR {value:.2f} dB ({low:.2f} to {high:.2f}) by what was not sampled, {facts['spoken_for']:.1%} of k-space"
+    said += f"; nothing is known of {facts['silent']:.1%}" if facts["silent"] > 0 else ""
+    return said + ("; with the noise of the samples" if facts["noise"] == "included" else "")
+
+
+def _number(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _plain(quality: Quality) -> dict:
+    return {
+        name: {end: _number(getattr(getattr(quality, name), end)) for end in ("value", "low", "high")}
         for name in ("mse", "psnr", "nmse")
     }
 
