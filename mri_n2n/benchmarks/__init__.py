@@ -29,6 +29,7 @@ BENCHMARKS = (
     "targets",
     "raw",
     "trust",
+    "selfcheck",
     "coils",
     "step",
 )
