@@ -12,7 +12,7 @@ from mri_n2n.train_arguments import add_corruption, add_train_arguments, path
 
 EXIT_CODES = (
     "exit codes: 0 done; 1 internal error; 2 wrong usage; 3 input that cannot be read or does not fit; "
-    "4 output that exists or cannot be written; 5 data or weights not found; 6 some of several scans failed; 130 interrupted. Research use only."
+    "4 output that exists or cannot be written; 5 data or weights not found; 6 some of several scans failed; 8 warnings under --strict; 130 interrupted. Research use only."
 )
 
 
@@ -161,6 +161,9 @@ def parser() -> argparse.ArgumentParser:
         "--uncertainty",
         action="store_true",
         help="also write NAME.uncertainty.nii.gz, error bars from images without some of the samples; 10 times the time",
+    )
+    reconstruct.add_argument(
+        "--strict", action="store_true", help="end with exit code 8 where anything was warned of; the results are written all the same"
     )
     reconstruct.add_argument("--skip-existing", action="store_true", help="leave out scans whose sidecar is there")
     reconstruct.add_argument("--json", action="store_true", help="print the sidecars on stdout")

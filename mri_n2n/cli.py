@@ -190,12 +190,14 @@ def run_reconstruct(options: argparse.Namespace) -> None:
         for sidecar in sidecars:
             name = sidecar["output"]
             print(
-                f"{options.output / name}.h5 .nii.gz .png .json{' .dicom' if options.dicom else ''}: {sidecar['slices']} slices in {sidecar['seconds']} s, {sidecar['measured_share']:.1%} of the samples measured"
+                f"{options.output / name}.h5 .nii.gz .png .json{' .dicom' if options.dicom else ''}: {sidecar['slices']} slices in {sidecar['seconds']} s, {sidecar['measured_share']:.1%} of the samples and {sidecar['measured_energy_share']:.1%} of the image's energy measured"
             )
             if "self_check" in sidecar:
                 print(f"  {self_check_line(sidecar['self_check'])}")
     if failed:
         raise failed
+    if options.strict and any(sidecar["warnings"] for sidecar in sidecars):
+        options.exit_code = 8
 
 
 def run_denoise(options: argparse.Namespace) -> None:

@@ -242,6 +242,12 @@ def cautions(loaded: LoadedNetwork, mask: Tensor, measured_share: float) -> list
     if known and acceleration > 1 and not low / 1.25 <= acceleration <= high * 1.25:
         trained = f"{low:g}x" if low == high else f"{low:g}x to {high:g}x"
         found.append(f"sampled {acceleration:.1f}x; the weights were trained for {trained}")
-    if loaded.bundled and (is_along(mask, -2) or is_along(mask, -1)) and 0 < mask.mean() < 1:
+    lines = (is_along(mask, -2) or is_along(mask, -1)) and 0 < mask.mean().item() < 1
+    if loaded.bundled and lines:
         found.append(LINES)
+    masks = training["protocol"].get("masks", [])
+    if known and masks and acceleration > 1 and lines not in {name.endswith("lines") for name in masks}:
+        found.append(
+            f"sampled by {'lines' if lines else 'points'}; the weights were trained with {', '.join(sorted(set(masks)))}"
+        )
     return found

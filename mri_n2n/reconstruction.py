@@ -7,7 +7,7 @@ import sys
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,8 +33,13 @@ from mri_n2n.outputs import Target, check_target, result_attributes, target_of, 
 from mri_n2n.process import progress_shown
 from mri_n2n.reconstructors import Reconstructor, baseline_reconstructor, network_reconstructor
 from mri_n2n.resample import crop_or_pad
+from mri_n2n.trust.agreement import agreement
+from mri_n2n.trust.doubts import Doubts, clipped, doubts_of
 from mri_n2n.trust.self_check import check_itself
 from mri_n2n.trust.words import checked_facts
+
+
+CLIPPED_WORDS = "samples stop at one largest value: the receiver, or a conversion, has clipped them"
 
 
 def reconstruct_files(
@@ -109,7 +114,8 @@ def reconstruct_files(
     for path, target, replace_it in tqdm(todo, unit="scan", disable=len(todo) == 1 or not progress_shown(quiet)):
         try:
             scan = open_scan(path, format, repetition)
-            sidecars.append(reconstruct_file(scan, target, reconstructor, **checks, force=replace_it, series=series, quiet=quiet))
+            said = repetitions_differ(path, format, scan) if repetition is None and scan.repetitions > 1 else []
+            sidecars.append(reconstruct_file(scan, target, reconstructor, said, **checks, force=replace_it, series=series, quiet=quiet))
         except UserError as error:
             if len(scans) == 1:
                 raise
@@ -155,6 +161,7 @@ def reconstruct_file(
     scan: Scan,
     target: Target,
     reconstructor: Reconstructor,
+    warned: Sequence[str] = (),
     *,
     self_check: bool = False,
     uncertainty: bool = False,
@@ -162,7 +169,7 @@ def reconstruct_file(
     series: Series | None = None,
     quiet: bool = False,
 ) -> dict:
-    """Reconstruct one scan, slices streaming through the reconstructor; returns the sidecar."""
+    """Reconstruct one scan, slices streaming through the reconstructor; returns the sidecar. warned: what is to be said of it already."""
     started = time.monotonic()
     layout = None if series is None else lay_out(scan, series)
     slices, coils, y, x = scan.shape
@@ -175,13 +182,16 @@ def reconstruct_file(
     matrix = scan.image_matrix or (y, x)  # without the oversampling
     shapes = {"image": (slices, *matrix) if coils == 1 or combined else (slices, virtual, *matrix)}
     shapes |= {"sensitivity_maps": (slices, virtual, *matrix)} if combined else {}
-    found: set[str] = set(said_of_coils)
+    found: set[str] = {*said_of_coils, *warned}
     reconstruction = np.empty((slices, *matrix), dtype=np.float32)
     measured = held = 0.0
     middle: tuple[np.ndarray, np.ndarray] | None = None
+    doubts = Doubts()
 
     def read(start: int, stop: int) -> Acquisition:
-        acquisition = scan.read(start, stop).to(reconstructor.device)
+        acquisition = scan.read(start, stop)
+        found.update([CLIPPED_WORDS] if clipped(acquisition.kspace) else [])
+        acquisition = acquisition.to(reconstructor.device)
         if mixing is not None:
             acquisition = replace(acquisition, kspace=combine(mixing.to(reconstructor.device), acquisition.kspace))
         if combined:
@@ -193,7 +203,7 @@ def reconstruct_file(
     images_of, finish = reconstructor.begin(scan, read)
 
     def images() -> Iterator[tuple[np.ndarray, ...]]:
-        nonlocal measured, held, middle
+        nonlocal measured, held, middle, doubts
         for start in tqdm(range(0, slices, at_once), desc=target.name, unit="batch", disable=not progress_shown(quiet)):
             acquisition = read(start, min(start + at_once, slices))
             complex_images = images_of(acquisition)
@@ -203,6 +213,7 @@ def reconstruct_file(
                 raise InputError(
                     f"{scan.path}: the image is not finite; its k-space is too large or too small for float32, rescale it"
                 )
+            doubts += doubts_of(acquisition.to("cpu"), complex_images)
             complex_images = crop_or_pad(complex_images, *matrix)
             count = complex_images.shape[0]
             reconstruction[start : start + count] = shown(complex_images).numpy()
@@ -244,13 +255,14 @@ def reconstruct_file(
             facts, against = facts | of_check, against + said_of_check
             volumes |= {} if checked.bars is None else {"uncertainty": checked.bars.radius.numpy()}
         volumes = {name: crop_or_pad(torch.from_numpy(one), *matrix).numpy() for name, one in volumes.items()}
-        said = sorted(found) + against
+        said = sorted(found) + doubts.words + against
         combination = "none" if coils == 1 else "coils reconstructed one by one, then root-sum-of-squares"
         combination = "sensitivity maps from the scan's own centre" if combined else combination
         facts |= {
             "virtual_coils": virtual,
             "combination": combination,
             "measured_share": round(measured, 6),
+            "measured_energy_share": round(doubts.measured_share, 6),
             "acquired": {"y": list(acquired[0]), "x": list(acquired[1])},
             "warnings": said,
         }
@@ -258,6 +270,19 @@ def reconstruct_file(
     for caution in said:
         warnings.warn(f"{scan.path.name}: {caution}", stacklevel=2)
     return sidecar
+
+
+def repetitions_differ(path: Path, format: str | None, scan: Scan) -> list[str]:
+    """What the middle slice says of the repetitions that a scan is the mean of: whether the object moved, or the scanner drifted."""
+    middle = scan.shape[0] // 2
+    first, *others = (open_scan(path, format, n).read(middle, middle + 1) for n in range(scan.repetitions))
+    for number, other in enumerate(others, 1):
+        both = (first.mask * other.mask)[0, 0]
+        if differences := agreement(first.kspace[0], other.kspace[0], both).differences:
+            return [
+                f"repetition {number} differs from repetition 0 by {' and '.join(differences)}: their mean is blurred; take one with --repetition"
+            ]
+    return []
 
 
 def within(images: Tensor, acquired: Box) -> Tensor:

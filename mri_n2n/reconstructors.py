@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from mri_n2n.fourier import ifft2c
 from mri_n2n.inference import PIXELS_AT_ONCE, LoadedNetwork, cautions, reconstruct_acquisition
 from mri_n2n.operators import density_weights
 from mri_n2n.regularisation import at_an_end, chosen_regularisation
+from mri_n2n.trust.familiarity import ALARM, known_of, looked_at, mean_of, statistics_of, unlike
 
 Read = Callable[[int, int], Acquisition]
 ImagesOf = Callable[[Acquisition], Tensor]
@@ -41,7 +43,7 @@ class Reconstructor:
 def network_reconstructor(loaded: LoadedNetwork, *, flips: bool) -> Reconstructor:
     """A network; flips: the mean over the four mirror images of each slice."""
 
-    def begin(scan: Scan, _: Read) -> tuple[ImagesOf, Finish]:
+    def begin(scan: Scan, read: Read) -> tuple[ImagesOf, Finish]:
         scale = intensity_scale(scan, loaded)
 
         def images_of(acquisition: Acquisition) -> Tensor:
@@ -51,9 +53,40 @@ def network_reconstructor(loaded: LoadedNetwork, *, flips: bool) -> Reconstructo
             "weights": weights_facts(loaded),
             "options": {"device": loaded.device.type, "precision": "float32", "flips": flips},
         }
-        return images_of, lambda mask, share: (facts, cautions(loaded, mask, share), {})
+
+        def finish(mask: Tensor, share: float) -> tuple[dict, list[str], dict[str, np.ndarray]]:
+            of_training, against = compared_with_training(scan, read, loaded)
+            return facts | of_training, cautions(loaded, mask, share) + against, {}
+
+        return images_of, finish
 
     return Reconstructor(loaded.device, loaded.header["network"] != "unet", begin)  # the 2018 U-Net knows no coils
+
+
+def compared_with_training(scan: Scan, read: Read, loaded: LoadedNetwork) -> tuple[dict, list[str]]:
+    """(what the sidecar says, what is against the weights) of whether a scan is like those they were trained on, see
+    `trust.familiarity`; nothing where the weights do not say."""
+    known = known_of(loaded.header)
+    if known is None:
+        return {}, []
+    image_of = partial(reconstruct_acquisition, loaded.network, device=loaded.device)
+    slices = [one for i in looked_at(scan.shape[0]) if (one := read(i, i + 1)).kspace.any()]
+    if not slices:
+        return {}, []
+    statistics = mean_of([statistics_of(one, image_of) for one in slices])
+    found = {kind: unlike(known[kind], getattr(statistics, kind)) for kind in known}
+    facts = {
+        kind: {"distance": round(one.distance, 4), "share_as_far": round(one.share, 4), "alarm": one.share <= ALARM}
+        for kind, one in found.items()
+    }
+    words = {"image": "its grey values and their detail", "acquisition": "its sampling, or how well samples are predicted"}
+    against = [
+        f"unlike what the weights were trained on by {words[kind]} (distance {one.distance:.1f}; {one.share:.1%} of the training scans "
+        "are as far from those of other subjects)"
+        for kind, one in found.items()
+        if one.share <= ALARM
+    ]
+    return {"familiarity": facts}, against
 
 
 def weights_facts(loaded: LoadedNetwork) -> dict:

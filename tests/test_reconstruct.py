@@ -776,11 +776,11 @@ def test_zero_padding_is_no_acceleration(scans, run, tmp_path):
 def test_empty_slices_are_no_acceleration(run, tmp_path):
     """Slices with masks of their own, half of them empty."""
     kspace = phantom_kspace((24, 24), generator=generator(1))[None].repeat(4, 1, 1, 1)
-    mask = torch.stack([draw_mask("random-lines", (24, 24), 3, generator(seed)).mask for seed in range(4)])
+    mask = torch.stack([draw_mask("roulette", (24, 24), 3, generator(seed)).mask for seed in range(4)])
     mask[:2] = 0
     write_scan(tmp_path / "scan.h5", (kspace * mask[:, None])[:, 0].numpy()[:, None], (4, 1, 24, 24), mask=mask.numpy())
     (sidecar,) = reconstruct_files([tmp_path / "scan.h5"], tmp_path / "out", weights=run, quiet=True)
-    assert sidecar["measured_share"] == pytest.approx(mask[2:].mean().item()) and not sidecar["warnings"]
+    assert sidecar["measured_share"] == pytest.approx(mask[2:].mean().item(), abs=1e-6) and not sidecar["warnings"]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         mri_n2n.reconstruct((kspace * mask[:, None]).numpy(), mask=mask.numpy(), weights=run)
