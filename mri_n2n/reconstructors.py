@@ -18,7 +18,7 @@ from mri_n2n.fourier import ifft2c
 from mri_n2n.inference import PIXELS_AT_ONCE, LoadedNetwork, cautions, reconstruct_acquisition
 from mri_n2n.operators import density_weights
 from mri_n2n.regularisation import at_an_end, chosen_regularisation
-from mri_n2n.trust.familiarity import ALARM, known_of, looked_at, mean_of, statistics_of, unlike
+from mri_n2n.trust.familiarity import known_of, looked_at, mean_of, statistics_of, unlike
 
 Read = Callable[[int, int], Acquisition]
 ImagesOf = Callable[[Acquisition], Tensor]
@@ -76,7 +76,7 @@ def compared_with_training(scan: Scan, read: Read, loaded: LoadedNetwork) -> tup
     statistics = mean_of([statistics_of(one, image_of) for one in slices])
     found = {kind: unlike(known[kind], getattr(statistics, kind)) for kind in known}
     facts = {
-        kind: {"distance": round(one.distance, 4), "share_as_far": round(one.share, 4), "alarm": one.share <= ALARM}
+        kind: {"distance": round(one.distance, 4), "share_as_far": round(one.share, 4), "alarm": one.alarm}
         for kind, one in found.items()
     }
     words = {"image": "its grey values and their detail", "acquisition": "its sampling, or how well samples are predicted"}
@@ -84,7 +84,7 @@ def compared_with_training(scan: Scan, read: Read, loaded: LoadedNetwork) -> tup
         f"unlike what the weights were trained on by {words[kind]} (distance {one.distance:.1f}; {one.share:.1%} of the training scans "
         "are as far from those of other subjects)"
         for kind, one in found.items()
-        if one.share <= ALARM
+        if one.alarm
     ]
     return {"familiarity": facts}, against
 

@@ -18,16 +18,16 @@ from mri_n2n.sources import Source
 from mri_n2n.trust.familiarity import learned, looked_at, statistics_of
 from mri_n2n.volumes import Volume
 
-# Scans at most, and how often a volume is acquired anew by simulation at most.
-SCANS, TIMES = 40, 4
+# About so many scans, and how often a volume is acquired anew by simulation at most.
+SCANS, TIMES = 48, 4
 
 
 def familiarity_of(
     network: nn.Module, sources: Sequence[Source], protocol: Protocol, device: torch.device, scans: int = SCANS
 ) -> dict | None:
-    """What the header of a network's weights keeps of the scans it was trained on: some slices of up to `scans` of them, one
+    """What the header of a network's weights keeps of the scans it was trained on: some slices of about `scans` of them, one
     acquisition as in use, simulated ones up to `TIMES` with other masks. None where `learned` has none."""
-    times = max(1, min(TIMES, scans // len(sources)))
+    times = min(TIMES, -(-scans // len(sources)))
     chosen = list(sources)[:: -(-len(sources) // scans)]
     image_of = partial(reconstruct_acquisition, network, device=device)
     found, subjects, volumes = [], [], []

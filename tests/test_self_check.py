@@ -264,9 +264,10 @@ def test_scans_are_as_far_as_their_share_says_and_strange_ones_farther():
 
 def test_what_cannot_be_told_says_nothing_and_one_volume_tells_nothing():
     generator = draw(2)
-    scans = [some_statistics(0, generator) for _ in range(8)]
-    assert learned(scans, ["one"] * 8, ["v"] * 8) is None
-    kept = learned(scans, ["one"] * 8, list("abcdefgh"))
+    scans = [some_statistics(0, generator) for _ in range(12)]
+    assert learned(scans, ["one"] * 12, ["v"] * 12) is None
+    assert learned(scans[:9], ["one"] * 9, list("abcdefghi")) is None
+    kept = learned(scans, ["one"] * 12, list("abcdefghijkl"))
     known = known_of({"familiarity": kept})["acquisition"]
     centre = unlike(known, torch.full((5,), math.nan, dtype=torch.float64))
     assert centre.distance == pytest.approx(torch.linalg.vector_norm(known.scans, dim=1).min().item())
@@ -287,12 +288,11 @@ def test_statistics_of_training_scans(coils):
     kept = familiarity_of(network, sources, protocol, torch.device("cpu"), 10)
     known = known_of({"familiarity": kept})
     assert len(known["image"].distances) == 10
-    for acceleration, alarm in ((3.2, False), (12.0, True)):
+    for acceleration, least, most in ((3.2, 0.0, 0.3), (12.0, 1.0, 1.0)):
         other = replace(protocol, acceleration=(acceleration, acceleration), seed=1)
-        found = known_of({"familiarity": familiarity_of(network, sources[:2], other, torch.device("cpu"), 4)})
+        found = known_of({"familiarity": familiarity_of(network, sources, other, torch.device("cpu"), 10)})
         means = found["acquisition"].scans @ torch.linalg.inv(found["acquisition"].transform) + found["acquisition"].centre
-        distances = [unlike(known["acquisition"], one).distance for one in means]
-        assert (min(distances) > 2 * known["acquisition"].distances.max()) == alarm
+        assert least <= np.mean([unlike(known["acquisition"], one).alarm for one in means]) <= most
 
 
 # ---- the command ----

@@ -29,8 +29,9 @@ KINDS = ("image", "acquisition")
 OBJECT, QUANTILES = 0.1, (0.1, 0.25, 0.5, 0.75, 0.9)
 # Bands of held-out samples, as shares of the largest frequency; the prediction of an empty one.
 BANDS = ((0.12, 0.5), (0.5, 0.75), (0.75, 2.0))
-# A scan is unlike where at most this share of training scans is as far from the others, of either kind: 5 % false alarms in all.
-ALARM = 0.025
+# A scan is unlike where at most this share of training scans is as far from the others, of either kind: 5 % false alarms in all; of few training scans
+# where none is as far. Of fewer than `FEWEST` nothing is said.
+ALARM, FEWEST = 0.025, 10
 SLICES = 3  # of a scan
 
 
@@ -55,10 +56,12 @@ class Known:
 
 @dataclass(frozen=True)
 class Unlike:
-    """distance: from the nearest training scan; share: of training scans as far from those of other subjects, or farther."""
+    """distance: from the nearest training scan; share: of training scans as far from those of other subjects, or farther, this one
+    counted. alarm: whether that is too few."""
 
     distance: float
     share: float
+    alarm: bool
 
 
 def looked_at(slices: int) -> list[int]:
@@ -105,9 +108,9 @@ def mean_of(slices: Sequence[Statistics]) -> Statistics:
 
 def learned(scans: Sequence[Sequence[Statistics]], subjects: Sequence[str], volumes: Sequence[str]) -> dict | None:
     """What a weights file keeps, as plain numbers, of training scans (each some slices' statistics), their subjects and volumes; where there
-    is one subject only distances are from other volumes, None where there is one volume."""
+    is one subject only distances are from other volumes. None of one volume, and of fewer than `FEWEST` scans."""
     groups = subjects if len(set(subjects)) > 1 else volumes
-    if len(set(groups)) < 2:
+    if len(set(groups)) < 2 or len(scans) < FEWEST:
         return None
     found = {}
     for kind in KINDS:
@@ -155,8 +158,9 @@ def known_of(header: dict) -> dict[str, Known] | None:
 def unlike(known: Known, statistics: Tensor) -> Unlike:
     """statistics (n,) of one kind, of a scan."""
     distance = _nearest(_placed(statistics[None], known.centre, known.transform)[0], known.scans)
-    farther = int((known.distances >= distance).sum())
-    return Unlike(distance, (1 + farther) / (1 + len(known.distances)))
+    farther, count = int((known.distances >= distance).sum()), len(known.distances)
+    share = (1 + farther) / (1 + count)
+    return Unlike(distance, share, share <= max(ALARM, 1 / (1 + count)))
 
 
 def _placed(means: Tensor, centre: Tensor, transform: Tensor) -> Tensor:
