@@ -30,6 +30,7 @@ BENCHMARKS = (
     "raw",
     "trust",
     "selfcheck",
+    "alarms",
     "coils",
     "step",
 )
