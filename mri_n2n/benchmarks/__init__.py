@@ -31,6 +31,7 @@ BENCHMARKS = (
     "trust",
     "selfcheck",
     "alarms",
+    "population",
     "coils",
     "step",
 )

@@ -2,8 +2,8 @@
 
 The T1W volume of subject 04 at 128x128, every sixth slice, reconstructed with the bundled weights (network alone) from one acquisition,
 10x roulette with one coil and 6x Gaussian lines with 8 simulated coils (one mask for all slices), without noise and with complex noise
-of a standard deviation of 2 % of the maximum. Then 200 second acquisitions are drawn, each with a mask for all slices and noise of its own,
-of the same kind, and the error is estimated from each as `evaluate --second-acquisition` does, told the noise variance; with noise also from
+of a standard deviation of 2 % of the maximum. Then 200 second acquisitions are drawn, each with noise of its own and a mask for all slices (where it says so: one for
+each slice) of the same kind, and the error is estimated from each as `evaluate --second-acquisition` does, told the noise variance; with noise also from
 two of them, not told, as with `--third-acquisition`. The truth is the mean squared error of the coil images, sum over coils of |S' x' - S x|^2, with the image x' and
 the maps S' that the reconstruction used; with one coil that of the complex image. Intervals are those of this scan: the
 chance of the second mask and noise. Volume: over all slices, PSNR by the image's own maximum. Simulated k-space.
@@ -28,8 +28,8 @@ from mri_n2n.fourier import fft2c, ifft2c
 from mri_n2n.inference import reconstruct_acquisition
 from mri_n2n.masks import draw_mask
 from mri_n2n.simulation import measure, seeded, sensitivities
-from mri_n2n.trust.design import design_of
-from mri_n2n.trust.error_estimate import Estimate, Level, estimate, level_of_two, terms_of
+from mri_n2n.trust.design import Design, design_of
+from mri_n2n.trust.error_estimate import Estimate, Level, Terms, estimate, level_of_two, terms_of
 
 MATRIX, EVERY, DRAWS = 128, 6, 200
 NOISE = 0.02
@@ -43,13 +43,16 @@ class Case:
     coils: int
     noise: float
     third: bool = False
+    for_each: bool = False  # slice, a mask of its own
 
 
 CASES = (
     Case("one coil, roulette 10x", "roulette", 10.0, 1, 0.0),
+    Case("the same, a mask for each slice", "roulette", 10.0, 1, 0.0, for_each=True),
     Case("one coil, roulette 10x, noise", "roulette", 10.0, 1, NOISE),
     Case("the same, with a third acquisition", "roulette", 10.0, 1, NOISE, third=True),
     Case("8 coils, Gaussian lines 6x", "gaussian-lines", 6.0, 8, 0.0),
+    Case("the same, a mask for each slice", "gaussian-lines", 6.0, 8, 0.0, for_each=True),
     Case("8 coils, Gaussian lines 6x, noise", "gaussian-lines", 6.0, 8, NOISE),
     Case("the same, with a third acquisition", "gaussian-lines", 6.0, 8, NOISE, third=True),
 )
@@ -93,7 +96,19 @@ def drawn(case: Case, full: Tensor, *about: object) -> Acquisition:
 
 def estimated(case: Case, image: Reconstructed, number: int) -> Estimate:
     """From one second acquisition, or from two."""
-    several = [drawn(case, image.full, number, part) for part in range(1 + case.third)]
+    slices, _, y, x = image.full.shape
+    if case.for_each:
+        parts = [part for index in range(slices) for part in _parts(case, image, slice(index, index + 1), number, index)[0]]
+        return estimate(parts, slices * y * x)
+    parts, doubt = _parts(case, image, slice(None), number)
+    return estimate(parts, slices * y * x, doubt)
+
+
+def _parts(
+    case: Case, image: Reconstructed, of: slice, number: int, *about: object
+) -> tuple[list[tuple[Terms, Design]], float]:
+    """(what each mask says of slices, doubt of the noise level)."""
+    several = [drawn(case, image.full[of], number, part, *about) for part in range(1 + case.third)]
     level = Level(torch.tensor(case.noise**2, dtype=torch.float64))
     if case.third:
         both = (several[0].mask * several[1].mask)[0, 0] > 0
@@ -101,11 +116,10 @@ def estimated(case: Case, image: Reconstructed, number: int) -> Estimate:
     parts = []
     for one in several:
         mask = one.mask[0, 0]
-        terms = [terms_of(residual, mask, level.variance) for residual in one.mask * (image.predicted - one.kspace)]
+        terms = [terms_of(residual, mask, level.variance) for residual in one.mask * (image.predicted[of] - one.kspace)]
         total = sum(terms[1:], terms[0]).times(1 / len(several))
         parts.append((total, design_of(mask, one.probability[0, 0])))
-    slices, _, y, x = image.full.shape
-    return estimate(parts, slices * y * x, level.doubt)
+    return parts, level.doubt
 
 
 def run(setting: Setting) -> str:
