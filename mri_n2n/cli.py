@@ -12,7 +12,7 @@ import warnings
 from importlib import import_module
 
 from mri_n2n.arguments import parser
-from mri_n2n.errors import InputError, PartialError, UserError
+from mri_n2n.errors import InputError, PartialError, UserError, VerificationError
 from mri_n2n.train_options import strength_of, train_options_from
 
 
@@ -251,6 +251,17 @@ def run_evaluate(options: argparse.Namespace) -> None:
     print(json.dumps(to_json(result), indent=2) if options.json else format_table(result))
 
 
+def run_verify(options: argparse.Namespace) -> None:
+    from mri_n2n.process import tune_process
+    from mri_n2n.verification import format_text, to_json, verify
+
+    tune_process()
+    result = verify(options.image, scan=options.scan, weights=options.weights, quiet=options.quiet)
+    print(json.dumps(to_json(result), indent=2) if options.json else format_text(result))
+    if not result.verified:
+        options.exit_code = VerificationError.exit_code
+
+
 def run_info(options: argparse.Namespace) -> None:
     from mri_n2n.inspection import describe
 
@@ -300,6 +311,7 @@ COMMANDS = {
     "reconstruct": run_reconstruct,
     "denoise": run_denoise,
     "evaluate": run_evaluate,
+    "verify": run_verify,
     "info": run_info,
     "convert": run_convert,
     "benchmark": run_benchmark,
@@ -313,6 +325,7 @@ MODULES = {
     "reconstruct": "mri_n2n.reconstruction",
     "denoise": "mri_n2n.denoising.denoise",
     "evaluate": "mri_n2n.evaluation",
+    "verify": "mri_n2n.verification",
     "info": "mri_n2n.inspection",
     "convert": "mri_n2n.conversion",
     "benchmark": "mri_n2n.benchmarks.common",

@@ -20,8 +20,9 @@ from mri_n2n.acquisition import Acquisition, Scan
 from mri_n2n.baselines import check_baseline
 from mri_n2n.bids import check_dataset
 from mri_n2n.coils import coil_mixing, combine, with_sensitivity_maps
+from mri_n2n.device import machine
 from mri_n2n.errors import InputError, NotFoundError, OptionError, OutputError, PartialError, UserError
-from mri_n2n.files import RAW, atomic_outputs, check_readable, one_line, suffix_of
+from mri_n2n.files import RAW, atomic_outputs, check_readable, one_line, sha256_of_all, suffix_of
 from mri_n2n.formats import detect, open_scan, write_result
 from mri_n2n.formats.derived_dicom import lay_out
 from mri_n2n.formats.dicom import Series, read_series
@@ -94,12 +95,15 @@ def reconstruct_files(
         reconstructor = network_reconstructor(loaded, flips=loaded.trained_on_flips if flips is None else flips)
     else:
         reconstructor = baseline_reconstructor(baseline, regularisation, device)
+    asked = {"bids": bids, "dicom": None if series is None else sha256_of_all(series.files)}
     sidecars, failures = [], []
     todo = [(path, target, replace_it) for (path, target), replace_it in zip(work, replaced, strict=True)]
     for path, target, replace_it in tqdm(todo, unit="scan", disable=len(todo) == 1 or not progress_shown(quiet)):
         try:
             scan = open_scan(path, format, repetition)
-            sidecars.append(reconstruct_file(scan, target, reconstructor, force=replace_it, series=series, quiet=quiet))
+            redo = {"command": "reconstruct", "options": asked | {"format": format, "repetition": repetition}}
+            options = {"force": replace_it, "series": series, "quiet": quiet}
+            sidecars.append(reconstruct_file(scan, target, reconstructor, redo, **options))
         except UserError as error:
             if len(scans) == 1:
                 raise
@@ -145,12 +149,15 @@ def reconstruct_file(
     scan: Scan,
     target: Target,
     reconstructor: Reconstructor,
+    redo: dict,
     *,
     force: bool = False,
     series: Series | None = None,
     quiet: bool = False,
 ) -> dict:
-    """Reconstruct one scan, slices streaming through the reconstructor; returns the sidecar."""
+    """Reconstruct one scan, slices streaming through the reconstructor; returns the sidecar.
+
+    redo: {"command", "options"} by which the sidecar says how to make the result again, beside those of the reconstructor."""
     started = time.monotonic()
     layout = None if series is None else lay_out(scan, series)
     slices, coils, y, x = scan.shape
@@ -227,6 +234,7 @@ def reconstruct_file(
         facts, against, volumes = finish(mask, share)
         volumes = {name: crop_or_pad(torch.from_numpy(one), *matrix).numpy() for name, one in volumes.items()}
         said = sorted(found) + against
+        made = redo | {"options": redo["options"] | facts.pop("redo"), "machine": machine(reconstructor.device)}
         combination = "none" if coils == 1 else "coils reconstructed one by one, then root-sum-of-squares"
         combination = "sensitivity maps from the scan's own centre" if combined else combination
         facts |= {
@@ -236,7 +244,7 @@ def reconstruct_file(
             "acquired": {"y": list(acquired[0]), "x": list(acquired[1])},
             "warnings": said,
         }
-        sidecar = write_beside(folder, target, scan, reconstruction, middle, layout, facts, volumes, started)
+        sidecar = write_beside(folder, target, scan, reconstruction, middle, layout, facts, made, volumes, started)
     for caution in said:
         warnings.warn(f"{scan.path.name}: {caution}", stacklevel=2)
     return sidecar
