@@ -20,7 +20,7 @@ _VERBS = {
     "Protocol": ("mri_n2n.batches", "Protocol"),
     "reconstruct": ("mri_n2n.reconstruction", "reconstruct"),
     "denoise": ("mri_n2n.denoising.denoise", "denoise"),
-    "evaluate": ("mri_n2n.evaluation", "evaluate"),
+    "evaluate": ("mri_n2n.judgement", "evaluate"),
     "verify": ("mri_n2n.verification", "verify"),
     "info": ("mri_n2n.inspection", "describe"),
     "convert": ("mri_n2n.conversion", "convert"),
