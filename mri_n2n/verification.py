@@ -28,7 +28,7 @@ from mri_n2n.record import Record, read_record
 ROUNDING = 1e-4
 # What the sidecar says of the result, and a new one must say too; without what rounding decides, or the clock.
 SAID = (
-    "input.simulated", "slices", "coils", "noise_whitened", "matrix", "image_matrix", "geometry", "mask_source", "virtual_coils",
+    "note", "input.sha256", "input.format", "input.simulated", "weights.network", "weights.network_options", "intensity", "slices", "coils", "noise_whitened", "matrix", "image_matrix", "geometry", "mask_source", "virtual_coils",
     "combination", "measured_share", "acquired", "warnings", "options", "baseline", "denoise",
 )  # fmt: skip
 TRAINED = (
@@ -112,7 +112,7 @@ def check_outputs(record: Record) -> None:
 def scan_of(record: Record, given: Path | None) -> list[Path]:
     """The files of the scan, found and with the hashes on record. Errors: NotFoundError, VerificationError."""
     first, *more = record.said["redo"]["files"]
-    if given is not None and record.said["input"].get("format") == cfl.FORMAT:
+    if given is not None and given.suffix in (".cfl", ".hdr") and record.said["input"].get("format") == cfl.FORMAT:
         given = given.with_suffix(Path(first["name"]).suffix)
     places = [record.path.parent, Path()]
     found = [_of_hash(record, first, [given] if given else _beside(record, first["name"], places), "--scan SCAN")]
@@ -252,7 +252,7 @@ def _largest(slices: Iterator[tuple[np.ndarray, np.ndarray]], peak: float) -> fl
 def _at(said: dict, key: str) -> object:
     """What a sidecar says; of warnings without their numbers, which may be rounded otherwise."""
     first, _, second = key.partition(".")
-    value = said.get(first, {}).get(second) if second else said.get(first)
+    value = (said.get(first) or {}).get(second) if second else said.get(first)
     return (
         [re.sub(r"\d[\d.]*", "0", str(one)) for one in value]
         if key == "warnings" and isinstance(value, list)

@@ -202,7 +202,9 @@ def test_the_verb_in_python(desk):
     with pytest.raises(dataclasses.FrozenInstanceError):
         found.verdict = "different"
     with pytest.raises(VerificationError, match="not the weights"):
-        mri_n2n.verify(desk / "network" / "single.h5", scan=desk / "scans" / "single.h5", weights=desk / "b.safetensors")
+        mri_n2n.verify(
+            desk / "network" / "single.h5", scan=desk / "scans" / "single.h5", weights=desk / "b.safetensors"
+        )
 
 
 # ------------------------------------------------------------------------------------------------------ touched
@@ -258,6 +260,8 @@ def test_one_bit_is_not_identical(desk, tmp_path, capsys):
         (lambda said: said["warnings"].append("all is well"), "warnings"),
         (lambda said: said["input"].update(simulated=False), "input.simulated"),
         (lambda said: said.update(measured_share=1.0), "measured_share"),
+        (lambda said: said["input"].update(sha256="0" * 64), "input.sha256"),
+        (lambda said: said["baseline"].update(name="tv"), "baseline"),
         (lambda said: said["options"].update(precision="float64"), "options"),
     ],
 )
@@ -425,7 +429,9 @@ def test_what_is_no_sidecar(data, desk, tmp_path, capsys):
 def test_what_is_no_result(desk, tmp_path, capsys):
     folder = copied(desk, "given", tmp_path / "r")
     refused(["verify", str(folder / "single.png")], 3, capsys, "expected NAME.h5")
-    refused(["verify", str(desk / "scans" / "single.h5")], 5, capsys, "single.json, the record of how single.h5 was made")
+    refused(
+        ["verify", str(desk / "scans" / "single.h5")], 5, capsys, "single.json, the record of how single.h5 was made"
+    )
     for file in list(folder.iterdir()):
         file.rename(folder / file.name.replace("single", "other"))
     refused(asked(desk, "given", folder=folder)[:1] + [str(folder / "other.h5")], 3, capsys, "says nothing of other.h5")
