@@ -1,6 +1,6 @@
 """mri-n2n: MRI reconstruction that learns from scans nobody ever sampled fully. Research use only.
 
-The verbs of the command line: `simulate`, `train`, `reconstruct`, `denoise`, `evaluate`, `info`, `convert`. `simulate`, `reconstruct`,
+The verbs of the command line: `simulate`, `train`, `reconstruct`, `denoise`, `evaluate`, `verify`, `info`, `convert`. `simulate`, `reconstruct`,
 `denoise` and `evaluate` take arrays or paths.
 Importing this package changes no process-wide setting and imports torch only when a verb is used.
 """
@@ -20,7 +20,8 @@ _VERBS = {
     "Protocol": ("mri_n2n.batches", "Protocol"),
     "reconstruct": ("mri_n2n.reconstruction", "reconstruct"),
     "denoise": ("mri_n2n.denoising.denoise", "denoise"),
-    "evaluate": ("mri_n2n.evaluation", "evaluate"),
+    "evaluate": ("mri_n2n.judgement", "evaluate"),
+    "verify": ("mri_n2n.verification", "verify"),
     "info": ("mri_n2n.inspection", "describe"),
     "convert": ("mri_n2n.conversion", "convert"),
     "Acquisition": ("mri_n2n.acquisition", "Acquisition"),

@@ -101,6 +101,7 @@ class Scan:
     image_matrix: (y, x) of the image where it is smaller than that of k-space: without the oversampling. None: the same.
     acquired_columns: the columns (x) of k-space that could hold samples by the file's header, half-open; None: not told.
     acquisition: the name of the sequence or contrast, if the file has one. acceleration: as the file states it.
+    more: further files that it is read from: BART's header, the other part of a complex volume.
     signed: its images are real and have negative values, with which they are written; else magnitudes are.
     """
 
@@ -119,6 +120,7 @@ class Scan:
     acquisition: str | None = None
     acceleration: float | None = None
     signed: bool = False
+    more: tuple[Path, ...] = ()
 
     @property
     def image_geometry(self) -> Geometry | None:

@@ -12,7 +12,8 @@ from mri_n2n.train_arguments import add_corruption, add_train_arguments, path
 
 EXIT_CODES = (
     "exit codes: 0 done; 1 internal error; 2 wrong usage; 3 input that cannot be read or does not fit; "
-    "4 output that exists or cannot be written; 5 data or weights not found; 6 some of several scans failed; 8 warnings under --strict; 130 interrupted. Research use only."
+    "4 output that exists or cannot be written; 5 data or weights not found; 6 some of several scans failed; "
+    "7 verification failed; 8 warnings under --strict; 130 interrupted. Research use only."
 )
 
 
@@ -250,6 +251,22 @@ def parser() -> argparse.ArgumentParser:
         help="slice axis of a NIfTI reference, when the reconstruction does not say; default 2",
     )
     evaluate.add_argument("--json", action="store_true", help="print JSON on stdout")
+
+    verify = command(
+        "verify",
+        "Check the files of a result, make its image again as the sidecar says, and compare.",
+    )
+    verify.add_argument("image", type=path, metavar="IMAGE", help="NAME.h5, NAME.nii.gz or NAME.json of a result")
+    verify.add_argument(
+        "--scan",
+        type=path,
+        metavar="SCAN",
+        help="that it was made of; default: the file of its name beside the result or in this directory",
+    )
+    verify.add_argument(
+        "--weights", type=path, metavar="RUN|FILE", help="that it was made with, unless they come with the package"
+    )
+    verify.add_argument("--json", action="store_true", help="print JSON on stdout")
 
     info = command("info", "Say what a scan, volume, result or weights file holds.")
     info.add_argument("file", type=path, metavar="FILE")

@@ -12,7 +12,7 @@ import warnings
 from importlib import import_module
 
 from mri_n2n.arguments import parser
-from mri_n2n.errors import InputError, PartialError, UserError
+from mri_n2n.errors import InputError, PartialError, UserError, VerificationError
 from mri_n2n.train_options import strength_of, train_options_from
 
 
@@ -238,24 +238,31 @@ def run_denoise(options: argparse.Namespace) -> None:
 
 
 def run_evaluate(options: argparse.Namespace) -> None:
-    if options.third_acquisition and not options.second_acquisition:
-        raise UserError("--third-acquisition goes with --second-acquisition")
-    if options.second_acquisition and options.axis is not None:
-        raise UserError("--axis is of a NIfTI --reference")
+    from mri_n2n.judgement import evaluate
+
+    result = evaluate(
+        options.reconstruction,
+        options.reference,
+        options.axis,
+        second_acquisition=options.second_acquisition,
+        third_acquisition=options.third_acquisition,
+    )
     if options.second_acquisition:
-        from mri_n2n.trust.population import judge_all
-        from mri_n2n.trust.second_acquisition import judge
         from mri_n2n.trust.words import format_table, to_json
-
-        judging = judge_all if options.reconstruction.is_dir() else judge
-        result = judging(options.reconstruction, options.second_acquisition, options.third_acquisition)
     else:
-        from mri_n2n.evaluation import evaluate_files, format_table, to_json
-
-        result = evaluate_files(
-            options.reconstruction, options.reference, axis=2 if options.axis is None else options.axis
-        )
+        from mri_n2n.evaluation import format_table, to_json
     print(json.dumps(to_json(result), indent=2) if options.json else format_table(result))
+
+
+def run_verify(options: argparse.Namespace) -> None:
+    from mri_n2n.process import tune_process
+    from mri_n2n.verification import format_text, to_json, verify
+
+    tune_process()
+    result = verify(options.image, scan=options.scan, weights=options.weights, quiet=options.quiet)
+    print(json.dumps(to_json(result), indent=2) if options.json else format_text(result))
+    if not result.verified:
+        options.exit_code = VerificationError.exit_code
 
 
 def run_info(options: argparse.Namespace) -> None:
@@ -307,6 +314,7 @@ COMMANDS = {
     "reconstruct": run_reconstruct,
     "denoise": run_denoise,
     "evaluate": run_evaluate,
+    "verify": run_verify,
     "info": run_info,
     "convert": run_convert,
     "benchmark": run_benchmark,
@@ -319,7 +327,8 @@ MODULES = {
     "train": "mri_n2n.training",
     "reconstruct": "mri_n2n.reconstruction",
     "denoise": "mri_n2n.denoising.denoise",
-    "evaluate": "mri_n2n.evaluation",
+    "evaluate": "mri_n2n.judgement",
+    "verify": "mri_n2n.verification",
     "info": "mri_n2n.inspection",
     "convert": "mri_n2n.conversion",
     "benchmark": "mri_n2n.benchmarks.common",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -20,6 +21,16 @@ def choose_device(device: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device {device!r} cannot be used here: {str(error).splitlines()[0]}") from None
     return chosen
+
+
+def machine(device: torch.device) -> dict:
+    """What of a machine decides how sums are rounded."""
+    return {
+        "device": device.type,
+        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+        "instructions": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
+        "threads": torch.get_num_threads(),
+    }
 
 
 def choose_precision(precision: str, device: torch.device) -> str:

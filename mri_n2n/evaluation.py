@@ -53,14 +53,6 @@ def evaluate_files(reconstruction: Path | str, reference: Path | str, axis: int 
     return summarise(volumes, without_reference, without_reconstruction)
 
 
-def evaluate(reconstruction, reference, axis: int = 2) -> Evaluation:
-    """`evaluate(recon, scan)` on files or directories (see `evaluate_files`), `evaluate(images, reference)` on
-    magnitude arrays (slice, y, x) or (y, x) (see `evaluate_arrays`)."""
-    if isinstance(reconstruction, (str, Path)) and isinstance(reference, (str, Path)):
-        return evaluate_files(reconstruction, reference, axis)
-    return summarise((evaluate_arrays(reference, reconstruction),))
-
-
 def summarise(volumes: tuple[VolumeScore, ...], without_reference=(), without_reconstruction=()) -> Evaluation:
     """The mean and the standard deviation over volumes, as the fastMRI challenge reports them."""
     if not volumes:

@@ -8,7 +8,7 @@ import os
 import secrets
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -151,6 +151,11 @@ def sha256_of(path: Path | str) -> str:
     """SHA-256 of a file's bytes, in hexadecimal. Errors: NotFoundError, InputError."""
     with open(check_readable(path), "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_of_all(paths: Iterable[Path]) -> str:
+    """SHA-256 of the sorted SHA-256 of several files: the same whatever they are called."""
+    return hashlib.sha256("".join(sorted(map(sha256_of, paths))).encode()).hexdigest()
 
 
 def one_line(value: object, length: int = 300) -> str:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import scipy
 import torch
 
 import mri_n2n
@@ -121,6 +122,7 @@ def write_beside(
     middle: tuple[np.ndarray, np.ndarray],
     layout: Layout | None,
     facts: dict,
+    redo: dict,
     volumes: dict[str, np.ndarray],
     started: float,
 ) -> dict:
@@ -128,7 +130,8 @@ def write_beside(
 
     volumes: further ones (slice, y, x), by their names in `target.more`.
     reconstruction: (slice, y, x) float32 magnitude. middle: (y, x), the middle slice zero-filled and reconstructed.
-    facts: what the sidecar says of this reconstruction beside what the scan says itself.
+    facts: what the sidecar says of this reconstruction beside what the scan says itself. redo: what it says of how to make it
+    again, beside the files it was made of.
     started: when it began, on the clock of `time.monotonic`. Returns the sidecar.
     """
     here = replace(target, directory=folder)
@@ -157,6 +160,8 @@ def write_beside(
             "mri-n2n": mri_n2n.__version__,
             "torch": torch.__version__,
             "python": platform.python_version(),
+            "numpy": np.__version__,
+            "scipy": scipy.__version__,
         },
         "input": {
             "name": scan.path.name,
@@ -176,6 +181,8 @@ def write_beside(
         "mask_source": scan.mask_source,
     }
     sidecar |= facts
+    files = [{"name": path.name, "sha256": sha256_of(path)} for path in (scan.path, *scan.more)]
+    sidecar["redo"] = redo | {"files": files}
     sidecar["seconds"] = round(time.monotonic() - started, 2)
     here.sidecar.write_text(json.dumps(sidecar, indent=2) + "\n")
     if target.bids:

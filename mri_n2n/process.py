@@ -1,7 +1,10 @@
-"""The process: its settings, made by the command line only, never on import; and whether somebody watches."""
+"""The process: its settings, made by the command line only, or for a while, never on import; and whether somebody watches."""
 
 import ctypes
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 def progress_shown(quiet: bool) -> bool:
@@ -24,3 +27,16 @@ def tune_process() -> None:
         libc.mallopt(m_trim_threshold, -1)
     except (OSError, AttributeError):  # another C library: slower, nothing else
         return
+
+
+@contextmanager
+def with_threads(count: int) -> Iterator[None]:
+    """As many threads within tensors, where the machine has them; afterwards as before."""
+    import torch  # not with the command line, whose --help answers at once
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count if 1 <= count <= (os.cpu_count() or 1) else before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

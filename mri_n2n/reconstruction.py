@@ -20,8 +20,9 @@ from mri_n2n.acquisition import Acquisition, Scan
 from mri_n2n.baselines import check_baseline
 from mri_n2n.bids import check_dataset
 from mri_n2n.coils import coil_mixing, combine, with_sensitivity_maps
+from mri_n2n.device import machine
 from mri_n2n.errors import InputError, NotFoundError, OptionError, OutputError, PartialError, UserError
-from mri_n2n.files import RAW, atomic_outputs, check_readable, one_line, suffix_of
+from mri_n2n.files import RAW, atomic_outputs, check_readable, one_line, sha256_of_all, suffix_of
 from mri_n2n.formats import detect, open_scan, write_result
 from mri_n2n.formats.derived_dicom import lay_out
 from mri_n2n.formats.dicom import Series, read_series
@@ -108,6 +109,7 @@ def reconstruct_files(
         reconstructor = network_reconstructor(loaded, flips=loaded.trained_on_flips if flips is None else flips)
     else:
         reconstructor = baseline_reconstructor(baseline, regularisation, device)
+    asked = {"bids": bids, "dicom": None if series is None else sha256_of_all(series.files)}
     sidecars, failures = [], []
     checks = {"self_check": self_check, "uncertainty": uncertainty}
     todo = [(path, target, replace_it) for (path, target), replace_it in zip(work, replaced, strict=True)]
@@ -115,7 +117,9 @@ def reconstruct_files(
         try:
             scan = open_scan(path, format, repetition)
             said = repetitions_differ(path, format, scan) if repetition is None and scan.repetitions > 1 else []
-            sidecars.append(reconstruct_file(scan, target, reconstructor, said, **checks, force=replace_it, series=series, quiet=quiet))
+            redo = {"command": "reconstruct", "options": asked | {"format": format, "repetition": repetition} | checks}
+            options = {"warned": said, **checks, "force": replace_it, "series": series, "quiet": quiet}
+            sidecars.append(reconstruct_file(scan, target, reconstructor, redo, **options))
         except UserError as error:
             if len(scans) == 1:
                 raise
@@ -161,15 +165,19 @@ def reconstruct_file(
     scan: Scan,
     target: Target,
     reconstructor: Reconstructor,
-    warned: Sequence[str] = (),
+    redo: dict,
     *,
+    warned: Sequence[str] = (),
     self_check: bool = False,
     uncertainty: bool = False,
     force: bool = False,
     series: Series | None = None,
     quiet: bool = False,
 ) -> dict:
-    """Reconstruct one scan, slices streaming through the reconstructor; returns the sidecar. warned: what is to be said of it already."""
+    """Reconstruct one scan, slices streaming through the reconstructor; returns the sidecar.
+
+    redo: {"command", "options"} by which the sidecar says how to make the result again, beside those of the reconstructor.
+    warned: what is to be said of it already."""
     started = time.monotonic()
     layout = None if series is None else lay_out(scan, series)
     slices, coils, y, x = scan.shape
@@ -256,6 +264,7 @@ def reconstruct_file(
             volumes |= {} if checked.bars is None else {"uncertainty": checked.bars.radius.numpy()}
         volumes = {name: crop_or_pad(torch.from_numpy(one), *matrix).numpy() for name, one in volumes.items()}
         said = sorted(found) + doubts.words + against
+        made = redo | {"options": redo["options"] | facts.pop("redo"), "machine": machine(reconstructor.device)}
         combination = "none" if coils == 1 else "coils reconstructed one by one, then root-sum-of-squares"
         combination = "sensitivity maps from the scan's own centre" if combined else combination
         facts |= {
@@ -266,7 +275,7 @@ def reconstruct_file(
             "acquired": {"y": list(acquired[0]), "x": list(acquired[1])},
             "warnings": said,
         }
-        sidecar = write_beside(folder, target, scan, reconstruction, middle, layout, facts, volumes, started)
+        sidecar = write_beside(folder, target, scan, reconstruction, middle, layout, facts, made, volumes, started)
     for caution in said:
         warnings.warn(f"{scan.path.name}: {caution}", stacklevel=2)
     return sidecar

@@ -31,7 +31,8 @@ class Reconstructor:
 
     begin: (scan, read) -> (images_of, finish). read(start, stop) gives slices as `images_of` takes them, on the device,
     whitened, with maps. images_of(acquisition) gives complex images (slices, 1 or coils, y, x) on the CPU, on the scan's
-    scale; they are asked for in order. After the last of them finish(mask, measured share) gives what the sidecar says, what
+    scale; they are asked for in order. After the last of them finish(mask, measured share) gives what the sidecar says (`redo`: the
+    options that make the same images again), what
     speaks against the method for this scan, see `inference.cautions`, and further volumes to write.
     """
 
@@ -52,6 +53,7 @@ def network_reconstructor(loaded: LoadedNetwork, *, flips: bool) -> Reconstructo
         facts = {
             "weights": weights_facts(loaded),
             "options": {"device": loaded.device.type, "precision": "float32", "flips": flips},
+            "redo": {"baseline": None, "regularisation": None, "flips": flips},
         }
 
         def finish(mask: Tensor, share: float) -> tuple[dict, list[str], dict[str, np.ndarray]]:
@@ -117,7 +119,8 @@ def baseline_reconstructor(baseline: str, regularisation: float | None, device: 
             said = {"name": baseline, **facts, "most_iterations": int(steps.max())}
             options = {"device": chosen.type, "precision": "float32"}
             against = at_an_end(facts) + not_done(baseline, steps)
-            return {"weights": None, "baseline": said, "options": options}, against, {}
+            redo = {"baseline": baseline, "regularisation": regularisation, "flips": None}
+            return {"weights": None, "baseline": said, "options": options, "redo": redo}, against, {}
 
         return images_of, finish
 

@@ -99,6 +99,7 @@ def test_a_data_set_of_derivatives(scan, weights, tmp_path, capsys):
     mri_n2n.reconstruct(scan, tmp_path / "plain", weights=weights)
     plain = json.loads((tmp_path / "plain" / "sub-01_T1w.json").read_text())
     assert set(sidecar) - set(plain) == {"Sources", "SkullStripped", "Description"} and not set(plain) - set(sidecar)
+    assert sidecar["redo"]["options"].pop("bids") is True and plain["redo"]["options"].pop("bids") is False
     for name in set(plain) - {"output", "output_sha256", "seconds"}:
         assert sidecar[name] == plain[name], name
     np.testing.assert_array_equal(

@@ -27,7 +27,7 @@ from mri_n2n.errors import InputError, NotFoundError, OutputError, UserError
 from mri_n2n.masks import draw_mask
 
 ROOT = Path(__file__).parent.parent
-COMMANDS = ("demo", "simulate", "train", "reconstruct", "denoise", "evaluate", "info", "convert", "benchmark")
+COMMANDS = ("demo", "simulate", "train", "reconstruct", "denoise", "evaluate", "verify", "info", "convert", "benchmark")
 
 
 def random_kspace(*shape: int) -> np.ndarray:
@@ -111,7 +111,7 @@ def test_help_and_import_need_no_torch():
     assert heavy == []
     assert said["--version"].strip() == f"mri-n2n {mri_n2n.__version__}"
     assert all(command in said["--help"] for command in COMMANDS)
-    codes = {0, 1, 2, 3, 4, 5, 130}
+    codes = {0, 1, 2, 3, 4, 5, 6, 7, 130}
     for command, text in said.items():
         if command != "--version":
             words = " ".join(text.split())
@@ -131,12 +131,12 @@ def test_every_name_of_the_package_can_be_had(name):
 
 
 def test_the_verbs_are_those_of_the_command_line():
-    assert {"simulate", "train", "reconstruct", "evaluate", "info"} <= set(mri_n2n.__all__)
+    assert {"simulate", "train", "reconstruct", "evaluate", "verify", "info"} <= set(mri_n2n.__all__)
     with pytest.raises(AttributeError, match="transmogrify"):
         mri_n2n.transmogrify  # noqa: B018
 
 
-@pytest.mark.parametrize("verb", ["simulate", "train", "reconstruct", "evaluate", "info"])
+@pytest.mark.parametrize("verb", ["simulate", "train", "reconstruct", "evaluate", "verify", "info"])
 def test_verbs_stay_verbs_whatever_was_imported(verb):
     """No module bears the name of a verb: importing it would take the verb's place in the package."""
     assert find_spec(f"mri_n2n.{verb}") is None

@@ -174,7 +174,8 @@ def tiny_weights(tmp_path_factory) -> Path:
 def desk(tmp_path, tiny_weights, monkeypatch) -> Path:
     """A directory with everything that the README's commands name, tiny; small weights stand for the bundled ones."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("mri_n2n.checkpoint.BUNDLED", tiny_weights)
+    for module in ("checkpoint", "inference"):
+        monkeypatch.setattr(f"mri_n2n.{module}.BUNDLED", tiny_weights)
     monkeypatch.delenv("MRI_N2N_DATA", raising=False)
     images = [
         ifft2c(phantom_kspace((24, 20), generator=torch.Generator().manual_seed(i)))[0].abs().numpy() for i in range(3)

@@ -299,7 +299,7 @@ def test_maps_are_computed_where_the_network_is(scans, run, tmp_path, monkeypatc
     with pytest.raises(Reached, match="'meta', 'meta'"):
         target = Target(tmp_path, "scan", tmp_path)
         reconstruction.reconstruct_file(
-            open_scan(scans["coils"]), target, network_reconstructor(loaded, flips=False), quiet=True
+            open_scan(scans["coils"]), target, network_reconstructor(loaded, flips=False), {}, quiet=True
         )
     monkeypatch.setattr(inference, "with_sensitivity_maps", stop)
     monkeypatch.setattr(inference, "load_for_use", lambda *_: loaded)

@@ -14,7 +14,7 @@ import torch
 import mri_n2n
 from mri_n2n.acquisition import Acquisition
 from mri_n2n.cli import main
-from mri_n2n.errors import InputError
+from mri_n2n.errors import InputError, NotFoundError, OptionError
 from mri_n2n.formats import write_scan
 from mri_n2n.fourier import ifft2c
 from mri_n2n.masks import draw_mask
@@ -309,6 +309,28 @@ def test_the_command_says_it_in_words_and_json(study, capsys):
         main(["evaluate", "a"])
 
 
+def test_the_verb_in_python_is_the_command(study):
+    """The same dataclasses as of the functions behind it; what does not go together is refused."""
+    result, second, third = (study / name for name in ("o/first.h5", "second.h5", "third.h5"))
+    assert mri_n2n.evaluate(str(result), second_acquisition=str(second)) == judge(result, second)
+    found = mri_n2n.evaluate(result, second_acquisition=second, third_acquisition=third)
+    assert found == judge(result, second, third) and found.third == "third.h5"
+    image = h5py.File(result)["reconstruction"][()]
+    for options, says in (
+        ({"reference": second, "second_acquisition": second}, "either a reference or a second"),
+        ({}, "either a reference or a second"),
+        ({"reference": result, "third_acquisition": third}, "goes with"),
+        ({"second_acquisition": second, "axis": 0}, "axis"),
+        ({"second_acquisition": image}, "judges files"),
+    ):
+        with pytest.raises(OptionError, match=says):
+            mri_n2n.evaluate(result, **options)
+    with pytest.raises(OptionError, match="judges files"):
+        mri_n2n.evaluate(image, second_acquisition=second)
+    with pytest.raises(NotFoundError):
+        mri_n2n.evaluate(result.parent, second_acquisition=second)
+
+
 def test_directories_have_an_interval_over_scans(study, tmp_path, capsys):
     """Partners by name, without _rep1 and _rep2; the mean of what each scan says, and the bootstrap's spread of it."""
     results, seconds = tmp_path / "results", tmp_path / "seconds"
@@ -320,6 +342,7 @@ def test_directories_have_an_interval_over_scans(study, tmp_path, capsys):
         (seconds / f"{name}_rep2.h5").write_bytes(source.read_bytes())
     (results / "eve.h5").write_bytes((study / "o" / "first.h5").read_bytes())
     command = ["evaluate", str(results), "--second-acquisition", str(seconds)]
+    assert len(mri_n2n.evaluate(results, second_acquisition=seconds).scans) == 2
     assert main(command) == 0
     assert "eve.h5" in capsys.readouterr().out
     assert main([*command, "--json"]) == 0

@@ -85,7 +85,10 @@ def denoise_file(
         raise OptionError(
             f"{weights} are weights of a reconstruction; denoise takes those of train --method noise2void or --corrupt"
         )
-    return reconstruct_file(scan, target, denoiser(plan, loaded, device, quiet), force=force, quiet=quiet)
+    part = "phase" if phase else "imaginary" if imaginary else None
+    asked = {"format": format, "repetition": repetition, "axis": axis, "part": part}
+    redo = {"command": "denoise", "options": asked}
+    return reconstruct_file(scan, target, denoiser(plan, loaded, device, quiet), redo, force=force, quiet=quiet)
 
 
 def denoise(
@@ -197,7 +200,12 @@ def denoiser(plan: Plan, loaded: LoadedNetwork | None, device: str, quiet: bool)
             precision = "float32" if cleaned.fitted is None else cleaned.fitted.precision
             options = {"device": chosen.type, "precision": precision, "flips": True}
             used = None if loaded is None else weights_facts(loaded)
-            said = {"weights": used, "denoise": facts(plan, cleaned), "options": options}
+            said = {
+                "weights": used,
+                "denoise": facts(plan, cleaned),
+                "options": options,
+                "redo": asked_of(plan, cleaned),
+            }
             return said, cautions(plan, cleaned), volumes
 
         return images_of, finish
@@ -245,6 +253,19 @@ def facts(plan: Plan, cleaned: Cleaned) -> dict:
         "window": list(windows_of(training.spot, axes)),
         "span": list(training.spot.span),
         "seed": training.seed,
+    }
+
+
+def asked_of(plan: Plan, cleaned: Cleaned) -> dict:
+    """The plan, with what a training on the scan itself came to: by it the same images are made again."""
+    fitted = cleaned.fitted
+    again = None if fitted is None else replace(plan.training, precision=fitted.precision, pace=fitted.pace)
+    return {
+        "method": plan.method,
+        "noise": plan.noise,
+        "noise_map": plan.noise_map,
+        "residual": plan.residual,
+        "training": None if again is None else asdict(again),
     }
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import time
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import product
+from itertools import accumulate, product
 
 import torch
 from torch import Generator, Tensor, nn
@@ -27,12 +28,14 @@ LEVELS = {2: 3, 3: 2}
 # Of a tile in use: its inside, and the margin about it, wider than the network sees. Multiples of what it pools.
 TILE = {2: (1024, 1024), 3: (32, 96, 96)}
 MARGIN = {2: 80, 3: 32}
+# A time is over in parts of this number: how many steps each of them had is what a training can be repeated by.
+PARTS = 100
 
 
 @dataclass(frozen=True)
 class DenoiseOptions:
     """How a scan is denoised by itself. Give one of minutes and steps. dimensions: 2, slices, or 3, patches of the volume.
-    artefact_free: the network of N2V2, see `BlindSpotUNet`."""
+    artefact_free: the network of N2V2, see `BlindSpotUNet`. pace: of an earlier training by minutes, which it repeats, see `Fitted`."""
 
     spot: BlindSpot = field(default_factory=BlindSpot)
     dimensions: int = 2
@@ -45,15 +48,19 @@ class DenoiseOptions:
     steps: int | None = None
     precision: str = "auto"
     seed: int = 0
+    pace: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
 class Fitted:
+    """pace: the steps within each of the `PARTS` of the time; None of a budget in steps."""
+
     network: nn.Module
     steps: int
     seconds: float
     loss: float
     precision: str
+    pace: tuple[int, ...] | None = None
 
 
 def fit(
@@ -63,7 +70,7 @@ def fit(
 
     The loss is the squared error of the hidden pixels, whose noise no network can foretell; with targets, a second repetition
     (Noise2Noise) or the truth, that of all pixels, and nothing is hidden. Equal seed, equal result on the
-    CPU with a budget in steps. Errors: InputError when the loss is not finite.
+    CPU with equal threads and a budget in steps, or an equal pace. Errors: InputError when the loss is not finite.
     """
     precision = choose_precision(options.precision, device)
     dimensions = options.dimensions
@@ -75,12 +82,12 @@ def fit(
     optimizer = torch.optim.Adam(network.parameters(), lr=options.learning_rate, betas=(0.9, 0.99))
     average = AveragedModel(network, avg_fn=partial(moving_average, options.average))
     batches = patches(images, options, targets)
-    step, loss, started = 0, math.nan, time.monotonic()
+    step, loss, started, pace = 0, math.nan, time.monotonic(), [0] * PARTS
     bar = tqdm(total=options.steps, desc="denoise", unit="step", disable=not progress_shown(quiet), dynamic_ncols=True)
     with bar:
         while True:
             minutes = (time.monotonic() - started) / 60
-            progress = step / options.steps if options.steps else minutes / options.minutes
+            progress = progress_of(options, step, minutes)
             if progress >= 1:
                 break
             for group in optimizer.param_groups:
@@ -94,12 +101,24 @@ def fit(
             optimizer.step()
             average.update_parameters(network)
             step, loss = step + 1, found.item()
+            pace[min(PARTS - 1, round(progress * PARTS))] += 1
             if not math.isfinite(loss):
                 raise InputError(f"the loss became {loss} at step {step}; check the images, or lower the learning rate")
             bar.update()
             left = {} if options.steps else {"minutes_left": f"{max(0.0, options.minutes - minutes):.1f}"}
             bar.set_postfix({"loss": f"{loss:.3e}", **left}, refresh=False)
-    return Fitted(average.module.eval(), step, time.monotonic() - started, loss, precision)
+    seconds, pace = time.monotonic() - started, None if options.steps else tuple(pace)
+    return Fitted(average.module.eval(), step, seconds, loss, precision, pace)
+
+
+def progress_of(options: DenoiseOptions, step: int, minutes: float) -> float:
+    """The share of the training that is over, 0 to 1: of steps, or of time in whole `PARTS`, by the clock or by the pace of another."""
+    if options.steps:
+        return step / options.steps
+    part = (
+        PARTS * minutes / options.minutes if options.pace is None else bisect_right([*accumulate(options.pace)], step)
+    )
+    return min(1.0, math.floor(part) / PARTS)
 
 
 def patches(

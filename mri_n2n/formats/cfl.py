@@ -78,6 +78,7 @@ def open_scan(path: Path | str, repetition: int | None = None) -> Scan:
         simulated=None,
         has_reference=False,
         repetitions=repetitions,
+        more=(path.with_suffix(".hdr" if path.suffix == ".cfl" else ".cfl"),),
     )
 
 

@@ -29,5 +29,6 @@ def open_volume_as_scan(files: ImageFiles, axis: int = 2) -> Scan:
         mask_source="a volume of images, taken as fully sampled",
         simulated=None,
         has_reference=False,
+        more=tuple(part for part in (files.phase, files.imaginary) if part),
         signed=not np.iscomplexobj(array) and bool(array.min() < -nifti.UNDERSHOOT * array.max()),
     )
