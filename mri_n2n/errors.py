@@ -2,7 +2,8 @@
 
 Exit codes: 0 done; 1 internal error (a bug: run again with --debug); 2 wrong usage; 3 input that cannot be read or
 does not fit; 4 output that exists or cannot be written; 5 data or weights not found; 6 some of
-several scans failed; 7 a result that is not what its record says (verify); 130 interrupted (Ctrl-C, SIGTERM, SIGHUP).
+several scans failed; 7 a result that is not what its record says (verify); 8 warnings under
+--strict; 130 interrupted (Ctrl-C, SIGTERM, SIGHUP).
 """
 
 
