@@ -34,9 +34,10 @@ from mri_n2n.masks import draw_mask
 from mri_n2n.options import TrainOptions
 from mri_n2n.phantom import phantom_kspace
 from mri_n2n.protocol import Protocol, simulated_repetitions
+from mri_n2n.schedule import set_schedule
 from mri_n2n.simulation import SimulationOptions, simulate_file
 from mri_n2n.sources import Source
-from mri_n2n.training import default_batch_size, set_schedule, train
+from mri_n2n.training import default_batch_size, train
 from mri_n2n.validation import validate, validation_set
 
 training = import_module("mri_n2n.training")  # the module: `mri_n2n.train` is the verb

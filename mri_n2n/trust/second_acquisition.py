@@ -28,7 +28,7 @@ from mri_n2n.noise import noise_variance_at_most
 from mri_n2n.resample import crop_or_pad
 from mri_n2n.trust.agreement import agreement
 from mri_n2n.trust.design import Design, design_of
-from mri_n2n.trust.error_estimate import Estimate, Level, Terms, estimate, level_of_two, terms_of
+from mri_n2n.trust.error_estimate import Estimate, Level, Terms, estimate, level_of_two, psnr_of, terms_of
 
 # Residuals below this share of the samples are rounding: these samples are in the image.
 ROUNDING = 1e-8
@@ -245,11 +245,10 @@ def _level_of_two(result: Result, scans: list[Scan]) -> Level:
 
 
 def _quality(mse: Estimate, peak: float, energy: float) -> Quality:
-    in_db = lambda value: 10 * math.log10(peak**2 / value) if value > 0 and peak > 0 else math.inf  # noqa: E731
     over = lambda value: value / energy if energy > 0 else math.nan  # noqa: E731
     return Quality(
         mse,
-        Estimate(in_db(mse.value), in_db(mse.high), in_db(mse.low)),
+        psnr_of(mse, peak),
         Estimate(*map(over, (mse.value, mse.low, mse.high))),
     )
 
