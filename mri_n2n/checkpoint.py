@@ -66,7 +66,7 @@ def _sensible(header: dict) -> bool:
     corrected = isinstance(options, dict) and options.get("correction", CORRECTIONS[0]) in CORRECTIONS
     corrected = corrected and number(options.get("extra_noise", 1)) and 0 < options.get("extra_noise", 1) <= 100
     quality = header.get("quality", {})
-    told = isinstance(quality, dict) and all(value is None or number(value) for value in quality.values())
+    told = isinstance(quality, dict) and all(value is None or type(value) in (int, float) for value in quality.values())
     return ranged and named and corrected and told and number(header.get("seconds", 0))
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from mri_n2n.files import atomic_output
-from mri_n2n.report import line_plot
+from mri_n2n.report import RESEARCH_USE_ONLY, line_plot
 
 # Key in log and weights -> (what it is, its unit), in the order in which one is chosen to be shown.
 SHOWN = {
@@ -23,7 +23,7 @@ def in_words(quality: Quality) -> str:
     """What it is, its value and its interval, where it has one; empty of a quality without any."""
     for name, (what, unit) in SHOWN.items():
         if name in quality:
-            return f"{what} {value_of(quality, name)}{unit}"
+            return f"{what} {value_of(quality, name, unit)}"
     return ""
 
 
@@ -32,15 +32,19 @@ def shown(quality: Quality) -> dict[str, str]:
     return {name: value_of(quality, name) for name in SHOWN if name in quality}
 
 
-def value_of(quality: Quality, name: str) -> str:
-    """A value with its interval."""
-    value, low, high = (
-        "without bound" if one is None else f"{one:.4g}" for one in (quality.get(name + end) for end in ("", "_low", "_high"))
-    )
-    return f"{value} ({low} to {high})" if f"{name}_low" in quality else value
+def value_of(quality: Quality, name: str, unit: str = "") -> str:
+    """A value with its interval. None is infinite: an error that cannot be told from zero."""
+    value, low, high = (quality.get(name + end) for end in ("", "_low", "_high"))
+    if f"{name}_low" not in quality:
+        return f"{value:.4g}{unit}"
+    if low is None:
+        return "beyond what can be told"
+    if value is None:
+        return f"at least {low:.4g}{unit}"
+    return f"{value:.4g}{unit} ({low:.4g} {'or more' if high is None else f'to {high:.4g}'})"
 
 
-def draw_curve(log: list[dict], figure: Path) -> None:
+def draw_curve(log: list[dict], figure: Path, note: str = "") -> None:
     """Write the training curve of a log over steps: its quality, with the interval as a band where there is one. Nothing without."""
     name = next((name for name in SHOWN if any(entry.get(name) is not None for entry in log)), None)
     if name is None:
@@ -51,6 +55,7 @@ def draw_curve(log: list[dict], figure: Path) -> None:
     what, unit = SHOWN[name]
     estimated = np.isfinite(column("_low")).any()
     bands = {what: (column("_low"), column("_high"))} if estimated else {}
-    title = "estimated without a reference, with 95% interval" if estimated else ""
+    words = "estimated without a reference, with 95% interval" if estimated else ""
+    title = "   |   ".join(one for one in (words, note, RESEARCH_USE_ONLY) if one)
     with atomic_output(figure, force=True) as temporary:
         line_plot({what: (steps, column(""))}, temporary, "steps", f"{what}{',' if unit else ''}{unit}", title, bands)

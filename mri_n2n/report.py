@@ -211,7 +211,7 @@ def line_plot(
     finite reach to the edge.
     ValueError: no finite point at all, or x and y of different lengths.
     """
-    curves, bands = {}, {name: np.stack([np.asarray(end, float) for end in ends]) for name, ends in (bands or {}).items()}
+    curves, bands = {}, {name: np.array(ends, dtype=float) for name, ends in (bands or {}).items()}
     for name, (x, y) in series.items():
         x, y = np.atleast_1d(np.asarray(x, dtype=float)), np.atleast_1d(np.asarray(y, dtype=float))
         if x.shape != y.shape or x.ndim != 1:

@@ -97,7 +97,9 @@ def save_run(
     """
     without = lambda facts: {name: value for name, value in facts.items() if name not in PRIVATE}  # noqa: E731
     public = {**without(header), "training": without(header["training"]), **header["kept"]}
-    save_tensors(run / "weights.safetensors", kept, {name: value for name, value in public.items() if name not in STATE})
+    save_tensors(
+        run / "weights.safetensors", kept, {name: value for name, value in public.items() if name not in STATE}
+    )
     tensors = {
         f"{prefix}.{name}": value
         for prefix, state in (

@@ -10,8 +10,9 @@ from torch import Tensor
 from mri_n2n.trust.design import Design
 from mri_n2n.trust.error_estimate import Terms, total
 
-# By how many standard errors of their difference validations have to differ. One: of two equally good weights the later is then called worse in
-# one of six validations, which costs nothing, as the earlier are as good; one that is worse by two of them is recognised in five of six.
+# By how many standard errors of their difference validations have to differ. One, as these are upper bounds: of two equally good weights the later
+# is then called worse in at most one of six validations, which costs nothing, as the earlier are as good; weights that are worse by two of them are
+# recognised in five of six.
 STANDARD_ERRORS = 1.0
 # The name of errors that are one of each slice.
 SLICES = "slices"
@@ -38,10 +39,11 @@ class Standing:
 def difference(later: Errors, earlier: Errors, designs: Mapping[str, Design]) -> tuple[float, float]:
     """By how much later errors are larger, and the standard error of that, in a unit of their own.
 
-    On the same samples most of what makes each estimate uncertain is the same for both, and cancels: noise of the second acquisition (and its level), and
-    the chance that its mask met large errors. Left are the differences D of draws, with the variance of `total` over masks; D^2 stands for the
-    variance that noise gives D, 2 v |F S (x1' - x2')|^2, of which it is on average an upper bound, whatever v is. Of slices the standard error of
-    their mean; 0 of a single one.
+    On the same samples most of what makes each estimate uncertain is the same for both, and cancels: the noise of the second acquisition, its
+    level, and whether its mask met large errors. Left are the differences D of each sample, with the variance of `total` over masks, to which noise adds
+    the variance 2 v |F S (x1' - x2')|^2 of each D. D^2 stands for that: its mean is that variance and the square of D's mean, whatever v is. So the
+    standard error is an upper bound, as if frequencies that every mask has were drawn by chance too: a difference that a few of them make is none that
+    other scans would have to show. Of slices it is the standard error of their mean; 0 of a single one.
     """
     change = {name: later[name] - earlier[name] for name in later}
     if SLICES in change:

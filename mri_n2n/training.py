@@ -162,7 +162,8 @@ def train(options: TrainOptions, run: Path | str, *, resume: bool = False) -> Tr
     data = described(sources)
     checkpoint, saved = read_checkpoint(run, asdict(options), data) if resume else ({}, {})
     step, seconds, loss, quality = (saved[key] if saved else new for key, new in FRESH.items())
-    kept = Kept(part(checkpoint, "kept."), saved.get("kept", {}))
+    facts = {"step": step, "seconds": seconds, "loss": loss, "quality": quality}
+    kept = Kept(part(checkpoint, "kept.") or part(checkpoint, "average."), saved.get("kept", facts))
     best, landmark = (part(checkpoint, f"standing.{name}.") for name in ("best", "landmark"))
     standing = from_tensors(best, landmark, saved.get("since", 0))
     precision = choose_precision(saved.get("precision", options.precision), device)
@@ -248,7 +249,7 @@ def train(options: TrainOptions, run: Path | str, *, resume: bool = False) -> Tr
                 entry |= {"kept": keep, **({"stopped": "patience"} if exhausted else {})}
                 log = [*read_log(run), entry]
                 write_log(run, log)  # before the checkpoint: a resumed run drops what came after it
-                draw_curve(log, run / "curve.png")
+                draw_curve(log, run / "curve.png", validation[0].note if validation else "")
                 save(keep)
                 validated = time.monotonic() - started  # however long a validation takes, training goes on after it
         finished = not stopped
@@ -270,10 +271,9 @@ def train(options: TrainOptions, run: Path | str, *, resume: bool = False) -> Tr
         for number, handler in previous.items():
             signal.signal(number, handler)
         bar.close()
-    quality, why = kept.facts["quality"], "patience" if exhausted else None
-    return TrainResult(
-        run / "weights.safetensors", quality.get("psnr"), loss, step, seconds, finished, kept.facts["step"], quality, why
-    )
+    quality, taken, why = kept.facts["quality"], kept.facts["step"], "patience" if exhausted else None
+    weights = run / "weights.safetensors"
+    return TrainResult(weights, quality.get("psnr"), loss, step, seconds, finished, taken, quality, why)
 
 
 def sources_of(options: TrainOptions) -> Split:

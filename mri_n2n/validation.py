@@ -150,6 +150,4 @@ def validate(
     if by is not None:
         return Validated(by.quality(terms), {name: one.error for name, one in terms.items()})
     name, sign = ("validation_loss", 1) if validation[0].reference is None else ("psnr", -1)
-    return Validated(
-        {name: sum(values) / len(values)}, {SLICES: sign * torch.tensor(values, dtype=torch.float64)}
-    )
+    return Validated({name: sum(values) / len(values)}, {SLICES: sign * torch.tensor(values, dtype=torch.float64)})
