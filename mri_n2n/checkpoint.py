@@ -47,7 +47,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict]:
                 raise InputError(f"{path} has a header that does not say how it was trained")
             if not _sensible(header):
                 raise InputError(
-                    f"{path} has a header whose masks, acceleration, pair or seconds make no sense; it is damaged"
+                    f"{path} has a header whose masks, acceleration, pair, quality or seconds make no sense; it is damaged"
                 )
             return {name: file.get_tensor(name) for name in file.keys()}, header
     except (SafetensorError, ValueError, KeyError, OSError, RuntimeError, MemoryError) as error:
@@ -65,7 +65,9 @@ def _sensible(header: dict) -> bool:
     options = protocol.get("pair", {})
     corrected = isinstance(options, dict) and options.get("correction", CORRECTIONS[0]) in CORRECTIONS
     corrected = corrected and number(options.get("extra_noise", 1)) and 0 < options.get("extra_noise", 1) <= 100
-    return ranged and named and corrected and number(header.get("seconds", 0))
+    quality = header.get("quality", {})
+    told = isinstance(quality, dict) and all(value is None or type(value) in (int, float) for value in quality.values())
+    return ranged and named and corrected and told and number(header.get("seconds", 0))
 
 
 def build_network(kind: str, options: dict) -> nn.Module:

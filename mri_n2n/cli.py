@@ -138,14 +138,16 @@ def run_simulate(options: argparse.Namespace) -> None:
 
 def run_train(options: argparse.Namespace) -> None:
     from mri_n2n.process import tune_process
+    from mri_n2n.quality import in_words
     from mri_n2n.training import train
 
     train_options = train_options_from(options)
     tune_process()
     result = train(train_options, options.output, resume=options.resume)
-    quality = "" if result.psnr is None else f", validation PSNR {result.psnr:.2f} dB"
-    if result.validation_loss is not None:
-        quality = f", squared error of samples held out for validation {result.validation_loss:.3g}"
+    words = in_words(result.quality)
+    quality = f", validation: {words}" if words else ""
+    if result.kept_step != result.steps:
+        quality += f", weights of step {result.kept_step}"
     if result.finished:
         print(f"{result.weights}: {result.steps} steps in {result.seconds / 60:.1f} minutes{quality}")
     else:

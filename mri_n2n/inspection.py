@@ -19,6 +19,7 @@ from mri_n2n.formats.sampling import Box, acquired_box
 from mri_n2n.fourier import ifft2c
 from mri_n2n.noise import noise_variance_at_most
 from mri_n2n.operators import root_sum_of_squares
+from mri_n2n.quality import in_words
 
 
 def describe(path: Path | str, format: str | None = None, repetition: int | None = None) -> dict[str, object]:
@@ -222,6 +223,7 @@ def _describe_weights(path: Path) -> dict[str, object]:
         "method": protocol.get("method"),
         **acquired,
         "steps": header.get("step"),
+        "validation": in_words(header.get("quality", {})),
         "minutes": round(header.get("seconds", 0) / 60, 1),
         "precision": header.get("precision"),
         "note": header.get("note"),

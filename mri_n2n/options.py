@@ -32,7 +32,8 @@ class TrainOptions:
     they are needed: less memory, a third more time. init: weights file or run to start from, of the same
     network, or of one that grows into it, see `growth`.
     network: None is the one that goes with the method, see `default_network`. batch_size: None is `default_batch_size`.
-    validate_every: seconds between validations, which save too.
+    validate_every: seconds between validations, which save too. patience: stop after so many validations without improvement beyond
+    uncertainty, see `selection`; None: never.
     """
 
     dataset: str
@@ -56,6 +57,7 @@ class TrainOptions:
     precision: str = "auto"
     init: str | None = None
     validate_every: float = 60.0
+    patience: int | None = None
     quiet: bool = False
 
 
@@ -88,6 +90,7 @@ def check_options(options: TrainOptions) -> None:
         f"--batch-size must be at least 1; got {options.batch_size}": (
             options.batch_size is None or options.batch_size >= 1
         ),
+        f"--patience must be at least 1; got {options.patience}": options.patience is None or options.patience >= 1,
         f"--learning-rate must be above 0 and below 1; got {options.learning_rate}": 0 < options.learning_rate < 1,
         f"--acceleration must be 1 or more, a range rising; got {low}:{high}": 1 <= low <= high < math.inf,
         f"--noise must be between 0 and 1000, a range rising; got {quiet}:{loud}": 0 <= quiet <= loud <= 1000,

@@ -140,6 +140,6 @@ def one_slice(acquisition: Acquisition, index: int, coil: int | None) -> Acquisi
     of_slice = lambda value: value if value is None or value.shape[0] == 1 else value[index : index + 1]  # noqa: E731
     coils = slice(None) if coil is None else slice(coil, coil + 1)
     kspace = acquisition.kspace[index : index + 1, coils].clone()  # not a view that keeps the volume alive
-    return Acquisition(
-        kspace, of_slice(acquisition.mask), of_slice(acquisition.probability), None, acquisition.noise_variance
-    )
+    noise = acquisition.noise_variance
+    noise = of_slice(noise) if isinstance(noise, Tensor) else noise
+    return Acquisition(kspace, of_slice(acquisition.mask), of_slice(acquisition.probability), None, noise)

@@ -196,13 +196,22 @@ def _short(value: float) -> str:
 # ------------------------------------------------------------------------------------------------------------ curves
 
 
-def line_plot(series: dict[str, tuple], path: Path | str, xlabel: str, ylabel: str, title: str = "") -> None:
+def line_plot(
+    series: dict[str, tuple],
+    path: Path | str,
+    xlabel: str,
+    ylabel: str,
+    title: str = "",
+    bands: dict[str, tuple] | None = None,
+) -> None:
     """Write a plot of named curves, with ticks, grid and a legend.
 
     series: name -> (x, y), 1-D of one length each; a y that is NaN or infinite leaves a gap; single points are dots.
+    bands: name of a series -> (low, high), 1-D, shown behind its curve, from point to point, and as bars at few points; ends that are not
+    finite reach to the edge.
     ValueError: no finite point at all, or x and y of different lengths.
     """
-    curves = {}
+    curves, bands = {}, {name: np.array(ends, dtype=float) for name, ends in (bands or {}).items()}
     for name, (x, y) in series.items():
         x, y = np.atleast_1d(np.asarray(x, dtype=float)), np.atleast_1d(np.asarray(y, dtype=float))
         if x.shape != y.shape or x.ndim != 1:
@@ -211,6 +220,8 @@ def line_plot(series: dict[str, tuple], path: Path | str, xlabel: str, ylabel: s
     finite = np.concatenate([c[np.isfinite(c).all(axis=1)] for c in curves.values()] or [np.empty((0, 2))])
     if not len(finite):
         raise ValueError("nothing to plot: no series has a finite point")
+    ends = [np.stack([curves[name][:, 0], end], axis=1) for name, band in bands.items() for end in band]
+    finite = np.concatenate([finite, *(end[np.isfinite(end).all(axis=1)] for end in ends)])
 
     scale = 2  # Pillow's lines are jagged: draw at twice the size, then halve
     font, small = _font(16 * scale), _font(14 * scale)
@@ -225,6 +236,17 @@ def line_plot(series: dict[str, tuple], path: Path | str, xlabel: str, ylabel: s
     def place(x: float, y: float) -> tuple[float, float]:
         across, up = (x - x_low) / (x_high - x_low), (y - y_low) / (y_high - y_low)
         return left + across * (right - left), bottom - up * (bottom - top)
+
+    for name, band in bands.items():
+        colour = tuple(round(255 - (255 - one) / 4) for one in COLOURS[list(curves).index(name) % len(COLOURS)])
+        low, high = (np.where(np.isfinite(end), end, edge) for end, edge in zip(band, (y_low, y_high)))
+        xs = curves[name][:, 0]
+        edge = [place(x, y) for x, y in [*zip(xs, high), *reversed(list(zip(xs, low)))]]
+        if len(xs) > 1:
+            draw.polygon(edge, fill=colour)
+        if len(xs) <= 40:
+            for x, bottom_end, top_end in zip(xs, low, high):
+                draw.line([place(x, bottom_end), place(x, top_end)], fill=colour, width=6 * scale)
 
     for value, label in _ticks(x_low, x_high):
         px = place(value, y_low)[0]

@@ -14,11 +14,13 @@ from mri_n2n.checkpoint import load_tensors, optimizer_tensors, save_tensors
 from mri_n2n.errors import InputError, NotFoundError, OutputError
 from mri_n2n.files import atomic_output, one_line
 
-FILES = ("weights.safetensors", "checkpoint.safetensors", "log.jsonl", "example.png", "run.json")
+FILES = ("weights.safetensors", "checkpoint.safetensors", "log.jsonl", "example.png", "curve.png", "run.json")
 # Options that a resumed run may change: where and how long, not what.
-MAY_CHANGE = {"epochs", "steps", "minutes", "quiet", "device", "data", "init", "validate_every"}
+MAY_CHANGE = {"epochs", "steps", "minutes", "quiet", "device", "data", "init", "validate_every", "patience"}
 # Options that stay out of the weights, which travel further than the data they come from: paths, subject names and their hash.
 PRIVATE = {"data", "init", "validation_subjects", "excluded_subjects", "sources_sha256"}
+# What the checkpoint's header says of the selection of weights, and theirs does not.
+STATE = {"kept", "since"}
 
 
 def check_unused(run: Path) -> None:
@@ -69,21 +71,44 @@ def start_run(run: Path, options: dict, step: int) -> None:
         run.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"cannot write the run directory {run}: {error.strerror}") from None
-    with atomic_output(run / "run.json", force=True) as temporary:
-        temporary.write_text(json.dumps(options, indent=2) + "\n")
+    write_options(run, options)
     kept = [entry for entry in read_log(run) if entry["step"] <= step] if step else []
     write_log(run, kept)
 
 
-def save_run(run: Path, network: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer, header: dict) -> None:
-    """Write weights.safetensors, the averaged weights, and checkpoint.safetensors, the checkpoint last: a run that it calls finished has its weights."""
+def write_options(run: Path, facts: dict) -> None:
+    """Write run.json."""
+    with atomic_output(run / "run.json", force=True) as temporary:
+        temporary.write_text(json.dumps(facts, indent=2) + "\n")
+
+
+def save_run(
+    run: Path,
+    network: nn.Module,
+    average: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    header: dict,
+    kept: dict[str, Tensor],
+    standing: dict[str, Tensor],
+) -> None:
+    """Write weights.safetensors, the weights `kept`, and checkpoint.safetensors, the checkpoint last: a run that it calls finished has its weights.
+
+    kept: as `header["kept"]` says, which the weights' header holds in place of where training is. standing: see `selection.to_tensors`.
+    """
     without = lambda facts: {name: value for name, value in facts.items() if name not in PRIVATE}  # noqa: E731
-    public = {**without(header), "training": without(header["training"])}
-    save_tensors(run / "weights.safetensors", average.state_dict(), public)
+    public = {**without(header), "training": without(header["training"]), **header["kept"]}
+    save_tensors(
+        run / "weights.safetensors", kept, {name: value for name, value in public.items() if name not in STATE}
+    )
     tensors = {
         f"{prefix}.{name}": value
-        for prefix, module in (("network", network), ("average", average))
-        for name, value in module.state_dict().items()
+        for prefix, state in (
+            ("network", network.state_dict()),
+            ("average", average.state_dict()),
+            ("kept", kept),
+            ("standing", standing),
+        )
+        for name, value in state.items()
     }
     save_tensors(run / "checkpoint.safetensors", {**tensors, **optimizer_tensors(optimizer)}, header)
 

@@ -152,6 +152,12 @@ def add_train_arguments(train: argparse.ArgumentParser) -> None:
     budget.add_argument("--epochs", type=int)
     budget.add_argument("--steps", type=int)
     budget.add_argument("--minutes", type=float)
+    train.add_argument(
+        "--patience",
+        type=int,
+        metavar="N",
+        help="stop when N validations (one a minute) in a row did not improve on the best beyond uncertainty; default: the whole budget",
+    )
     train.add_argument("--batch-size", type=int, help="default 2 on the CPU, 8 on a GPU (16 with the methods of 2018)")
     train.add_argument("--learning-rate", type=float, default=1e-3)
     train.add_argument(

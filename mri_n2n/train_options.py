@@ -111,6 +111,7 @@ def train_options_from(options: argparse.Namespace):
         epochs=options.epochs,
         steps=options.steps,
         minutes=options.minutes,
+        patience=options.patience,
         batch_size=options.batch_size,
         learning_rate=options.learning_rate,
         average=(0.0 if recipe else TrainOptions.average) if options.average is None else options.average,

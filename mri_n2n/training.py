@@ -35,6 +35,7 @@ from mri_n2n.losses import loss_of
 from mri_n2n.options import TrainOptions, check_options, with_network
 from mri_n2n.pairs import Pair
 from mri_n2n.process import progress_shown
+from mri_n2n.quality import Quality, draw_curve, shown
 from mri_n2n.runs import (
     check_unused,
     discard_run,
@@ -44,21 +45,28 @@ from mri_n2n.runs import (
     saved_batch_size,
     start_run,
     write_log,
+    write_options,
 )
+from mri_n2n.schedule import set_schedule
+from mri_n2n.selection import after, from_tensors, to_tensors
 from mri_n2n.sources import Split
+from mri_n2n.training_statistics import SCANS, add_to
+from mri_n2n.trust.familiarity import FEWEST
 from mri_n2n.trust.pair_check import checked_split
-from mri_n2n.validation import validate, validation_set
+from mri_n2n.validation import judges, validate, validation_set
 
 # The longest gradient, of its usual length, and the first step in which it is limited.
 LONGEST_GRADIENT, FIRST_LIMITED = 4.0, 20
+# Of so many slices in training steps, statistics of one scan are taken at the end: a few per cent of the time.
+PASSES_FOR_A_SCAN = 16
 # What a run saves of itself, and what it begins with.
 FRESH = {"step": 0, "seconds": 0.0, "loss": None, "quality": {}}
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """weights: the file written; psnr: last validation PSNR in dB (None without a reference); validation_loss: without one
-    the weighted squared error against samples that were held out; steps and seconds spent."""
+    """weights: the file written; psnr: their validation PSNR in dB, of the reference or estimated (None: neither); loss: the
+    last; steps and seconds spent; kept_step: that of the weights; quality: all that their validation found, as in the log; stopped: "patience", or None."""
 
     weights: Path
     psnr: float | None
@@ -66,7 +74,17 @@ class TrainResult:
     steps: int
     seconds: float
     finished: bool
-    validation_loss: float | None = None
+    kept_step: int
+    quality: Quality
+    stopped: str | None = None
+
+
+@dataclass(frozen=True)
+class Kept:
+    """weights: those to be saved. facts: step, seconds, loss and quality when they were taken."""
+
+    weights: dict[str, Tensor]
+    facts: dict
 
 
 class Prefetch:
@@ -97,7 +115,9 @@ class Stopped:
 
 
 def train(options: TrainOptions, run: Path | str, *, resume: bool = False) -> TrainResult:
-    """Train a network and write `run`/weights.safetensors (and checkpoint, log.jsonl, example.png, run.json).
+    """Train a network and write `run`/weights.safetensors (and checkpoint, log.jsonl, example.png, curve.png, run.json).
+
+    The weights are those of the last validation that was not worse than the best one beyond uncertainty, see `selection`.
 
     With `resume` an interrupted run goes on from its checkpoint: on the CPU in float32, with a budget in steps or
     epochs, to bit for bit the result of an uninterrupted one.
@@ -146,6 +166,10 @@ def train(options: TrainOptions, run: Path | str, *, resume: bool = False) -> Tr
     data = described(sources)
     checkpoint, saved = read_checkpoint(run, asdict(options), data) if resume else ({}, {})
     step, seconds, loss, quality = (saved[key] if saved else new for key, new in FRESH.items())
+    facts = {"step": step, "seconds": seconds, "loss": loss, "quality": quality}
+    kept = Kept(part(checkpoint, "kept.") or part(checkpoint, "average."), saved.get("kept", facts))
+    best, landmark = (part(checkpoint, f"standing.{name}.") for name in ("best", "landmark"))
+    standing = from_tensors(best, landmark, saved.get("since", 0))
     precision = choose_precision(saved.get("precision", options.precision), device)
 
     network = with_seed(options.protocol.seed, partial(new_network, options, device, precision))
@@ -167,6 +191,9 @@ def train(options: TrainOptions, run: Path | str, *, resume: bool = False) -> Tr
     total = options.steps or (options.epochs or 0) * per_epoch or None
     protocol = replace(options.protocol, combined=options.protocol.combined and options.network != "unet")
     validation = validation_set(sources.validation, protocol)
+    by = judges(validation)
+    if by and not options.quiet:
+        tqdm.write(f"validation: {by.words}", file=sys.stderr)
     batches = training_batches(sources.train, protocol, options.batch_size, step)
     header = {
         "network": options.network,
@@ -182,9 +209,14 @@ def train(options: TrainOptions, run: Path | str, *, resume: bool = False) -> Tr
         "training": asdict(options),
     }
 
-    def save() -> None:
-        header.update(step=step, seconds=seconds, loss=loss, quality=quality)
-        save_run(run, network, average.module, optimizer, header)
+    def save(keep: bool) -> None:
+        nonlocal kept
+        facts = {"step": step, "seconds": seconds, "loss": loss, "quality": quality}
+        if keep:
+            weights = {name: value.detach().to("cpu", copy=True) for name, value in average.module.state_dict().items()}
+            kept = Kept(weights, facts)
+        header.update(facts, kept=kept.facts, since=0 if standing is None else standing.since)
+        save_run(run, network, average.module, optimizer, header, kept.weights, to_tensors(standing))
 
     start_run(run, asdict(options), step)
     stopped = Stopped()
@@ -193,8 +225,9 @@ def train(options: TrainOptions, run: Path | str, *, resume: bool = False) -> Tr
     validated = seconds
     bar = tqdm(total=total, initial=step, unit="step", disable=not progress_shown(options.quiet), dynamic_ncols=True)
     started = time.monotonic() - seconds
+    exhausted = standing is not None and standing.exhausted(options.patience)
     try:
-        while not stopped:
+        while not (stopped or exhausted):
             progress = step / total if total else seconds / 60 / options.minutes
             if progress >= 1:
                 break
@@ -208,18 +241,35 @@ def train(options: TrainOptions, run: Path | str, *, resume: bool = False) -> Tr
             step, seconds = step + 1, time.monotonic() - started
             bar.update()
             left = {} if total else {"minutes_left": f"{max(0.0, options.minutes - seconds / 60):.1f}"}
-            shown = {"loss": f"{loss:.3e}", **{name: f"{value:.4g}" for name, value in quality.items()}, **left}
-            bar.set_postfix(shown, refresh=False)
+            bar.set_postfix({"loss": f"{loss:.3e}", **shown(quality), **left}, refresh=False)
             last = step == total or (options.minutes and seconds / 60 >= options.minutes)
             if last or seconds - validated > options.validate_every:
-                quality = validate(used, validation, device, precision, run / "example.png")
+                found = validate(used, validation, device, precision, run / "example.png", by)
+                quality = found.quality
+                standing = after(standing, found.errors, by.designs if by else {}) if found.errors else None
+                keep = standing is None or standing.keep
+                exhausted = standing is not None and standing.exhausted(options.patience)
                 entry = {"step": step, "epoch": step / per_epoch, "seconds": round(seconds, 2), "loss": loss, **quality}
-                write_log(run, [*read_log(run), entry])  # before the checkpoint: a resumed run drops what came after it
-                save()
+                entry |= {"kept": keep, **({"stopped": "patience"} if exhausted else {})}
+                log = [*read_log(run), entry]
+                write_log(run, log)  # before the checkpoint: a resumed run drops what came after it
+                draw_curve(log, run / "curve.png", validation[0].note if validation else "")
+                save(keep)
                 validated = time.monotonic() - started  # however long a validation takes, training goes on after it
         finished = not stopped
         if stopped:
-            save()
+            save(keep=standing is None)
+        elif options.network not in ("unet", "denoiser"):
+            scans = max(FEWEST, min(SCANS, step * options.batch_size // PASSES_FOR_A_SCAN))
+            add_to(run / "weights.safetensors", sources.train, protocol, device, scans)
+        if exhausted:
+            write_options(run, asdict(options) | {"stopped": "patience"})
+            if not options.quiet:
+                tqdm.write(
+                    f"stopped: no improvement beyond uncertainty in {options.patience} validations; "
+                    f"the weights are those of step {kept.facts['step']}",
+                    file=sys.stderr,
+                )
     except BaseException:
         if not (run / "checkpoint.safetensors").exists():
             discard_run(run)
@@ -228,9 +278,9 @@ def train(options: TrainOptions, run: Path | str, *, resume: bool = False) -> Tr
         for number, handler in previous.items():
             signal.signal(number, handler)
         bar.close()
-    return TrainResult(
-        run / "weights.safetensors", quality.get("psnr"), loss, step, seconds, finished, quality.get("validation_loss")
-    )
+    quality, taken, why = kept.facts["quality"], kept.facts["step"], "patience" if exhausted else None
+    weights = run / "weights.safetensors"
+    return TrainResult(weights, quality.get("psnr"), loss, step, seconds, finished, taken, quality, why)
 
 
 def sources_of(options: TrainOptions) -> Split:
@@ -298,29 +348,6 @@ def catchable_signals() -> tuple[int, ...]:
     except ValueError:
         return ()
     return (signal.SIGINT, signal.SIGTERM)
-
-
-def set_schedule(optimizer: torch.optim.Optimizer, options: TrainOptions, progress: float) -> None:
-    """Learning rate, and for the 2018 recipe Adam's beta1, at `progress` in [0, 1) of the run.
-
-    Recipe: cosine ramp-up over the first 10 of 300 epochs, squared cosine ramp-down over the last 30, in which beta1 goes
-    0.9 -> 0.5.
-    Default: `share_of_learning_rate`.
-    """
-    if options.protocol.recipe_2018:
-        up = min(1.0, progress * 300 / 10)
-        down = max(0.0, (progress - 0.9) * 10)
-        falling = 0.5 + 0.5 * math.cos(math.pi * down)
-        rate, beta1 = (0.5 - 0.5 * math.cos(math.pi * up)) * falling**2, 0.5 + 0.4 * falling
-    else:
-        rate, beta1 = share_of_learning_rate(progress), 0.9
-    for group in optimizer.param_groups:
-        group["lr"], group["betas"] = options.learning_rate * rate, (beta1, 0.99)
-
-
-def share_of_learning_rate(progress: float) -> float:
-    """Linear ramp-up over the first 3 %, then a cosine to zero, which suits any budget."""
-    return min(1.0, (progress + 1e-3) / 0.03) * (0.5 + 0.5 * math.cos(math.pi * progress))
 
 
 def training_step(

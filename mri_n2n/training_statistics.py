@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from mri_n2n.acquisition import Acquisition
-from mri_n2n.checkpoint import load_network, load_tensors, save_tensors
+from mri_n2n.checkpoint import load_tensors, save_tensors
 from mri_n2n.coils import with_sensitivity_maps
-from mri_n2n.inference import reconstruct_acquisition
+from mri_n2n.inference import load_for_use, reconstruct_acquisition
 from mri_n2n.protocol import Protocol, one_slice, simulated_repetitions, undersampled
 from mri_n2n.sources import Source
 from mri_n2n.trust.familiarity import learned, looked_at, statistics_of
@@ -54,11 +54,11 @@ def _acquired(data: Volume, index: int, about: str, protocol: Protocol) -> Acqui
     return with_sensitivity_maps(one)[0] if one.kspace.shape[1] > 1 else one
 
 
-def add_to(weights: Path, sources: Sequence[Source], protocol: Protocol, device: torch.device) -> None:
-    """Write the statistics of training scans into the header of weights that were trained before there were any."""
-    network, _ = load_network(weights)
+def add_to(weights: Path, sources: Sequence[Source], protocol: Protocol, device: torch.device, scans: int = SCANS) -> None:
+    """Write the statistics of training scans into the header of weights, where they are not there yet."""
     tensors, header = load_tensors(weights)
-    header["familiarity"] = familiarity_of(network.to(device), sources, protocol, device)
+    if "familiarity" in header:
+        return
+    network = load_for_use(weights, device.type).network
+    header["familiarity"] = familiarity_of(network, sources, protocol, device, scans)
     save_tensors(weights, tensors, header)
-
-

@@ -613,7 +613,7 @@ def test_robust_ssdu_is_trained_and_used_in_float32(tmp_path):
     network, _ = load_network(tmp_path / "run" / "weights.safetensors")
     items = validation_set(find_sources("phantom", matrix_size=32).validation, protocol)
     psnr = [
-        validate(one, items, torch.device("cpu"), "float32", tmp_path / "example.png")["psnr"]
+        validate(one, items, torch.device("cpu"), "float32", tmp_path / "example.png").quality["psnr"]
         for one in (in_use(network, "robust-ssdu", protocol.pair), network)
     ]
     assert found.psnr == pytest.approx(psnr[0], abs=1e-4) and abs(psnr[0] - psnr[1]) > 0.01

@@ -127,7 +127,7 @@ def test_training_on_m4raw_from_the_command_line(tmp_path, capsys):
     _, header = load_tensors(run / "weights.safetensors")
     protocol = header["training"]["protocol"]
     assert protocol["undersample"] and protocol["acceleration"] == [4, 4] and protocol["masks"] == ["gaussian-lines"]
-    assert header["network_options"]["consistency"] == "soft" and "validation_loss" in header["quality"]
+    assert header["network_options"]["consistency"] == "soft" and "error_with_noise" in header["quality"]
     capsys.readouterr()
     assert cli.main(["info", str(run)]) == 0
     assert "repetitions, from files, undersampled" in capsys.readouterr().out

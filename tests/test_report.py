@@ -173,6 +173,18 @@ def test_line_plot_draws_every_series_and_gaps(tmp_path):
     assert blue.any(axis=1).nonzero()[0].max() < 60 and orange.any(axis=1).nonzero()[0].min() > 330  # 1 above 0
 
 
+def test_a_band_surrounds_its_curve_and_reaches_the_edge_where_it_has_no_end(tmp_path):
+    x = np.arange(100.0)
+    high = np.where(x < 50, 2.0, np.inf)
+    line_plot(
+        {"a": (x, np.full(100, 1.0))}, tmp_path / "a.png", "step", "PSNR (dB)", bands={"a": (np.zeros(100), high)}
+    )
+    pixels = np.asarray(Image.open(tmp_path / "a.png")).astype(int)[44:434, 85:755]
+    band = np.abs(pixels - (191, 220, 236)).sum(axis=2) < 40
+    assert band[200:360, 100:600].mean() > 0.9  # below the curve, between 0 and 1
+    assert band[:12, 400:600].mean() > 0.7 and not band[:12, 50:300].any()
+
+
 @pytest.mark.parametrize("series", [{}, {"a": ([], [])}, {"a": ([1], [np.nan])}, {"a": ([1, 2], [1])}])
 def test_line_plot_refuses_nothing(tmp_path, series):
     with pytest.raises(ValueError):

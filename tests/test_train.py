@@ -34,9 +34,10 @@ from mri_n2n.masks import draw_mask
 from mri_n2n.options import TrainOptions
 from mri_n2n.phantom import phantom_kspace
 from mri_n2n.protocol import Protocol, simulated_repetitions
+from mri_n2n.schedule import set_schedule
 from mri_n2n.simulation import SimulationOptions, simulate_file
 from mri_n2n.sources import Source
-from mri_n2n.training import default_batch_size, set_schedule, train
+from mri_n2n.training import default_batch_size, train
 from mri_n2n.validation import validate, validation_set
 
 training = import_module("mri_n2n.training")  # the module: `mri_n2n.train` is the verb
@@ -116,13 +117,14 @@ def test_a_few_steps_on_every_data_set(dataset, data, tmp_path, monkeypatch):
     monkeypatch.setattr(validation, "VALIDATION_SLICES", 4)
     result = train(options(dataset, data), tmp_path / "run")
     assert result.steps == 3 and result.finished and np.isfinite(result.loss) and result.loss > 0
-    files = {"weights.safetensors", "checkpoint.safetensors", "log.jsonl", "example.png", "run.json"}
+    files = {"weights.safetensors", "checkpoint.safetensors", "log.jsonl", "example.png", "curve.png", "run.json"}
     assert {path.name for path in (tmp_path / "run").iterdir()} == files
 
     (line,) = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
-    quality = "validation_loss" if dataset == "pairs" else "psnr"  # a study of repetitions has no reference
-    assert line["step"] == 3 and line["loss"] == result.loss and np.isfinite(line[quality])
-    assert (result.psnr is None) == (dataset == "pairs")
+    assert (
+        line["step"] == 3 and line["loss"] == result.loss and np.isfinite(line["psnr"]) and result.psnr == line["psnr"]
+    )
+    assert ("psnr_low" in line) == (dataset == "pairs")  # a study of repetitions has no reference
 
     network, header = load_network(find_weights(tmp_path / "run"))
     assert (
@@ -191,7 +193,7 @@ def test_training_without_references_improves_the_image(tmp_path, monkeypatch):
     chosen = options(steps=60, batch_size=8, learning_rate=4e-3)
     before = build_network("unrolled", TINY)  # as it starts: the zero-filled image
     held_out = validation_set(phantom_sources(24).validation, chosen.protocol)
-    zero_filled = validate(before, held_out, torch.device("cpu"), "float32", tmp_path / "before.png")["psnr"]
+    zero_filled = validate(before, held_out, torch.device("cpu"), "float32", tmp_path / "before.png").quality["psnr"]
     assert train(chosen, tmp_path / "run").psnr > zero_filled + 1.0
 
 
@@ -471,7 +473,7 @@ def test_weights_alone_are_not_overwritten_either(data, tmp_path):
     assert (tmp_path / "weights.safetensors").read_bytes() == kept
 
 
-@pytest.mark.parametrize("name", ["log.jsonl", "example.png", "run.json"])
+@pytest.mark.parametrize("name", ["log.jsonl", "example.png", "curve.png", "run.json"])
 def test_files_of_these_names_are_not_overwritten(name, data, tmp_path):
     (tmp_path / name).write_text("mine")
     with pytest.raises(OutputError, match=name):

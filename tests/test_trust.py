@@ -19,6 +19,7 @@ from mri_n2n.formats import write_scan
 from mri_n2n.fourier import ifft2c
 from mri_n2n.masks import draw_mask
 from mri_n2n.phantom import phantom_kspace
+from mri_n2n.protocol import one_slice
 from mri_n2n.sources import Source
 from mri_n2n.trust.agreement import agreement
 from mri_n2n.trust.design import design_of
@@ -232,6 +233,15 @@ def test_pairs_are_corrected_or_left_out_before_training():
         for one, other in zip(found, wanted):
             assert torch.equal(one.mask, other.mask)
             assert (one.kspace - other.kspace).abs().max() < 5e-3 * other.kspace.abs().max()
+
+
+def test_a_corrected_gain_is_taken_out_of_the_noise_level_too():
+    told = [replace(one, noise_variance=0.02) for one in repetitions((1.1, 0.0, (0.0, 0.0)))]
+    (source,) = check_pairs([Source("gain", "gain", 3, lambda: told)]).sources
+    first, second = source.load()
+    assert first.noise_variance == 0.02
+    assert second.noise_variance.flatten().tolist() == pytest.approx([0.02, 0.02 / 1.1**2, 0.02], rel=1e-3)
+    assert one_slice(second, 1, None).noise_variance.item() == pytest.approx(0.02 / 1.1**2, rel=1e-3)
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -37,8 +37,9 @@ from mri_n2n.fourier import fft2c, ifft2c
 from mri_n2n.inference import reconstruct_acquisition
 from mri_n2n.options import TrainOptions
 from mri_n2n.pairs import Pair, joined
+from mri_n2n.schedule import set_schedule
 from mri_n2n.simulation import seeded
-from mri_n2n.training import moving_average, new_network, set_schedule, sources_of, training_step, with_seed
+from mri_n2n.training import moving_average, new_network, sources_of, training_step, with_seed
 
 TESTED = ROWS["gaussian-fixed"]
 DEVIATION = TESTED.protocol["strength"][0]

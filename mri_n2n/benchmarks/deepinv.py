@@ -48,7 +48,8 @@ from mri_n2n.operators import root_sum_of_squares
 from mri_n2n.options import TrainOptions
 from mri_n2n.pairs import keep_probability
 from mri_n2n.protocol import simulated_repetitions
-from mri_n2n.training import moving_average, set_schedule, sources_of
+from mri_n2n.schedule import set_schedule
+from mri_n2n.training import moving_average, sources_of
 from mri_n2n.validation import validation_set
 
 CELL = CELLS["lines"]

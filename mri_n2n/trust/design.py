@@ -10,6 +10,8 @@ from torch import Tensor
 from mri_n2n.fourier import mirror_axes
 from mri_n2n.masks import is_along
 
+EQUIDISTANT = "the lines lie at equal distances: all of them are one draw, from which no interval can be told"
+
 
 @dataclass(frozen=True)
 class Design:

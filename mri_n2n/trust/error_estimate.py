@@ -86,9 +86,18 @@ def level_of_two(differences: Sequence[Tensor]) -> Level | None:
     return Level(joined.abs().double().square().mean(dim=1)[:, None, None] / 2, joined.shape[1])
 
 
-def estimate(parts: Sequence[tuple[Terms, Design]], pixels: int, doubt: float = 0.0) -> Estimate:
-    """The mean squared error of all pixels of slices, from terms of one or several masks that were drawn each by itself. doubt:
-    of the noise level, see `Level`."""
+@dataclass(frozen=True)
+class Total:
+    """A sum over all of k-space, the variance that chance gives it, and the degrees of freedom that this was told from; infinitely many
+    where nothing but noise was left to chance."""
+
+    value: float
+    variance: float
+    freedom: float
+
+
+def total(parts: Sequence[tuple[Terms, Design]]) -> Total:
+    """sum M / p error, from terms of one or several masks that were drawn each by itself."""
     value, spread, freedom, left_to_chance = 0.0, 0.0, 0, False
     for terms, design in parts:
         drawn, chance = design.drawn, design.probability
@@ -98,18 +107,30 @@ def estimate(parts: Sequence[tuple[Terms, Design]], pixels: int, doubt: float = 
         spread += (noise / chance).sum().item()
         by_chance, draws = _by_chance(error / chance, chance, None if design.group is None else design.group[drawn])
         spread, freedom, left_to_chance = spread + by_chance, freedom + draws, left_to_chance or by_chance > 0
-    quantile = student.ppf(0.5 + CONFIDENCE / 2, max(freedom, 1) if left_to_chance else math.inf)
-    reach = float(quantile) * math.sqrt(max(spread, 0.0) + pixels**2 * doubt)
-    return Estimate(value / pixels, (value - reach) / pixels, (value + reach) / pixels)
+    return Total(value, max(spread, 0.0), max(freedom, 1) if left_to_chance else math.inf)
+
+
+def estimate(parts: Sequence[tuple[Terms, Design]], pixels: int, doubt: float = 0.0) -> Estimate:
+    """The mean squared error of all pixels of slices, from terms of one or several masks that were drawn each by itself. doubt:
+    of the noise level, see `Level`."""
+    found = total(parts)
+    quantile = student.ppf(0.5 + CONFIDENCE / 2, found.freedom)
+    reach = float(quantile) * math.sqrt(found.variance + pixels**2 * doubt)
+    return Estimate(found.value / pixels, (found.value - reach) / pixels, (found.value + reach) / pixels)
+
+
+def psnr_of(mse: Estimate, peak: float) -> Estimate:
+    """10 log10(peak^2 / MSE) in dB; infinite where the mean squared error cannot be told from zero."""
+    in_db = lambda value: 10 * math.log10(peak**2 / value) if value > 0 and peak > 0 else math.inf  # noqa: E731
+    return Estimate(in_db(mse.value), in_db(mse.high), in_db(mse.low))
 
 
 def quality_of(mse: Estimate, peak: float, energy: float) -> Quality:
     """peak: the image's largest magnitude; energy: its mean square."""
-    in_db = lambda value: 10 * math.log10(peak**2 / value) if value > 0 and peak > 0 else math.inf  # noqa: E731
     over = lambda value: value / energy if energy > 0 else math.nan  # noqa: E731
     return Quality(
         mse,
-        Estimate(in_db(mse.value), in_db(mse.high), in_db(mse.low)),
+        psnr_of(mse, peak),
         Estimate(*map(over, (mse.value, mse.low, mse.high))),
     )
 

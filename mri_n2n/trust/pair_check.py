@@ -55,7 +55,7 @@ def check_pairs(sources: Sequence[Source]) -> PairCheck:
     """Compare the repetitions of each source with its first, slice by slice; one source in memory at a time.
 
     Where gain, phase or place differ beyond chance (see `agreement`) they are corrected in k-space, samples staying where they were
-    measured; a source with a gain beyond 1.25 or a shift beyond 2 pixels is left out. The noise level stays as it was told.
+    measured; a source with a gain beyond 1.25 or a shift beyond 2 pixels is left out. A noise level that was told is divided by the gain squared.
     """
     kept, left_out, checked, corrected, untold = [], [], 0, 0, 0
     for source in sources:
@@ -89,9 +89,13 @@ def _too_much(found: Agreement, number: int, index: int) -> str | None:
 def _corrected(load: Callable[[], list[Acquisition]], corrections: Corrections) -> list[Acquisition]:
     acquisitions = list(load())
     for (number, index), found in corrections.items():
-        kspace = acquisitions[number].kspace.clone()
+        one = acquisitions[number]
+        kspace, variance = one.kspace.clone(), one.noise_variance
         kspace[index] = undone(kspace[index], found)
-        acquisitions[number] = replace(acquisitions[number], kspace=kspace)
+        if variance is not None:  # of each slice from now on
+            variance = torch.as_tensor(variance, dtype=torch.float32).expand(len(kspace), 1, 1, 1).clone()
+            variance[index] /= found.gain**2
+        acquisitions[number] = replace(one, kspace=kspace, noise_variance=variance)
     return acquisitions
 
 

@@ -27,7 +27,7 @@ from mri_n2n.masks import is_along
 from mri_n2n.noise import noise_variance_at_most
 from mri_n2n.resample import crop_or_pad
 from mri_n2n.trust.agreement import agreement
-from mri_n2n.trust.design import Design, design_of
+from mri_n2n.trust.design import EQUIDISTANT, Design, design_of
 from mri_n2n.trust.error_estimate import Level, Quality, Terms, estimate, level_of_two, quality_of, terms_of
 
 # Residuals below this share of the samples are rounding: these samples are in the image.
@@ -199,9 +199,7 @@ def _judged(result: Result, scans: list[Scan]) -> Judged:
 def _design(one: Compared, path: Path) -> Design:
     design = design_of(one.mask, one.chance)
     if design.equidistant:
-        raise InputError(
-            f"the lines of {one_line(path)} lie at equal distances: all of them are one draw, from which no interval can be told"
-        )
+        raise InputError(f"{one_line(path)}: {EQUIDISTANT}")
     return design
 
 
