@@ -124,6 +124,8 @@ def test_designs_know_what_was_drawn_together():
 def test_lines_at_equal_distances_have_no_interval(seed):
     comb = draw_mask("equispaced-lines", (64, 128), 4.0, draw(seed))
     assert design_of(comb.mask, comb.probability).equidistant
+    small = draw_mask("equispaced-lines", (64, 64), 4.0, draw(seed), hermitian=True)
+    assert design_of(small.mask, small.probability).equidistant, "mirrored lines count once"
     lines = draw_mask("random-lines", (64, 128), 4.0, draw(seed))
     random = design_of(lines.mask, lines.probability)
     assert not random.equidistant and random.group is not None

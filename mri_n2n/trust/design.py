@@ -63,15 +63,17 @@ def design_of(mask: Tensor, probability: Tensor) -> Design:
     surprise = [
         abs(int(drawn[side].sum()) - chance[side].sum().item()) for side in (of_unit == 0, of_unit == 1) if side.any()
     ]
-    return Design(unit, chance, drawn, of_unit if max(surprise) <= 1 else None, _equidistant(drawn, chance))
+    return Design(unit, chance, drawn, of_unit if max(surprise) <= 1 else None, _equidistant(drawn, chance, mask.shape[-1]))
 
 
-def _equidistant(drawn: Tensor, chance: Tensor) -> bool:
-    """Lines on either side of a full centre, all at one distance (to one, which rounding makes)."""
+def _equidistant(drawn: Tensor, chance: Tensor, lines: int) -> bool:
+    """Whether those of a number of lines that were drawn lie on either side of a full centre, all at one distance (to one, which rounding
+    makes): five distances or more, of lines that mirror each other three."""
     outside = chance < 1
     if chance[outside].unique().numel() != 1:
         return False
     middle = (~outside).nonzero().double().mean() if not outside.all() else len(chance) / 2
     places = (drawn & outside).nonzero().flatten()
     steps = torch.cat([places[places < middle].diff(), places[places >= middle].diff()])
-    return len(steps) > 4 and int(steps.max() - steps.min()) <= 1 and int(steps.max()) > 1
+    fewest = 5 if len(chance) == lines else 3
+    return len(steps) >= fewest and int(steps.max() - steps.min()) <= 1 and int(steps.max()) > 1
