@@ -7,7 +7,8 @@ too, so that the two differ in their targets alone), and with corrupted targets 
 fit into the time, by the median of their step times, but in `networks`, where each has its own. The network is the residual U-Net of
 `--body n2v`, 16 channels, batches of 1, without data consistency; in `roulette`, k-space roulette 10x and the weighted L2, it is
 the unrolled one with its defaults, batches of 2. There no weights (a cap of 1) are a comparison, not a wrong loss: all positive
-weights have one minimiser.
+weights have one minimiser. So is L1 for impulses on less than half of the pixels (`impulse`), whose median is the clean value as well as their mode; for
+more (`impulse-heavy`) it is wrong.
 BM3D (`pip install bm3d`) is the classical reference for Gaussian, brown and Poisson noise: on real and imaginary part, told the
 standard deviation, of brown noise the power spectrum too; for counts after the Anscombe transform (standard deviation 1), and back
 by the closed form of the exact unbiased inverse (Makitalo and Foi, IEEE TIP 20, 2011). It is told the true strength; the networks are
@@ -94,7 +95,10 @@ ROWS = {
     "poisson": Row(corrupting("poisson", 5.0, 20.0), wrong={L1: {"loss": "l1"}}),
     "bernoulli": Row(corrupting("bernoulli", 0.0, 0.9)),
     "text": Row(corrupting("text", 0.0, 0.5), 0.5, wrong={L2: {"loss": "l2"}}),
-    "impulse": Row(corrupting("impulse", 0.0, 0.7), 0.5, wrong={L2: {"loss": "l2"}, L1: {"loss": "l1"}}),
+    "impulse": Row(corrupting("impulse", 0.0, 0.7), 0.5, wrong={L2: {"loss": "l2"}}, beside={L1: {"loss": "l1"}}),
+    "impulse-heavy": Row(
+        corrupting("impulse", 0.4, 0.9), 0.5, wrong={L2: {"loss": "l2"}, L1: {"loss": "l1"}}
+    ),
     "spikes": Row(corrupting("spikes", 0.0, 0.01), 0.5, wrong={L0: {"loss": "l0"}}),
     "roulette": Row({}, beside={"L2 without weights": {"pair": PairOptions(weight_cap=1.0)}}),
 }
