@@ -152,6 +152,11 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="write a BIDS data set of derivatives; scans must have BIDS names, sub-01_T1w.h5",
     )
+    reconstruct.add_argument(
+        "--report",
+        action="store_true",
+        help="also write NAME.html, one page for a browser: images to scroll through, warnings, methods, provenance",
+    )
     reconstruct.add_argument("--skip-existing", action="store_true", help="leave out scans whose sidecar is there")
     reconstruct.add_argument("--json", action="store_true", help="print the sidecars on stdout")
 

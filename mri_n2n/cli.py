@@ -177,6 +177,7 @@ def run_reconstruct(options: argparse.Namespace) -> None:
             skip_existing=options.skip_existing,
             dicom=options.dicom,
             bids=options.bids,
+            report=options.report,
             quiet=options.quiet,
         )
     except PartialError as error:
@@ -187,7 +188,7 @@ def run_reconstruct(options: argparse.Namespace) -> None:
         for sidecar in sidecars:
             name = sidecar["output"]
             print(
-                f"{options.output / name}.h5 .nii.gz .png .json{' .dicom' if options.dicom else ''}: {sidecar['slices']} slices in {sidecar['seconds']} s, {sidecar['measured_share']:.1%} of the samples measured"
+                f"{options.output / name}.h5 .nii.gz .png .json{' .html' * options.report}{' .dicom' if options.dicom else ''}: {sidecar['slices']} slices in {sidecar['seconds']} s, {sidecar['measured_share']:.1%} of the samples measured"
             )
     if failed:
         raise failed
