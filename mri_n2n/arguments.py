@@ -241,6 +241,13 @@ def parser() -> argparse.ArgumentParser:
         choices=(0, 1, 2),
         help="slice axis of a NIfTI reference, when the reconstruction does not say; default 2",
     )
+    evaluate.add_argument(
+        "--report",
+        type=path,
+        metavar="PAGE.html",
+        help="of one file: also write a page for a browser: images to scroll through, error, warnings, methods, provenance",
+    )
+    evaluate.add_argument("--force", action="store_true", help="replace an existing PAGE.html (never an input)")
     evaluate.add_argument("--json", action="store_true", help="print JSON on stdout")
 
     info = command("info", "Say what a scan, volume, result or weights file holds.")

@@ -236,6 +236,13 @@ def run_evaluate(options: argparse.Namespace) -> None:
         raise UserError("--third-acquisition goes with --second-acquisition")
     if options.second_acquisition and options.axis is not None:
         raise UserError("--axis is of a NIfTI --reference")
+    if options.force and not options.report:
+        raise UserError("--force is of --report")
+    given = [options.reconstruction, options.reference, options.second_acquisition, options.third_acquisition]
+    if options.report:
+        from mri_n2n.page.evaluated import check_page, page_of_judgement, page_of_scores, write_page
+
+        check_page(options.report, [path for path in given if path], options.force)
     if options.second_acquisition:
         from mri_n2n.trust.population import judge_all
         from mri_n2n.trust.second_acquisition import judge
@@ -246,9 +253,16 @@ def run_evaluate(options: argparse.Namespace) -> None:
     else:
         from mri_n2n.evaluation import evaluate_files, format_table, to_json
 
-        result = evaluate_files(
-            options.reconstruction, options.reference, axis=2 if options.axis is None else options.axis
+        axis = 2 if options.axis is None else options.axis
+        result = evaluate_files(options.reconstruction, options.reference, axis=axis)
+    if options.report:
+        acquisitions = options.second_acquisition, options.third_acquisition
+        page = (
+            page_of_judgement(options.reconstruction, *acquisitions, result)
+            if options.second_acquisition
+            else page_of_scores(options.reconstruction, options.reference, axis, result)
         )
+        write_page(options.report, page, options.force)
     print(json.dumps(to_json(result), indent=2) if options.json else format_table(result))
 
 

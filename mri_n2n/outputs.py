@@ -147,8 +147,7 @@ def write_beside(
     here = replace(target, directory=folder)
     slices, coils, y, x = scan.shape
     write_nifti(here.nifti, reconstruction, scan.image_geometry, simulated=bool(scan.simulated))
-    references = read_reference(scan.path) if scan.has_reference else None
-    reference = None if references is None else references[slices // 2]
+    reference = read_reference(scan.path)[slices // 2] if scan.has_reference else None
     if reference is not None and reference.shape != middle[0].shape:  # fastMRI's references lack the oversampling
         middle = tuple(crop_or_pad(torch.from_numpy(image), *reference.shape).numpy() for image in middle)
     notes = ["simulated k-space"] if scan.simulated else []
@@ -191,10 +190,7 @@ def write_beside(
     }
     sidecar |= facts
     if given is not None:
-        fits = references is not None and references.shape == reconstruction.shape
-        page = page_of_reconstruction(
-            stem(scan.path), sidecar, reconstruction, given, scan.image_geometry, references if fits else None
-        )
+        page = page_of_reconstruction(stem(scan.path), sidecar, reconstruction, given, scan.image_geometry)
         here.page.write_text(page_html(page), encoding="utf-8")
         sidecar["output_sha256"][here.page.name] = sha256_of(here.page)
     sidecar["seconds"] = round(time.monotonic() - started, 2)

@@ -35,11 +35,12 @@ class Difference:
 
 @dataclass(frozen=True)
 class Table:
-    """head: of the columns. rows: as many cells each. of_slices: row i is of slice i, which the page shows beside it."""
+    """head: of the columns. rows: as many cells each. of_slices: row i is of slice i, beside which the page shows that many columns
+    after the first."""
 
     head: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
-    of_slices: bool = False
+    of_slices: int = 0
 
 
 @dataclass(frozen=True)

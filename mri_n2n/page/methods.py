@@ -125,7 +125,7 @@ def _network(weights: dict, options: dict, combined: bool) -> str:
         "fastmri-varnet": f"an end-to-end variational network {cited('varnet')}",
         "fastmri-unet": f"a U-Net {cited('fastmri')} without data consistency",
     }
-    text = f"The reconstruction was {described.get(kind, f'a network ({kind})')}."
+    text = f"They were made by {described.get(kind, f'a network ({kind})')}."
     if method in TRAINING:
         without = "" if method in WITH_REFERENCES else "without fully sampled references, "
         text += f" It had been trained {without}{TRAINING[method]}."
@@ -143,7 +143,7 @@ def _baseline(baseline: dict, combined: bool) -> str:
         return f"Images are the inverse Fourier transform of the zero-filled k-space{with_maps}, without further reconstruction."
     if name == "sense":
         return (
-            f"The reconstruction was {'SENSE' if combined else 'regularised least squares'} by conjugate gradients "
+            f"They were made by {'SENSE' if combined else 'regularised least squares'} by conjugate gradients "
             f"{cited('sense')} with Tikhonov regularisation."
         )
     penalty = {
@@ -157,7 +157,7 @@ def _baseline(baseline: dict, combined: bool) -> str:
         else f"The regularisation parameter ({strength}) was chosen by the error of samples of the scan that were held out"
     )
     return (
-        f"The reconstruction was compressed sensing: squared error of the samples plus {penalty}, minimised by the alternating "
+        f"They were made by compressed sensing: squared error of the samples plus {penalty}, minimised by the alternating "
         f"direction method of multipliers {cited('admm')}. {chosen}, relative to the largest magnitude of each slice's zero-filled image."
     )
 

@@ -13,7 +13,7 @@ from mri_n2n.page.contents import Difference, Layer, Page, Section, Table
 from mri_n2n.page.methods import UNKNOWN, acceleration_of, methods_of
 
 NO_ESTIMATE = "No error estimate: give a second acquisition to mri-n2n evaluate."
-NO_ERROR_MAP = "There is no error map: it needs a fully sampled reference."
+NO_ERROR_MAP = "There is no error map: it needs a fully sampled reference, and mri-n2n evaluate --reference."
 ERROR = "Reconstruction minus reference, of magnitudes."
 
 
@@ -33,19 +33,17 @@ def page_of_reconstruction(
     reconstruction: np.ndarray,
     given: Given,
     geometry: Geometry | None,
-    reference: np.ndarray | None,
 ) -> Page:
-    """Of what `reconstruct` writes. reference: (slice, y, x) where the scan holds one of the images' matrix."""
-    evaluation = "" if reference is None else " The scan holds a reference: mri-n2n evaluate --reference scores against it."
+    """Of what `reconstruct` writes; `reconstruction` is (slice, y, x)."""
     return Page(
         name,
         sidecar["input"]["simulated"],
         geometry,
-        layers_of(reconstruction, given, reference),
+        layers_of(reconstruction, given, None),
         given.masks,
-        (Section("Error", (NO_ESTIMATE + evaluation,)), *sections_of(sidecar, geometry)),
+        (Section("Error", (NO_ESTIMATE,)), *sections_of(sidecar, geometry)),
         tuple(sidecar["warnings"]),
-        () if reference is not None else (NO_ERROR_MAP,),
+        (NO_ERROR_MAP,),
     )
 
 
