@@ -32,6 +32,7 @@ from mri_n2n.report import (
 HERE = Path(__file__).parent
 LIMIT = 14_500_000  # bytes of a page: what mail and archives take, and a browser opens at once
 ENDS = STARTS | {"L": "patient's left", "P": "posterior", "I": "inferior"}
+REST = 12_000  # of the template, and of what is said of layers and of what was rounded
 SOURCE_UNIT = "the input's own scale"
 
 
@@ -45,7 +46,7 @@ def page_html(page: Page, limit: int = LIMIT) -> str:
     style += f":root {{ --ratio: {columns / (rows * pixel_aspect(page.geometry)):.6f}; }}\n"
     text = "\n".join(_section(one) for one in page.sections)
     masks = [] if page.masks is None else [encode_mask(mask) for mask in _different(page.masks)]
-    encoded = encode(volumes, limit - len(style) - len(script) - 2 * len(text) - sum(map(len, masks)) - 40_000)
+    encoded = encode(volumes, limit - len(style) - len(script) - 2 * len(text) - sum(map(len, masks)) - REST)
     about = Section("Images on this page", _precision(page, stored, encoded, len(volumes[0])))
     simulated = '<strong class="simulated">Simulated k-space</strong>' if page.simulated else ""
     return Template((HERE / "page.html").read_text(encoding="utf-8")).substitute(
