@@ -200,7 +200,9 @@ def reconstruct_file(
             reconstruction[start : start + count] = shown(complex_images).numpy()
             shares = acquisition.mask.mean(dim=(1, 2, 3)).expand(count)
             measured, held = measured + shares.sum().item(), held + (shares > 0).sum().item()
-            for index in range(start, start + count) if target.report else {slices // 2} & set(range(start, start + count)):
+            for index in (
+                range(start, start + count) if target.report else {slices // 2} & set(range(start, start + count))
+            ):
                 coil_images = ifft2c(acquisition.kspace[index - start : index - start + 1].cpu())
                 zero_filled[index] = shown(crop_or_pad(coil_images, *matrix))[0].numpy()
             if target.report:
@@ -241,7 +243,9 @@ def reconstruct_file(
             "warnings": said,
         }
         middle = zero_filled[slices // 2], reconstruction[slices // 2]
-        given = Given(np.stack([zero_filled[i] for i in range(slices)]), np.concatenate(masks)) if target.report else None
+        given = (
+            Given(np.stack([zero_filled[i] for i in range(slices)]), np.concatenate(masks)) if target.report else None
+        )
         sidecar = write_beside(folder, target, scan, reconstruction, middle, given, layout, facts, volumes, started)
     for caution in said:
         warnings.warn(f"{scan.path.name}: {caution}", stacklevel=2)

@@ -29,8 +29,8 @@ from mri_n2n.page.citations import CITATIONS, references
 from mri_n2n.page.contents import Difference, Layer, Page, Section, Table
 from mri_n2n.page.methods import TRAINING, methods_of
 from mri_n2n.page.pixels import LEVELS
-from mri_n2n.phantom import phantom_kspace
 from mri_n2n.pairs import PAIR_MAKERS
+from mri_n2n.phantom import phantom_kspace
 from mri_n2n.simulation import SimulationOptions, simulate_file
 
 SHAPE = (5, 26, 21)  # (slice, y, x), odd ones among them
@@ -140,25 +140,43 @@ def test_a_page_asks_the_network_for_nothing():
     elements = Elements(text)
     (policy,) = [a["content"] for _, a in elements.found if a.get("http-equiv") == "Content-Security-Policy"]
     rules = dict(rule.strip().partition(" ")[::2] for rule in policy.split(";"))
-    assert rules["default-src"] == "'none'" and set(rules) == {"default-src", "script-src", "style-src", "base-uri", "form-action"}
+    assert rules["default-src"] == "'none'" and set(rules) == {
+        "default-src",
+        "script-src",
+        "style-src",
+        "base-uri",
+        "form-action",
+    }
     assert "unsafe" not in policy
     hashed = lambda data: f"'sha256-{base64.b64encode(hashlib.sha256(data.encode()).digest()).decode()}'"  # noqa: E731
     for tag, attributes, data in elements.raw:
         if attributes.get("type") == "application/json":
             continue
         assert hashed(data) == rules[f"{tag}-src"], tag
-        assert not re.search(r"https?:|//\w|url\(|@import|\bfetch\b|XMLHttpRequest|WebSocket|import\(", re.sub(r"(?m)(^|\s)//.*$", "", data)), tag
+        assert not re.search(
+            r"https?:|//\w|url\(|@import|\bfetch\b|XMLHttpRequest|WebSocket|import\(",
+            re.sub(r"(?m)(^|\s)//.*$", "", data),
+        ), tag
     for tag, attributes in elements.found:
         assert tag not in ("link", "img", "iframe", "object", "embed", "base", "form", "audio", "video", "a")
         assert not {"src", "href", "style", "srcset", "action"} & set(attributes), tag
         assert not any(name.startswith("on") for name in attributes), tag
 
 
-@pytest.mark.parametrize("bad", ["<script>alert(1)</script>", "\"><img src=x onerror='alert(1)'>", "</title></script><b>&amp;"])
+@pytest.mark.parametrize(
+    "bad", ["<script>alert(1)</script>", "\"><img src=x onerror='alert(1)'>", "</title></script><b>&amp;"]
+)
 def test_nothing_that_is_inserted_becomes_an_element(bad):
-    plain, layers = page_html(page()), (Layer(bad, images(1), bad), Layer("b", images(2), bad), Difference("d", bad, "b", bad))
+    plain, layers = (
+        page_html(page()),
+        (Layer(bad, images(1), bad), Layer("b", images(2), bad), Difference("d", bad, "b", bad)),
+    )
     table = Table((bad, bad), ((bad, bad),) * 5, of_slices=1)
-    text = page_html(page(name=bad, layers=layers, cautions=(bad,), missing=(bad,), sections=(Section(bad, (bad,), (table,), (bad,)),)))
+    text = page_html(
+        page(
+            name=bad, layers=layers, cautions=(bad,), missing=(bad,), sections=(Section(bad, (bad,), (table,), (bad,)),)
+        )
+    )
     added = [tag for tag, _ in Elements(text).found]
     for tag, _ in Elements(plain).found:
         added.remove(tag)
@@ -218,7 +236,9 @@ def study(tmp_path_factory) -> Path:
 @pytest.mark.filterwarnings("ignore")
 def test_reconstruct_writes_the_page_with_the_other_files(study):
     out = study / "out"
-    assert {path.name for path in out.iterdir()} == {f"scan_rep1{end}" for end in (".h5", ".nii.gz", ".png", ".json", ".html")}
+    assert {path.name for path in out.iterdir()} == {
+        f"scan_rep1{end}" for end in (".h5", ".nii.gz", ".png", ".json", ".html")
+    }
     sidecar = json.loads((out / "scan_rep1.json").read_text())
     assert sidecar["output_sha256"]["scan_rep1.html"] == sha256_of(out / "scan_rep1.html")
     text = (out / "scan_rep1.html").read_text()
@@ -260,7 +280,15 @@ def test_no_page_unless_it_is_asked_for(study, tmp_path):
 @pytest.mark.filterwarnings("ignore")
 def test_evaluate_shows_the_estimate_and_its_interval(study, tmp_path, capsys):
     result, second = study / "out" / "scan_rep1.h5", study / "scan_rep2.h5"
-    command = ["evaluate", str(result), "--second-acquisition", str(second), "--report", str(tmp_path / "page.html"), "--json"]
+    command = [
+        "evaluate",
+        str(result),
+        "--second-acquisition",
+        str(second),
+        "--report",
+        str(tmp_path / "page.html"),
+        "--json",
+    ]
     assert main(command) == 0
     said = json.loads(capsys.readouterr().out)
     text = (tmp_path / "page.html").read_text()
@@ -269,8 +297,13 @@ def test_evaluate_shows_the_estimate_and_its_interval(study, tmp_path, capsys):
         psnr, nmse = one["psnr"], one["nmse"]
         row = f"{psnr['value']:.2f} {psnr['low']:.2f} to {psnr['high']:.2f} {nmse['value']:.5f} {nmse['low']:.5f} to {nmse['high']:.5f}"
         assert row in words
-    assert facts["ofSlices"][1] == "PSNR (dB) {value:.2f}, 95% interval {low:.2f} to {high:.2f}".format(**said["per_slice"][1]["psnr"])
-    assert [layer["name"] for layer in facts["layers"]] == ["zero-filled", "reconstruction"] and "There is no error map" in words
+    assert facts["ofSlices"][1] == "PSNR (dB) {value:.2f}, 95% interval {low:.2f} to {high:.2f}".format(
+        **said["per_slice"][1]["psnr"]
+    )
+    assert [layer["name"] for layer in facts["layers"]] == [
+        "zero-filled",
+        "reconstruction",
+    ] and "There is no error map" in words
     assert sha256_of(second) in words and "Hájek, 1964" in words and "scan_rep2" not in text
     assert str(tmp_path) not in text and str(study) not in text
     reconstructed = decoded((study / "out" / "scan_rep1.html").read_text())[0]
@@ -305,10 +338,19 @@ def test_what_lies_beside_is_believed_by_its_hash_alone(study, tmp_path, capsys)
     (tmp_path / "raw").mkdir()
     shutil.copy(study / "scan_rep2.h5", tmp_path / "raw" / "second.h5")
     shutil.copy(study / "scan_rep2.h5", tmp_path / "raw" / "scan_rep1.h5")  # another scan of that name
-    command = ["evaluate", str(tmp_path / "scan_rep1.h5"), "--second-acquisition", str(tmp_path / "raw" / "second.h5"), "--force", "--report"]
+    command = [
+        "evaluate",
+        str(tmp_path / "scan_rep1.h5"),
+        "--second-acquisition",
+        str(tmp_path / "raw" / "second.h5"),
+        "--force",
+        "--report",
+    ]
     assert main([*command, str(tmp_path / "a.html")]) == 0
     text = (tmp_path / "a.html").read_text()
-    assert [layer["name"] for layer in facts_of(text)["layers"]] == ["reconstruction"] and facts_of(text)["coverage"] is None
+    assert [layer["name"] for layer in facts_of(text)["layers"]] == ["reconstruction"] and facts_of(text)[
+        "coverage"
+    ] is None
     assert "does not lie beside the files given" in words_of(text) and "exact.safetensors" in words_of(text)
     sidecar = json.loads((tmp_path / "scan_rep1.json").read_text())
     sidecar["output_sha256"]["scan_rep1.h5"] = "0" * 64
@@ -332,7 +374,11 @@ def test_refusals(study, tmp_path, capsys):
         (["evaluate", result, "--reference", scan, "--report", str(tmp_path / "page.h5")], 2, "should end in .html"),
         (["evaluate", result, "--reference", scan, "--force"], 2, "--force is of --report"),
         (["evaluate", str(copied), "--reference", scan, "--report", str(copied), "--force"], 4, "is an input itself"),
-        (["evaluate", result, "--reference", scan, "--report", str(tmp_path / "none" / "page.html")], 4, "no directory"),
+        (
+            ["evaluate", result, "--reference", scan, "--report", str(tmp_path / "none" / "page.html")],
+            4,
+            "no directory",
+        ),
         (["evaluate", result, "--reference", str(tmp_path / "none.h5"), "--report", page], 5, "none.h5"),
     ]:
         assert main(words) == code, words
@@ -357,7 +403,11 @@ def test_results_and_their_page_are_replaced_together(study, tmp_path, monkeypat
     assert not out.exists(), "all or nothing"
     out.mkdir()
     (out / "scan.html").write_text("mine")
-    for report, force in ((True, False), (False, False), (False, True)):  # an earlier page beside new results would deceive
+    for report, force in (
+        (True, False),
+        (False, False),
+        (False, True),
+    ):  # an earlier page beside new results would deceive
         with pytest.raises(OutputError, match="scan.html"):
             mri_n2n.reconstruct(scan, out, report=report, force=force, **options)
         assert [path.name for path in out.iterdir()] == ["scan.html"] and (out / "scan.html").read_text() == "mine"
@@ -382,7 +432,17 @@ def test_nothing_identifies_the_patient(tmp_path, capsys):
     assert " .html .dicom" in capsys.readouterr().out
     name = "sub-01_desc-n2n_T1w"
     text = (tmp_path / "out" / "sub-01" / "anat" / f"{name}.html").read_text()
-    for identifier in ("Surname", "Forename", "0815", "Hospital", "19700101", "ACC-4711", "of_somebody", str(tmp_path), "/tmp"):
+    for identifier in (
+        "Surname",
+        "Forename",
+        "0815",
+        "Hospital",
+        "19700101",
+        "ACC-4711",
+        "of_somebody",
+        str(tmp_path),
+        "/tmp",
+    ):
         assert identifier not in text, identifier
     assert "<h1>sub-01_T1w</h1>" in text
     assert "*.html" in (tmp_path / "out" / ".bidsignore").read_text().splitlines()
@@ -417,7 +477,12 @@ def cited_by(text: str) -> set[str]:
     return {name for name, (short, _) in CITATIONS.items() if short in text}
 
 
-COILS = {"coils": 16, "virtual_coils": 12, "combination": "sensitivity maps from the scan's own centre", "noise_whitened": True}
+COILS = {
+    "coils": 16,
+    "virtual_coils": 12,
+    "combination": "sensitivity maps from the scan's own centre",
+    "noise_whitened": True,
+}
 
 
 @pytest.mark.parametrize(
@@ -433,14 +498,21 @@ COILS = {"coils": 16, "virtual_coils": 12, "combination": "sensitivity maps from
             "was set to 0.004",
         ),
         (
-            {"weights": None, "baseline": {"name": "wavelet", "regularisation": 0.01, "chosen_by": "error of held-out samples"}},
+            {
+                "weights": None,
+                "baseline": {"name": "wavelet", "regularisation": 0.01, "chosen_by": "error of held-out samples"},
+            },
             {"sparse", "daubechies", "cycle-spinning", "admm"},
             "held out",
         ),
         ({"acquired": {"y": [0, 64], "x": [0, 24]}}, {"noise2noise", "cascade"}, "acceleration factor of 2.0"),
         ({"image_matrix": [32, 48]}, {"noise2noise", "cascade"}, "cropped to 32 x 48"),
         ({"input": {"simulated": True}}, {"noise2noise", "cascade"}, "simulated from images, not measured"),
-        ({"denoise": {"method": "n2v2", "steps": 300}, "measured_share": 1.0}, {"noise2void"}, "fully sampled single-coil"),
+        (
+            {"denoise": {"method": "n2v2", "steps": 300}, "measured_share": 1.0},
+            {"noise2void"},
+            "fully sampled single-coil",
+        ),
     ],
 )
 def test_methods_say_and_cite_what_was_done(changes, wanted, phrase):
@@ -453,7 +525,9 @@ def test_every_training_method_has_its_words():
     assert set(TRAINING) == set(PAIR_MAKERS) - {"noise2void"}
     for name in TRAINING:
         text = methods_of(sidecar(weights=sidecar()["weights"] | {"method": name, "bundled": False}))
-        assert ("without fully sampled references" in text) == (not name.startswith("supervised")) and TRAINING[name] in text
+        assert ("without fully sampled references" in text) == (not name.startswith("supervised")) and TRAINING[
+            name
+        ] in text
 
 
 # ------------------------------------------------------------------------------------------------------------ a browser
@@ -487,7 +561,9 @@ def opened(browser, tmp_path) -> tuple[Browser, Page]:
               Difference("error", "reconstruction", "reference", "four"), Layer("uncertainty", images(4, scale=5.0), "five", own_scale=True))  # fmt: skip
     table = Table(("slice", "NMSE"), tuple((str(i), f"0.{i}") for i in range(5)), of_slices=1)
     masks = np.random.default_rng(0).random((5, 13, 11)) < 0.3
-    whole = page(layers=layers, masks=masks, sections=(Section("Error", tables=(table,)),), cautions=("look",), simulated=True)
+    whole = page(
+        layers=layers, masks=masks, sections=(Section("Error", tables=(table,)),), cautions=("look",), simulated=True
+    )
     (tmp_path / "page.html").write_text(page_html(whole), encoding="utf-8")
     browser.size(1280, 800)
     browser.open(tmp_path / "page.html")
@@ -502,7 +578,10 @@ def test_the_browser_shows_the_images(opened):
     low, high = facts_of(page_html(whole))["window"]
     for canvas, layer in (("left", whole.layers[0]), ("right", whole.layers[1])):
         found = pixels(browser, canvas, 26, 21)
-        assert np.abs(found[..., 0] - grey(layer.images[2], low, high)).max() <= 0.51 + 255 * layer.images.max() / 8190 / high
+        assert (
+            np.abs(found[..., 0] - grey(layer.images[2], low, high)).max()
+            <= 0.51 + 255 * layer.images.max() / 8190 / high
+        )
         assert (found[..., :3] == found[..., :1]).all() and (found[..., 3] == 255).all()
     mask = pixels(browser, "mask", 13, 11)
     assert np.array_equal(mask[..., 0] > 0, whole.masks[2])
@@ -519,7 +598,11 @@ def test_scrolling_changes_the_slice_and_nothing_jumps(opened):
     browser.act({"type": "wheel", "id": "wheel", "actions": [turn]})
     browser.until(f"{SHOWN} === '3'")
     assert browser.run("return scrollY") == 0 and browser.run(place) == before
-    key = lambda value: {"type": "key", "id": "keys", "actions": [{"type": "keyDown", "value": value}, {"type": "keyUp", "value": value}]}  # noqa: E731
+    key = lambda value: {
+        "type": "key",
+        "id": "keys",
+        "actions": [{"type": "keyDown", "value": value}, {"type": "keyUp", "value": value}],
+    }  # noqa: E731
     browser.act(key("\ue013"))  # the arrow up, as the stage has the focus
     browser.until(f"{SHOWN} === '2'")
     browser.act(key("\ue010"))  # the end
@@ -539,7 +622,12 @@ def drag(browser: Browser, element: str, across: int, down: int) -> None:
     box = browser.run("const b = document.getElementById(arguments[0]).getBoundingClientRect(); return [b.x + b.width / 2, b.y + b.height / 2]", element)  # fmt: skip
     x, y = map(round, box)
     move = lambda x, y: {"type": "pointerMove", "x": x, "y": y, "duration": 0, "origin": "viewport"}  # noqa: E731
-    actions = [move(x, y), {"type": "pointerDown", "button": 0}, move(x + across, y + down), {"type": "pointerUp", "button": 0}]
+    actions = [
+        move(x, y),
+        {"type": "pointerDown", "button": 0},
+        move(x + across, y + down),
+        {"type": "pointerUp", "button": 0},
+    ]
     browser.act({"type": "pointer", "id": "mouse", "parameters": {"pointerType": "mouse"}, "actions": actions})
 
 
@@ -558,7 +646,9 @@ def test_the_divider_moves(opened):
 def test_the_window_changes_pixels_and_is_reset(opened):
     browser, whole = opened
     before = pixels(browser, "right", 26, 21)
-    field = "const f = document.getElementById(arguments[0]); f.value = arguments[1]; f.dispatchEvent(new Event('change'))"
+    field = (
+        "const f = document.getElementById(arguments[0]); f.value = arguments[1]; f.dispatchEvent(new Event('change'))"
+    )
     browser.run(field, "level", 300)
     browser.run(field, "width", 200)
     found = pixels(browser, "right", 26, 21)[..., 0]
@@ -566,7 +656,9 @@ def test_the_window_changes_pixels_and_is_reset(opened):
     browser.run(field, "width", -5)
     assert browser.run("return document.getElementById('width').value") == "200"
     drag(browser, "readout", 0, 0)
-    browser.run("document.getElementById('divider').value = 0; document.getElementById('divider').dispatchEvent(new Event('input'))")
+    browser.run(
+        "document.getElementById('divider').value = 0; document.getElementById('divider').dispatchEvent(new Event('input'))"
+    )
     drag(browser, "stage", 80, 40)
     assert float(browser.run("return document.getElementById('width').value")) > 200
     assert float(browser.run("return document.getElementById('level').value")) > 300
@@ -577,10 +669,14 @@ def test_the_window_changes_pixels_and_is_reset(opened):
 
 def test_errors_and_other_maps_are_in_colours_of_their_own(opened):
     browser, whole = opened
-    choose = "const s = document.getElementById(arguments[0]); s.value = arguments[1]; s.dispatchEvent(new Event('change'))"
+    choose = (
+        "const s = document.getElementById(arguments[0]); s.value = arguments[1]; s.dispatchEvent(new Event('change'))"
+    )
     assert browser.run("return document.getElementById('scale-fields').hidden") is True
     browser.run(choose, "layer-left", "error")
-    browser.until("!document.getElementById('scale-fields').hidden && document.getElementById('name-left').textContent === 'error'")
+    browser.until(
+        "!document.getElementById('scale-fields').hidden && document.getElementById('name-left').textContent === 'error'"
+    )
     browser.run(choose, "scale", 500)
     found = pixels(browser, "left", 26, 21).astype(int)
     error = whole.layers[1].images[2] - whole.layers[2].images[2]
@@ -591,7 +687,9 @@ def test_errors_and_other_maps_are_in_colours_of_their_own(opened):
     browser.run(choose, "layer-left", "uncertainty")
     browser.until("document.getElementById('scale-legend').textContent.includes('uncertainty')")
     browser.until(f"{SHOWN} === '2'")
-    assert float(browser.run("return document.getElementById('scale').value")) == pytest.approx(whole.layers[4].images.max(), rel=1e-3)
+    assert float(browser.run("return document.getElementById('scale').value")) == pytest.approx(
+        whole.layers[4].images.max(), rel=1e-3
+    )
 
 
 @pytest.mark.parametrize("width", [1280, 420, 320])

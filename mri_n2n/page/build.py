@@ -113,9 +113,7 @@ def _of_slices(page: Page, slices: tuple[int, ...]) -> list[str] | None:
     tables = [table for section in page.sections for table in section.tables if table.of_slices]
     if not tables:
         return None
-    lines = [
-        [f"{t.head[j]} {t.rows[i][j]}" for t in tables for j in range(1, 1 + t.of_slices)] for i in slices
-    ]
+    lines = [[f"{t.head[j]} {t.rows[i][j]}" for t in tables for j in range(1, 1 + t.of_slices)] for i in slices]
     return [", ".join(line) for line in lines]
 
 

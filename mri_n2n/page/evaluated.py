@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from mri_n2n.coils import combine
 from mri_n2n.errors import OptionError, OutputError
@@ -29,10 +28,10 @@ from mri_n2n.resample import crop_or_pad
 from mri_n2n.trust.error_estimate import CONFIDENCE, Estimate
 from mri_n2n.trust.second_acquisition import Judged, Quality, open_result
 
-NO_SIDECAR = "no sidecar of this result lies beside it: warnings, methods and provenance of the reconstruction are not known"
-NO_SCAN = (
-    "The scan that the image was made of does not lie beside the files given, so its zero-filled image and its sampling are not shown."
+NO_SIDECAR = (
+    "no sidecar of this result lies beside it: warnings, methods and provenance of the reconstruction are not known"
 )
+NO_SCAN = "The scan that the image was made of does not lie beside the files given, so its zero-filled image and its sampling are not shown."
 SEVERAL = "The scan holds several repetitions, so its zero-filled image and its sampling are not shown."
 # What a page takes from a sidecar; one of another version may lack some.
 NEEDED = ("software", "input", "output_sha256", "matrix", "image_matrix", "measured_share", "acquired", "warnings", "virtual_coils", "combination")  # fmt: skip
@@ -64,7 +63,9 @@ def page_of_scores(reconstruction: Path, reference: Path, axis: int, evaluation:
     sidecar, given, missing = _found(reconstruction, [reference])
     if given is not None and pair.cropped:
         given = replace(given, zero_filled=centre_crop(given.zero_filled, pair.reference.shape[-1]))
-    about = [f"{name.upper()}: {DEFINITION[name]}." for name in METRICS] + [f"Peak: {DEFINITION['peak']}; here {score.peak:.4g}."]
+    about = [f"{name.upper()}: {DEFINITION[name]}." for name in METRICS] + [
+        f"Peak: {DEFINITION['peak']}; here {score.peak:.4g}."
+    ]
     if pair.cropped:
         about.append("Both were centre-cropped to the reference's last dimension, as fastMRI does.")
     head = ("NMSE", "PSNR (dB)", "SSIM")
@@ -212,7 +213,11 @@ def _estimates(quality: Quality) -> tuple[str, ...]:
 
 
 def _psnr_between(one: Estimate) -> str:
-    return f"{_number(one.low, 2)} to {_number(one.high, 2)}" if math.isfinite(one.high) else f"{_number(one.low, 2)} or more"
+    return (
+        f"{_number(one.low, 2)} to {_number(one.high, 2)}"
+        if math.isfinite(one.high)
+        else f"{_number(one.low, 2)} or more"
+    )
 
 
 def _nmse_between(one: Estimate) -> str:

@@ -67,7 +67,9 @@ def _acquisition(sidecar: dict) -> str:
     sampling = "fully sampled" if fully else "undersampled"
     told = "" if fully else f"; {share:.1%} of k-space was sampled, an acceleration factor of {acceleration:.1f}"
     found = (
-        "The sampled locations were identified as those of non-zero signal." if sidecar["mask_source"] == "zeros" else ""
+        "The sampled locations were identified as those of non-zero signal."
+        if sidecar["mask_source"] == "zeros"
+        else ""
     )
     text = f"Images were {verb} with {name} from {sampling} {channels} Cartesian k-space ({of}{told})."
     if sidecar["input"]["simulated"]:
@@ -94,7 +96,9 @@ def _coils(sidecar: dict) -> str:
     elif virtual < coils:
         parts.append(f"Coils without a signal of their own were left out, which left {virtual}.")
     if not _combined(sidecar):
-        return " ".join([*parts, "Each coil was reconstructed by itself, and the magnitudes combined by root-sum-of-squares."])
+        return " ".join(
+            [*parts, "Each coil was reconstructed by itself, and the magnitudes combined by root-sum-of-squares."]
+        )
     if any("too small for ESPIRiT" in one for one in sidecar["warnings"]):
         parts.append(
             "Coil sensitivities were estimated from low-resolution images of the centre of k-space where this was too small for "
@@ -119,7 +123,8 @@ def _network(weights: dict, options: dict, combined: bool) -> str:
     described = {
         "unrolled": (
             f"an unrolled network of {of.get('cascades', 5)} cascades, each a residual U-Net followed by a data-consistency step "
-            f"{cited('cascade')} that {after}" + (", solved with the sensitivities of all coils by conjugate gradients" * combined)
+            f"{cited('cascade')} that {after}"
+            + (", solved with the sensitivities of all coils by conjugate gradients" * combined)
         ),
         "unet": f"a U-Net {cited('noise2noise')} whose output had its measured frequencies put back",
         "fastmri-varnet": f"an end-to-end variational network {cited('varnet')}",
@@ -130,7 +135,9 @@ def _network(weights: dict, options: dict, combined: bool) -> str:
         without = "" if method in WITH_REFERENCES else "without fully sampled references, "
         text += f" It had been trained {without}{TRAINING[method]}."
     if weights["bundled"]:
-        text += " Its weights were those distributed with the software, trained on simulated acquisitions of brain volumes."
+        text += (
+            " Its weights were those distributed with the software, trained on simulated acquisitions of brain volumes."
+        )
     if options.get("flips"):
         text += " Each image is the mean of the reconstructions of the four mirror images of its slice."
     return text
@@ -175,7 +182,9 @@ def _denoising(sidecar: dict) -> str:
 def _cropping(sidecar: dict) -> str:
     parts = []
     if sidecar["acquired"] != {"y": [0, sidecar["matrix"][0]], "x": [0, sidecar["matrix"][1]]}:
-        parts.append("K-space was acquired in part (zero padding or partial Fourier); no frequencies were predicted beyond that part.")
+        parts.append(
+            "K-space was acquired in part (zero padding or partial Fourier); no frequencies were predicted beyond that part."
+        )
     if sidecar["image_matrix"] != sidecar["matrix"]:
         y, x = sidecar["image_matrix"]
         parts.append(f"Images were cropped to {y} x {x} pixels, as the scan asks for.")
