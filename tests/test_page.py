@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import zlib
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from mri_n2n.errors import OutputError
 from mri_n2n.files import sha256_of
 from mri_n2n.formats import open_scan, read_reference, read_result
 from mri_n2n.fourier import ifft2c
+from mri_n2n.outputs import check_target, target_of
 from mri_n2n.page.build import LIMIT, page_html
 from mri_n2n.page.citations import CITATIONS, references
 from mri_n2n.page.contents import Difference, Layer, Page, Section, Table
@@ -403,11 +405,10 @@ def test_results_and_their_page_are_replaced_together(study, tmp_path, monkeypat
     assert not out.exists(), "all or nothing"
     out.mkdir()
     (out / "scan.html").write_text("mine")
-    for report, force in (
-        (True, False),
-        (False, False),
-        (False, True),
-    ):  # an earlier page beside new results would deceive
+    with pytest.raises(OutputError, match="scan.html exists"):  # before anything is computed
+        check_target(replace(target_of(scan, out, bids=False), report=True), [scan], False, dicom=False)
+    # An earlier page beside new results would deceive.
+    for report, force in ((True, False), (False, False), (False, True)):
         with pytest.raises(OutputError, match="scan.html"):
             mri_n2n.reconstruct(scan, out, report=report, force=force, **options)
         assert [path.name for path in out.iterdir()] == ["scan.html"] and (out / "scan.html").read_text() == "mine"
