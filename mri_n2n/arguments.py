@@ -166,6 +166,11 @@ def parser() -> argparse.ArgumentParser:
     reconstruct.add_argument(
         "--strict", action="store_true", help="end with exit code 8 where anything was warned of; the results are written all the same"
     )
+    reconstruct.add_argument(
+        "--report",
+        action="store_true",
+        help="also write NAME.html, one page for a browser: images to scroll through, warnings, methods, provenance",
+    )
     reconstruct.add_argument("--skip-existing", action="store_true", help="leave out scans whose sidecar is there")
     reconstruct.add_argument("--json", action="store_true", help="print the sidecars on stdout")
 
@@ -250,6 +255,13 @@ def parser() -> argparse.ArgumentParser:
         choices=(0, 1, 2),
         help="slice axis of a NIfTI reference, when the reconstruction does not say; default 2",
     )
+    evaluate.add_argument(
+        "--report",
+        type=path,
+        metavar="PAGE.html",
+        help="of one file: also write a page for a browser: images to scroll through, error, warnings, methods, provenance",
+    )
+    evaluate.add_argument("--force", action="store_true", help="replace an existing PAGE.html (never an input)")
     evaluate.add_argument("--json", action="store_true", help="print JSON on stdout")
 
     verify = command(

@@ -17,7 +17,7 @@ ENTITIES = ("sub", "ses", "task", "acq", "ce", "rec", "run", "echo", "chunk")
 NUMBERED = ("run", "echo", "chunk")
 SUFFIXES = ("T1w", "T2w", "PDw", "T2starw", "FLAIR", "inplaneT1", "inplaneT2", "angio")
 # One wildcard each: a validator was seen to overlook names under patterns with two.
-IGNORED = ("*.h5", "*.png", "*.dicom/")
+IGNORED = ("*.h5", "*.png", "*.html", "*.dicom/")
 DESCRIPTION = {
     "Name": "MRI reconstructions by mri-n2n",
     "BIDSVersion": VERSION,

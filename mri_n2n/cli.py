@@ -182,6 +182,7 @@ def run_reconstruct(options: argparse.Namespace) -> None:
             bids=options.bids,
             self_check=options.self_check,
             uncertainty=options.uncertainty,
+            report=options.report,
             quiet=options.quiet,
         )
     except PartialError as error:
@@ -192,7 +193,7 @@ def run_reconstruct(options: argparse.Namespace) -> None:
         for sidecar in sidecars:
             name = sidecar["output"]
             print(
-                f"{options.output / name}.h5 .nii.gz .png .json{' .dicom' if options.dicom else ''}: {sidecar['slices']} slices in {sidecar['seconds']} s, {sidecar['measured_share']:.1%} of the samples and {sidecar['measured_energy_share']:.1%} of the image's energy measured"
+                f"{options.output / name}.h5 .nii.gz .png .json{' .html' * options.report}{' .dicom' if options.dicom else ''}: {sidecar['slices']} slices in {sidecar['seconds']} s, {sidecar['measured_share']:.1%} of the samples and {sidecar['measured_energy_share']:.1%} of the image's energy measured"
             )
             if "self_check" in sidecar:
                 print(f"  {self_check_line(sidecar['self_check'])}")
@@ -242,6 +243,13 @@ def run_denoise(options: argparse.Namespace) -> None:
 def run_evaluate(options: argparse.Namespace) -> None:
     from mri_n2n.judgement import evaluate
 
+    if options.force and not options.report:
+        raise UserError("--force is of --report")
+    given = [options.reconstruction, options.reference, options.second_acquisition, options.third_acquisition]
+    if options.report:
+        from mri_n2n.page.evaluated import check_page, page_of_judgement, page_of_scores, write_page
+
+        check_page(options.report, [path for path in given if path], options.force)
     result = evaluate(
         options.reconstruction,
         options.reference,
@@ -253,6 +261,15 @@ def run_evaluate(options: argparse.Namespace) -> None:
         from mri_n2n.trust.words import format_table, to_json
     else:
         from mri_n2n.evaluation import format_table, to_json
+    if options.report:
+        acquisitions = options.second_acquisition, options.third_acquisition
+        axis = 2 if options.axis is None else options.axis
+        page = (
+            page_of_judgement(options.reconstruction, *acquisitions, result)
+            if options.second_acquisition
+            else page_of_scores(options.reconstruction, options.reference, axis, result)
+        )
+        write_page(options.report, page, options.force)
     print(json.dumps(to_json(result), indent=2) if options.json else format_table(result))
 
 

@@ -118,16 +118,40 @@ def _few(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "") if names else "nothing"
 
 
-def _evaluate_pair(reconstruction: Path, reference: Path, axis: int) -> VolumeScore:
+@dataclass(frozen=True)
+class FilePair:
+    """The images (slice, y, x) of two files, of one size. geometry: of the reconstruction, else of the reference, before they
+    were cropped. simulated: what the files say."""
+
+    reference: np.ndarray
+    reconstruction: np.ndarray
+    cropped: bool
+    simulated: bool | None
+    geometry: Geometry | None
+
+
+def read_pair(reconstruction: Path, reference: Path, axis: int) -> FilePair:
+    """Errors: InputError for files that do not fit each other, and those of the readers."""
     axis, simulated = _on_record(reconstruction, reference, axis)
     _check_place(reconstruction, reference, axis)
     images = read_reference(reference, slice_axis=axis), read_reference(reconstruction, slice_axis=axis)
     try:
         *images, cropped = crop_as_fastmri(*images)
-        score = evaluate_arrays(*images, name=reconstruction.name, reference_name=reference.name)
     except InputError as error:
         raise InputError(f"{reconstruction.name} against {reference.name}: {error}") from None
-    return replace(score, cropped=cropped, simulated=simulated, group=_group(reference))
+    geometry = _geometry(reconstruction, axis) or _geometry(reference, axis)
+    return FilePair(*images, cropped, simulated, geometry)
+
+
+def _evaluate_pair(reconstruction: Path, reference: Path, axis: int) -> VolumeScore:
+    pair = read_pair(reconstruction, reference, axis)
+    try:
+        score = evaluate_arrays(
+            pair.reference, pair.reconstruction, name=reconstruction.name, reference_name=reference.name
+        )
+    except InputError as error:
+        raise InputError(f"{reconstruction.name} against {reference.name}: {error}") from None
+    return replace(score, cropped=pair.cropped, simulated=pair.simulated, group=_group(reference))
 
 
 def _group(reference: Path) -> str | None:

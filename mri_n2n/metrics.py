@@ -130,10 +130,10 @@ def crop_as_fastmri(reference: np.ndarray, reconstruction: np.ndarray) -> tuple[
             " expected equal ones, or a smaller reference with y >= x that both are centre-cropped to;"
             " is this the right reference, and the right slice axis?"
         )
-    return _centre_crop(reference, x), _centre_crop(reconstruction, x), True
+    return centre_crop(reference, x), centre_crop(reconstruction, x), True
 
 
-def _centre_crop(array: np.ndarray, size: int) -> np.ndarray:
+def centre_crop(array: np.ndarray, size: int) -> np.ndarray:
     """The central size x size of the last two axes, rounded as `fastmri.data.transforms.center_crop` does."""
     top, left = ((n - size) // 2 for n in array.shape[-2:])
     return array[..., top : top + size, left : left + size]

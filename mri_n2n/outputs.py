@@ -22,6 +22,8 @@ from mri_n2n.errors import OutputError
 from mri_n2n.files import restore_folder, sha256_of, stem
 from mri_n2n.formats import read_reference, write_nifti
 from mri_n2n.formats.derived_dicom import Layout, write_series
+from mri_n2n.page.build import page_html
+from mri_n2n.page.reconstructed import Given, page_of_reconstruction
 from mri_n2n.report import comparison_figure
 from mri_n2n.resample import crop_or_pad
 
@@ -30,13 +32,14 @@ from mri_n2n.resample import crop_or_pad
 class Target:
     """Where the results of one scan go: `directory`/`name` and a suffix each; `root` is the output directory.
 
-    more: names of further volumes, NAME.more.nii.gz."""
+    more: names of further volumes, NAME.more.nii.gz. report: also NAME.html, see `page`."""
 
     directory: Path
     name: str
     root: Path
     bids: bool = False
     more: tuple[str, ...] = ()
+    report: bool = False
 
     @property
     def label(self) -> str:
@@ -64,8 +67,13 @@ class Target:
         return self.directory / f"{self.name}.dicom"
 
     @property
+    def page(self) -> Path:
+        return self.directory / f"{self.name}.html"
+
+    @property
     def files(self) -> tuple[Path, ...]:
-        return self.h5, self.nifti, self.picture, self.sidecar, *map(self.further, self.more)
+        page = (self.page,) if self.report else ()
+        return self.h5, self.nifti, self.picture, *page, self.sidecar, *map(self.further, self.more)
 
     def further(self, name: str) -> Path:
         return self.directory / f"{self.name}.{name}.nii.gz"
@@ -92,6 +100,8 @@ def check_target(target: Target, inputs: Sequence[Path], force: bool, *, dicom: 
             raise OutputError(f"{file} is an input itself; choose another -o")
         if os.path.lexists(file) and not force:
             raise OutputError(f"{file} exists; give --force to replace it, or another -o")
+    if not target.report and os.path.lexists(target.page):
+        raise OutputError(f"{target.page} may be of an earlier result; remove it, or choose another -o")
     folder = target.dicom
     restore_folder(folder)
     if not os.path.lexists(folder):
@@ -120,16 +130,19 @@ def write_beside(
     scan: Scan,
     reconstruction: np.ndarray,
     middle: tuple[np.ndarray, np.ndarray],
+    given: Given | None,
     layout: Layout | None,
     facts: dict,
     redo: dict,
     volumes: dict[str, np.ndarray],
     started: float,
 ) -> dict:
-    """Write NIfTI, picture, DICOM where there is a `layout`, and sidecar into `folder`, where NAME.h5 is complete.
+    """Write NIfTI, picture, DICOM where there is a `layout`, page where it is asked for, and sidecar into `folder`, where NAME.h5
+    is complete.
 
     volumes: further ones (slice, y, x), by their names in `target.more`.
     reconstruction: (slice, y, x) float32 magnitude. middle: (y, x), the middle slice zero-filled and reconstructed.
+    given: what a page shows beside it, None without one.
     facts: what the sidecar says of this reconstruction beside what the scan says itself. redo: what it says of how to make it
     again, beside the files it was made of.
     started: when it began, on the clock of `time.monotonic`. Returns the sidecar.
@@ -142,9 +155,9 @@ def write_beside(
         middle = tuple(crop_or_pad(torch.from_numpy(image), *reference.shape).numpy() for image in middle)
     notes = ["simulated k-space"] if scan.simulated else []
     notes += ["see the warnings in its .json"] if facts["warnings"] else []
-    given = "noisy" if "denoise" in facts else "zero-filled"
+    before = "noisy" if "denoise" in facts else "zero-filled"
     comparison_figure(
-        reference, *middle, here.picture, geometry=scan.image_geometry, note=" | ".join(notes), given=given
+        reference, *middle, here.picture, geometry=scan.image_geometry, note=" | ".join(notes), given=before
     )
     written = [here.h5, here.nifti]
     for name, volume in volumes.items():
@@ -183,6 +196,12 @@ def write_beside(
     sidecar |= facts
     files = [{"name": path.name, "sha256": sha256_of(path)} for path in (scan.path, *scan.more)]
     sidecar["redo"] = redo | {"files": files}
+    if given is not None:
+        page = page_of_reconstruction(
+            stem(scan.path), sidecar, reconstruction, given, scan.image_geometry, volumes.get("uncertainty")
+        )
+        here.page.write_text(page_html(page), encoding="utf-8")
+        sidecar["output_sha256"][here.page.name] = sha256_of(here.page)
     sidecar["seconds"] = round(time.monotonic() - started, 2)
     here.sidecar.write_text(json.dumps(sidecar, indent=2) + "\n")
     if target.bids:

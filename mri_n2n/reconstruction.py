@@ -31,6 +31,7 @@ from mri_n2n.fourier import fft2c, ifft2c
 from mri_n2n.inference import PIXELS_AT_ONCE, check_reconstructs, load_for_use, reconstruct_array
 from mri_n2n.operators import root_sum_of_squares
 from mri_n2n.outputs import Target, check_target, result_attributes, target_of, write_beside
+from mri_n2n.page.reconstructed import Given
 from mri_n2n.process import progress_shown
 from mri_n2n.reconstructors import Reconstructor, baseline_reconstructor, network_reconstructor
 from mri_n2n.resample import crop_or_pad
@@ -60,6 +61,7 @@ def reconstruct_files(
     bids: bool = False,
     self_check: bool = False,
     uncertainty: bool = False,
+    report: bool = False,
     quiet: bool = False,
 ) -> list[dict]:
     """Reconstruct scan files into the directory `output`: NAME.h5, NAME.nii.gz, NAME.png, NAME.json each.
@@ -72,6 +74,7 @@ def reconstruct_files(
     baseline: a classical reconstruction in place of the network, see `mri_n2n.baselines`; then no weights are loaded.
     regularisation: of the baselines tv and wavelet; None: chosen for each scan by samples that are left out.
     dicom: the folder of the source series of a single scan, also writes the folder NAME.dicom, see `formats.derived_dicom`.
+    report: also writes NAME.html, one page with everything in it for a browser, see `mri_n2n.page`.
     bids: names and folders of a BIDS data set of derivatives, see `mri_n2n.bids`.
     self_check: the error of what was not sampled, from samples that are held out, in the sidecar; uncertainty: NAME.uncertainty.nii.gz;
     see `trust.self_check`, `trust.error_bars`: they take 10 to 15 times as long.
@@ -85,7 +88,7 @@ def reconstruct_files(
     if dicom is not None and len(scans) != 1:
         raise OptionError(f"--dicom is the series of one scan; got {len(scans)} scans, reconstruct them one by one")
     more = ("uncertainty",) if uncertainty else ()
-    targets = [replace(target_of(path, output, bids=bids), more=more) for path in scans]
+    targets = [replace(target_of(path, output, bids=bids), more=more, report=report) for path in scans]
     twice = [target.label for target, count in Counter(targets).items() if count > 1]
     if twice:
         raise OutputError(f"several inputs would write {twice[0]}.h5; reconstruct them into different directories")
@@ -193,8 +196,9 @@ def reconstruct_file(
     found: set[str] = {*said_of_coils, *warned}
     reconstruction = np.empty((slices, *matrix), dtype=np.float32)
     measured = held = 0.0
-    middle: tuple[np.ndarray, np.ndarray] | None = None
     doubts = Doubts()
+    zero_filled: dict[int, np.ndarray] = {}  # of the slices that are shown: the middle one, or with a page all
+    masks: list[np.ndarray] = []
 
     def read(start: int, stop: int) -> Acquisition:
         acquisition = scan.read(start, stop)
@@ -211,7 +215,7 @@ def reconstruct_file(
     images_of, finish = reconstructor.begin(scan, read)
 
     def images() -> Iterator[tuple[np.ndarray, ...]]:
-        nonlocal measured, held, middle, doubts
+        nonlocal measured, held, doubts
         for start in tqdm(range(0, slices, at_once), desc=target.name, unit="batch", disable=not progress_shown(quiet)):
             acquisition = read(start, min(start + at_once, slices))
             complex_images = images_of(acquisition)
@@ -227,11 +231,13 @@ def reconstruct_file(
             reconstruction[start : start + count] = shown(complex_images).numpy()
             shares = acquisition.mask.mean(dim=(1, 2, 3)).expand(count)
             measured, held = measured + shares.sum().item(), held + (shares > 0).sum().item()
-            if start <= slices // 2 < start + count:
-                at = slices // 2 - start
-                zero_filled = crop_or_pad(ifft2c(acquisition.kspace[at : at + 1].cpu()), *matrix)
-                zero_filled = shown(zero_filled)[0].numpy()
-                middle = zero_filled, reconstruction[slices // 2]
+            for index in (
+                range(start, start + count) if target.report else {slices // 2} & set(range(start, start + count))
+            ):
+                coil_images = ifft2c(acquisition.kspace[index - start : index - start + 1].cpu())
+                zero_filled[index] = shown(crop_or_pad(coil_images, *matrix))[0].numpy()
+            if target.report:
+                masks.append((acquisition.mask[:, 0].cpu() > 0).expand(count, -1, -1).numpy())
             arrays = [complex_images[:, 0] if len(shapes["image"]) == 3 else complex_images]
             arrays += [crop_or_pad(acquisition.sensitivity_maps.cpu(), *matrix)] if combined else []
             yield from zip(*(array.numpy() for array in arrays), strict=True)
@@ -275,7 +281,11 @@ def reconstruct_file(
             "acquired": {"y": list(acquired[0]), "x": list(acquired[1])},
             "warnings": said,
         }
-        sidecar = write_beside(folder, target, scan, reconstruction, middle, layout, facts, made, volumes, started)
+        middle = zero_filled[slices // 2], reconstruction[slices // 2]
+        given = (
+            Given(np.stack([zero_filled[i] for i in range(slices)]), np.concatenate(masks)) if target.report else None
+        )
+        sidecar = write_beside(folder, target, scan, reconstruction, middle, given, layout, facts, made, volumes, started)
     for caution in said:
         warnings.warn(f"{scan.path.name}: {caution}", stacklevel=2)
     return sidecar
@@ -308,7 +318,7 @@ def reconstruct(source, output: Path | str | None = None, **options):
     Arrays: complex (y, x), (slices, y, x) or (slices, coils, y, x); returns complex (y, x) or (slices, y, x). Options:
     mask, weights, baseline, regularisation, device, flips; see `mri_n2n.inference.reconstruct_array`.
     Files: writes NAME.h5, NAME.nii.gz, NAME.png, NAME.json into the directory `output`; returns the sidecars. Options:
-    weights, baseline, regularisation, force, device, flips, dicom, bids, self_check, uncertainty, quiet; see `reconstruct_files`.
+    weights, baseline, regularisation, force, device, flips, dicom, bids, self_check, uncertainty, report, quiet; see `reconstruct_files`.
     """
     paths = list(source) if isinstance(source, (list, tuple)) else [source]
     if paths and all(isinstance(path, (str, Path)) for path in paths):

@@ -97,6 +97,7 @@ def weights_facts(loaded: LoadedNetwork) -> dict:
         "sha256": loaded.sha256,
         "bundled": loaded.bundled,
         "network": loaded.header["network"],
+        "method": loaded.header["training"]["protocol"].get("method"),
         "network_options": loaded.header["network_options"],
     }
 

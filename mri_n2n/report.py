@@ -70,18 +70,35 @@ def _swaps(directions: tuple[str, str]) -> bool:
     return upright[x] > upright[y]
 
 
-def describe_view(geometry: Geometry | None) -> str:
-    """What `orient_for_display` puts where, for a caption; empty when the geometry is unknown."""
+STARTS = {"R": "patient's right", "A": "anterior", "S": "superior"}
+OPPOSITE = {"R": "L", "A": "P", "S": "I", "L": "R", "P": "A", "I": "S"}
+
+
+def edges_of_view(geometry: Geometry | None) -> tuple[str, str] | None:
+    """The letters ("R", "A" or "S") at the top and at the left of what `orient_for_display` returns; None if unknown."""
     directions = _directions(geometry)
     if directions is None:
-        return ""
+        return None
     y, x = reversed(directions) if _swaps(directions) else directions
-    starts = {"R": "patient's right", "A": "anterior", "S": "superior"}
-    starts |= {"L": starts["R"], "P": starts["A"], "I": starts["S"]}
-    return f"{starts[y]} at the top, {starts[x]} at the left"
+    return tuple(one if one in STARTS else OPPOSITE[one] for one in (y, x))
 
 
-def _pixel_aspect(geometry: Geometry | None) -> float:
+def describe_view(geometry: Geometry | None) -> str:
+    """What `orient_for_display` puts where, for a caption; empty when the geometry is unknown."""
+    edges = edges_of_view(geometry)
+    return "" if edges is None else f"{STARTS[edges[0]]} at the top, {STARTS[edges[1]]} at the left"
+
+
+def direction_of_slices(geometry: Geometry | None) -> str | None:
+    """The direction ("L", "R", "A", "P", "S" or "I") in which the number of the slice grows; None if unknown."""
+    if _directions(geometry) is None:
+        return None
+    import nibabel
+
+    return nibabel.aff2axcodes(np.asarray(geometry.affine))[geometry.slice_axis]
+
+
+def pixel_aspect(geometry: Geometry | None) -> float:
     """Height over width of a displayed pixel (of the array that `orient_for_display` returns)."""
     directions = _directions(geometry)
     if directions is None:
@@ -155,18 +172,22 @@ def comparison_figure(
     images = [np.abs(np.asarray(i)) for i in (reference, zero_filled, reconstruction) if i is not None]
     if len({i.shape for i in images}) != 1:
         raise ValueError(f"the images of a comparison must have one shape; got {[i.shape for i in images]}")
-    basis = images[0] if reference is not None else images[-1]
-    basis = basis[np.isfinite(basis)]
-    high = float(np.percentile(basis, 99.8)) if basis.size else 0.0
-    if not high > 0:  # a nearly empty slice: its brightest pixel, or any window when there is none
-        high = float(basis.max(initial=0)) or 1.0
+    high = bright(images[0] if reference is not None else images[-1])
     names = ["reference", given, "reconstruction"][-len(images) :]
     panels = [(name, image, (0.0, high)) for name, image in zip(names, images, strict=True)]
     if reference is not None:
         panels.append((f"error x{ERROR_GAIN}", np.abs(images[2] - images[0]), (0.0, high / ERROR_GAIN)))
     panels = [(title, orient_for_display(image, geometry), window) for title, image, window in panels]
     note = "   |   ".join(t for t in (note, describe_view(geometry)) if t)
-    montage(panels, path, note=note, aspect=_pixel_aspect(geometry))
+    montage(panels, path, note=note, aspect=pixel_aspect(geometry))
+
+
+def bright(image: np.ndarray) -> float:
+    """The intensity shown white: the 99.8th percentile, so that one bright vessel does not darken the rest."""
+    finite = image[np.isfinite(image)]
+    high = float(np.percentile(finite, 99.8)) if finite.size else 0.0
+    # a nearly empty slice: its brightest pixel, or any window when there is none
+    return high if high > 0 else float(finite.max(initial=0)) or 1.0
 
 
 def _picture(image: np.ndarray, window: Window, aspect: float) -> Image.Image:
