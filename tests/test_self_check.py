@@ -74,7 +74,7 @@ def test_folds_divide_what_was_drawn(kind, hermitian, with_maps):
         assert torch.equal(divided.fold, mirror_axes(divided.fold, (-2, -1)))
     assert not (divided.spoken_for & (one.mask > 0)).any()
     if not with_maps:
-        assert torch.equal(held | divided.spoken_for, (one.probability < 1) & (one.probability > 0))
+        assert torch.equal(held | divided.spoken_for, (one.probability < 0.9) & (one.probability > 0))
 
 
 def test_a_mask_of_few_lines_has_no_folds():
@@ -125,7 +125,7 @@ def test_what_lacks_no_sample_is_extrapolated_to(power):
     sampling = draw_mask("roulette", SHAPE, 4.0, draw(3))
     scan = measure(full, sampling, draw(4), noise_variance=0.0)
     error = wrong_image(full)
-    rare = sampling.probability < 1
+    rare = sampling.probability < 0.9
 
     def images_of(acquisition: Acquisition) -> torch.Tensor:
         share = ((acquisition.mask[0, 0] * rare).sum() / (sampling.mask * rare).sum()).item()

@@ -34,6 +34,7 @@ from mri_n2n.inference import reconstruct_acquisition
 from mri_n2n.masks import draw_mask
 from mri_n2n.report import Panel, montage
 from mri_n2n.simulation import measure, seeded, sensitivities
+from mri_n2n.trust.folds import CERTAIN
 from mri_n2n.trust.self_check import Checked, check_itself
 
 MATRIX, EVERY, SCANS = 128, 6, 4
@@ -103,7 +104,7 @@ def outcome(case: Case, images: Tensor, number: int, network: torch.nn.Module) -
     checked = check_itself(
         read, partial(reconstruct_acquisition, network), len(images), len(images), estimates=True, bars=True
     )
-    open_to = ((scan.mask == 0) & (scan.probability > 0) & (scan.probability < 1))[:, 0]
+    open_to = ((scan.mask == 0) & (scan.probability > 0) & (scan.probability < CERTAIN))[:, 0]
     truth = (wrong * open_to).sum().item() / wrong.numel()
     error, bars = (found.abs() - images.abs()).abs()[:, 0], checked.bars.radius
     middle = len(images) // 2
