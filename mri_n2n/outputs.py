@@ -28,6 +28,9 @@ from mri_n2n.report import comparison_figure
 from mri_n2n.resample import crop_or_pad
 
 
+BARS = "uncertainty"  # the name of the volume of error bars
+
+
 @dataclass(frozen=True)
 class Target:
     """Where the results of one scan go: `directory`/`name` and a suffix each; `root` is the output directory.
@@ -100,6 +103,8 @@ def check_target(target: Target, inputs: Sequence[Path], force: bool, *, dicom: 
             raise OutputError(f"{file} is an input itself; choose another -o")
         if os.path.lexists(file) and not force:
             raise OutputError(f"{file} exists; give --force to replace it, or another -o")
+    if (bars := target.further(BARS)) not in target.files and os.path.lexists(bars):
+        raise OutputError(f"{bars} is of an earlier result; remove it, give --uncertainty to replace it, or another -o")
     if not target.report and os.path.lexists(target.page):
         raise OutputError(f"{target.page} may be of an earlier result; remove it, or choose another -o")
     folder = target.dicom
@@ -198,7 +203,7 @@ def write_beside(
     sidecar["redo"] = redo | {"files": files}
     if given is not None:
         page = page_of_reconstruction(
-            stem(scan.path), sidecar, reconstruction, given, scan.image_geometry, volumes.get("uncertainty")
+            stem(scan.path), sidecar, reconstruction, given, scan.image_geometry, volumes.get(BARS)
         )
         here.page.write_text(page_html(page), encoding="utf-8")
         sidecar["output_sha256"][here.page.name] = sha256_of(here.page)

@@ -30,7 +30,7 @@ from mri_n2n.formats.sampling import Box, acquired_box, doubtful_edges
 from mri_n2n.fourier import fft2c, ifft2c
 from mri_n2n.inference import PIXELS_AT_ONCE, check_reconstructs, load_for_use, reconstruct_array
 from mri_n2n.operators import root_sum_of_squares
-from mri_n2n.outputs import Target, check_target, result_attributes, target_of, write_beside
+from mri_n2n.outputs import BARS, Target, check_target, result_attributes, target_of, write_beside
 from mri_n2n.page.reconstructed import Given
 from mri_n2n.process import progress_shown
 from mri_n2n.reconstructors import Reconstructor, baseline_reconstructor, network_reconstructor
@@ -87,7 +87,7 @@ def reconstruct_files(
     scans = [scan for path in scans for scan in (scans_in(path) if path.is_dir() else [path])]
     if dicom is not None and len(scans) != 1:
         raise OptionError(f"--dicom is the series of one scan; got {len(scans)} scans, reconstruct them one by one")
-    more = ("uncertainty",) if uncertainty else ()
+    more = (BARS,) if uncertainty else ()
     targets = [replace(target_of(path, output, bids=bids), more=more, report=report) for path in scans]
     twice = [target.label for target, count in Counter(targets).items() if count > 1]
     if twice:
@@ -196,7 +196,7 @@ def reconstruct_file(
     found: set[str] = {*said_of_coils, *warned}
     reconstruction = np.empty((slices, *matrix), dtype=np.float32)
     measured = held = 0.0
-    doubts = Doubts()
+    doubts, peak, energies = Doubts(), 0.0, []  # over the field of view that was acquired
     zero_filled: dict[int, np.ndarray] = {}  # of the slices that are shown: the middle one, or with a page all
     masks: list[np.ndarray] = []
 
@@ -215,7 +215,7 @@ def reconstruct_file(
     images_of, finish = reconstructor.begin(scan, read)
 
     def images() -> Iterator[tuple[np.ndarray, ...]]:
-        nonlocal measured, held, doubts
+        nonlocal measured, held, doubts, peak, energies
         for start in tqdm(range(0, slices, at_once), desc=target.name, unit="batch", disable=not progress_shown(quiet)):
             acquisition = read(start, min(start + at_once, slices))
             complex_images = images_of(acquisition)
@@ -226,6 +226,8 @@ def reconstruct_file(
                     f"{scan.path}: the image is not finite; its k-space is too large or too small for float32, rescale it"
                 )
             doubts += doubts_of(acquisition.to("cpu"), complex_images)
+            size = torch.linalg.vector_norm(complex_images, dim=1).double()
+            peak, energies = max(peak, size.max().item()), [*energies, *size.square().mean(dim=(1, 2)).tolist()]
             complex_images = crop_or_pad(complex_images, *matrix)
             count = complex_images.shape[0]
             reconstruction[start : start + count] = shown(complex_images).numpy()
@@ -263,11 +265,12 @@ def reconstruct_file(
         share = min(1.0, measured * y * x / ((y1 - y0) * (x1 - x0)))
         facts, against, volumes = finish(mask, share)
         if self_check or uncertainty:
-            checked = check_itself(read, images_of, slices, at_once, estimates=self_check, bars=uncertainty)
-            energies = [float(np.square(one, dtype=np.float64).mean()) for one in reconstruction]
-            of_check, said_of_check = checked_facts(checked, float(reconstruction.max()), energies)
+            as_written = images_of if complete else lambda some: within(images_of(some), acquired)
+            what = {"estimates": self_check, "bars": uncertainty, "acquired": acquired}
+            checked = check_itself(read, as_written, slices, at_once, **what)
+            of_check, said_of_check = checked_facts(checked, peak, energies)
             facts, against = facts | of_check, against + said_of_check
-            volumes |= {} if checked.bars is None else {"uncertainty": checked.bars.radius.numpy()}
+            volumes |= {} if checked.bars is None else {BARS: checked.bars.radius.numpy()}
         volumes = {name: crop_or_pad(torch.from_numpy(one), *matrix).numpy() for name, one in volumes.items()}
         said = sorted(found) + doubts.words + against
         made = redo | {"options": redo["options"] | facts.pop("redo"), "machine": machine(reconstructor.device)}

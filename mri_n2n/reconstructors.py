@@ -83,8 +83,8 @@ def compared_with_training(scan: Scan, read: Read, loaded: LoadedNetwork) -> tup
     }
     words = {"image": "its grey values and their detail", "acquisition": "its sampling, or how well samples are predicted"}
     against = [
-        f"unlike what the weights were trained on by {words[kind]} (distance {one.distance:.1f}; {one.share:.1%} of the training scans "
-        "are as far from those of other subjects)"
+        f"unlike what the weights were trained on by {words[kind]} (distance {one.distance:.1f}; this one "
+        f"counted, {one.share:.1%} of the training scans are as far from those of other subjects)"
         for kind, one in found.items()
         if one.alarm
     ]

@@ -34,7 +34,7 @@ SAID = (
 TRAINED = (
     "The network was trained on the scan again, which is the same only with the same threads, processor and versions."
 )
-BY_CHANCE = {"device", "training_seconds", "most_iterations", "sweep", "own_pixels"}
+BY_CHANCE = {"device", "training_seconds", "most_iterations", "sweep", "own_pixels", "alarm", "tested_samples"}
 
 
 @dataclass(frozen=True)
@@ -268,7 +268,7 @@ def agree(one: object, other: object) -> bool:
     if isinstance(one, list) and isinstance(other, list):
         return len(one) == len(other) and all(map(agree, one, other))
     if type(one) is float and type(other) is float:
-        return bool(np.isclose(one, other, rtol=1e-2, atol=1e-6))
+        return bool(np.isclose(one, other, rtol=1e-2, atol=0))
     return type(one) is type(other) and one == other
 
 

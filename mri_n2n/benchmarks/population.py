@@ -1,6 +1,6 @@
 """An interval for scans like these, without any reference: leave one subject out, five times
 
-Five trainings at 128x128 (roulette 10x, one coil, 400 steps of 2, everything else the default), each without one of the subjects 01, 03, 04, 09, 12, whose
+Five trainings at 128x128 (roulette 10x, one coil, 400 steps of 2, everything else the default), each without one of the subjects 01, 03, 04, 09, 12 (another one validates), whose
 volumes it then reconstructs (network alone, every fourth slice, one mask for each volume) and whose error is estimated from a second acquisition, as
 `evaluate --second-acquisition` does of a directory: each volume has the interval of its scan, their mean the bootstrap over volumes; here over subjects too, which is what
 is asked for a new subject, as volumes of one subject are alike. The truth is beside it. Which interval a sixth subject's mean would fall into nobody can say from five; what can be counted is how often

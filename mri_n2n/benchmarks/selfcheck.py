@@ -34,7 +34,7 @@ from mri_n2n.inference import reconstruct_acquisition
 from mri_n2n.masks import draw_mask
 from mri_n2n.report import Panel, montage
 from mri_n2n.simulation import measure, seeded, sensitivities
-from mri_n2n.trust.folds import CERTAIN
+from mri_n2n.trust.folds import divide
 from mri_n2n.trust.self_check import Checked, check_itself
 
 MATRIX, EVERY, SCANS = 128, 6, 4
@@ -104,8 +104,10 @@ def outcome(case: Case, images: Tensor, number: int, network: torch.nn.Module) -
     checked = check_itself(
         read, partial(reconstruct_acquisition, network), len(images), len(images), estimates=True, bars=True
     )
-    open_to = ((scan.mask == 0) & (scan.probability > 0) & (scan.probability < CERTAIN))[:, 0]
-    truth = (wrong * open_to).sum().item() / wrong.numel()
+    planes = [value.expand(len(images), 1, MATRIX, MATRIX)[:, 0] for value in (scan.mask, scan.probability)]
+    divided = [divide(*pair, with_maps=maps is not None, draw=seeded(SEED)) for pair in zip(*planes, strict=True)]
+    spoken_for = torch.stack([torch.zeros(MATRIX, MATRIX) if one is None else one.spoken_for for one in divided])
+    truth = (wrong * spoken_for).sum().item() / wrong.numel()
     error, bars = (found.abs() - images.abs()).abs()[:, 0], checked.bars.radius
     middle = len(images) // 2
     most = 3 * error[middle].square().mean().sqrt().item()

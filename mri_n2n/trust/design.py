@@ -63,17 +63,17 @@ def design_of(mask: Tensor, probability: Tensor) -> Design:
     surprise = [
         abs(int(drawn[side].sum()) - chance[side].sum().item()) for side in (of_unit == 0, of_unit == 1) if side.any()
     ]
-    return Design(unit, chance, drawn, of_unit if max(surprise) <= 1 else None, _equidistant(drawn, chance, mask.shape[-1]))
+    return Design(unit, chance, drawn, of_unit if max(surprise) <= 1 else None, _equidistant(drawn, len(chance) < mask.shape[-1]))
 
 
-def _equidistant(drawn: Tensor, chance: Tensor, lines: int) -> bool:
-    """Whether those of a number of lines that were drawn lie on either side of a full centre, all at one distance (to one, which rounding
-    makes): five distances or more, of lines that mirror each other three."""
-    outside = chance < 1
-    if chance[outside].unique().numel() != 1:
+def _equidistant(drawn: Tensor, mirrored: bool) -> bool:
+    """Whether the lines (units,) that were drawn lie at one distance (to one, which rounding makes) on either side of the longest row of
+    neighbours, the full centre: five distances or more, of lines that mirror each other three."""
+    places = drawn.nonzero().flatten()
+    if len(places) < 3:
         return False
-    middle = (~outside).nonzero().double().mean() if not outside.all() else len(chance) / 2
-    places = (drawn & outside).nonzero().flatten()
-    steps = torch.cat([places[places < middle].diff(), places[places >= middle].diff()])
-    fewest = 5 if len(chance) == lines else 3
-    return len(steps) >= fewest and int(steps.max() - steps.min()) <= 1 and int(steps.max()) > 1
+    rows = torch.tensor_split(places, (places.diff() > 1).nonzero().flatten() + 1)
+    centre = max(rows, key=len) if max(map(len, rows)) > 2 else places[:0]
+    first, last = (centre[0], centre[-1]) if len(centre) else (len(drawn), len(drawn))
+    steps = torch.cat([places[places < first].diff(), places[places > last].diff()])
+    return len(steps) >= (3 if mirrored else 5) and int(steps.max() - steps.min()) <= 1 and int(steps.max()) > 1

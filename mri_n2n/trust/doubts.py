@@ -16,6 +16,7 @@ from mri_n2n.masks import is_along
 # beyond 9 times, under any mask. Around: this many rows and columns, and samples in it at least; not within so many samples of the
 # centre, where k-space falls steeply.
 SPIKE, AROUND, FEWEST, CENTRE = 12.0, 15, 5, 16
+ROUNDING = 1e-5  # of the largest sample: what a transform there and back leaves where nothing was
 # Samples that share the largest part, real or imaginary, of all, from this many on, were clipped.
 CLIPPED = 6
 # Of equidistant lines, ghosts lie at the shifts where the point spread function is above `LOBE`; they are there where an image resembles itself
@@ -66,7 +67,7 @@ def doubts_of(acquisition: Acquisition, images: Tensor) -> Doubts:
 def spikes(kspace: Tensor, mask: Tensor) -> int:
     """How many samples of a slice (coils, y, x), sampled where mask (y, x) is, are spikes."""
     size = kspace.abs().double().square().sum(dim=0).sqrt()
-    there = (mask > 0) & (size > 0)
+    there = (mask > 0) & (size > ROUNDING * size.max())
     log = torch.where(there, size.clamp_min(1e-300).log(), 0.0)
     count, total = (_around(value) - value for value in (there.double(), log))
     beyond = log - total / count.clamp_min(1) > torch.tensor(SPIKE).log()
@@ -81,10 +82,11 @@ def _around(values: Tensor) -> Tensor:
 
 
 def clipped(kspace: Tensor) -> bool:
-    """Whether samples (coils, y, x) stop at one largest value, as a receiver's do that is overdriven: more than chance, and than
-    the pairs of a real image's k-space."""
-    parts = torch.view_as_real(kspace).abs()
-    return bool(parts.max() > 0) and int((parts == parts.max()).sum()) >= CLIPPED
+    """Whether samples of any slice (slices, coils, y, x) stop at one largest value, as a receiver's do that is overdriven: more than
+    chance, and than the pairs of a real image's k-space."""
+    parts = torch.view_as_real(kspace).abs().flatten(1)
+    largest = parts.amax(dim=1, keepdim=True)
+    return bool(((parts == largest).sum(dim=1)[largest[:, 0] > 0] >= CLIPPED).any())
 
 
 def ghosts(image: Tensor, mask: Tensor) -> bool | None:

@@ -77,8 +77,9 @@ def scores_of(images: Tensor, maps: Tensor | None, residual: Tensor, fold: Tenso
     return Scores(score, band[held], fold[held], torch.stack(maps_of_bands))
 
 
-def error_bars(slices: Sequence[Scores | None], shape: tuple[int, int], edges: Tensor) -> ErrorBars:
-    """From the scores of all slices; None of a slice without samples. Even folds give the quantiles, odd ones are counted."""
+def error_bars(slices: Sequence[Scores | None], shape: tuple[int, int], edges: Tensor) -> ErrorBars | None:
+    """From the scores of all slices; None of a slice without samples. Even folds give the quantiles, odd ones are counted. None where a
+    band has too few for a quantile."""
     there = [one for one in slices if one is not None]
     score, band, fold = (torch.cat([getattr(one, name) for one in there]) for name in ("score", "band", "fold"))
     factors, covered, tested = [], 0, 0
@@ -86,6 +87,8 @@ def error_bars(slices: Sequence[Scores | None], shape: tuple[int, int], edges: T
         calibrating, testing = (score[(band == number) & (fold % 2 == half)] for half in (0, 1))
         factors.append(conformal_quantile(calibrating))
         covered, tested = covered + int((testing <= factors[-1]).sum()), tested + len(testing)
+    if not all(map(math.isfinite, factors)):
+        return None
     squared = torch.tensor(factors, dtype=torch.float64).square()[:, None, None]
     maps = [torch.zeros(shape) if one is None else (squared * one.spread).sum(dim=0).sqrt().float() for one in slices]
     coverage = covered / tested if tested else None

@@ -21,18 +21,20 @@ from mri_n2n.fourier import fft2c
 from mri_n2n.trust.design import Design
 from mri_n2n.trust.error_bars import ErrorBars, Scores, band_edges, error_bars, scores_of
 from mri_n2n.trust.error_estimate import Estimate, Terms, estimate, terms_of
-from mri_n2n.trust.folds import FOLDS, Divided, divide
+from mri_n2n.trust.folds import FOLDS, Box, Divided, divide
 
 # Errors are a power of the number of samples: from a fold of 1 / K left out, and two of them, to none.
 EXPONENT = math.log(1 - 1 / FOLDS) / math.log((1 - 2 / FOLDS) / (1 - 1 / FOLDS))
-EQUIDISTANT = "lines at equal distances: one that is held out leaves a wider gap than any that was not sampled"
+GAPS = "lines at equal distances: one that is held out leaves a wider gap than any that was not sampled"
+FULL = "everything that could be sampled was sampled"
+FEW_SCORES = "too few samples can be held out for error bars"
 FEW = f"fewer than {FOLDS} lines or points outside the calibration centre can be held out"
 
 
 @dataclass(frozen=True)
 class SelfCheck:
     """The squared error of locations without samples, of the coil images, over the pixels of the acquired field of view: mse of the volume,
-    slices of each slice.
+    slices of each slice, None where nothing can be said of it.
 
     shares of k-space: measured; spoken_for: without samples, of which the estimate speaks; silent: the rest.
     extrapolated: what the error without a tenth of the samples was multiplied by. noise: whether the noise of the held-out samples,
@@ -40,7 +42,7 @@ class SelfCheck:
     """
 
     mse: Estimate
-    slices: tuple[Estimate, ...]
+    slices: tuple[Estimate | None, ...]
     measured: float
     spoken_for: float
     silent: float
@@ -73,16 +75,23 @@ ImagesOf = Callable[[Acquisition], Tensor]
 
 
 def check_itself(
-    read: Read, images_of: ImagesOf, slices: int, at_once: int, *, estimates: bool, bars: bool
+    read: Read,
+    images_of: ImagesOf,
+    slices: int,
+    at_once: int,
+    *,
+    estimates: bool,
+    bars: bool,
+    acquired: Box | None = None,
 ) -> Checked:
     """Hold out what the masks of a scan drew, fold by fold, and reconstruct the rest: `FOLDS` reconstructions of each slice, and half as
     many more with `estimates`. read(start, stop): slices, with their maps if there are several coils. images_of: as of
-    `reconstructors.Reconstructor`. Slices of one mask hold out the same."""
+    `reconstructors.Reconstructor`. acquired: see `folds.divide`. Slices of one mask hold out the same."""
     draw, known, found = Generator().manual_seed(0), {}, []
     shares, noise, assumed, edges = torch.zeros(2, dtype=torch.float64), False, False, None
     for start in range(0, slices, at_once):
         acquisition = read(start, min(start + at_once, slices))
-        divided = [_divided(acquisition, index, known, draw) for index in range(len(acquisition.kspace))]
+        divided = [_divided(acquisition, index, known, draw, acquired) for index in range(len(acquisition.kspace))]
         for one, mask in zip(divided, acquisition.mask.cpu().expand(len(divided), -1, -1, -1), strict=True):
             spoken_for = 0.0 if one is None else one.spoken_for.double().mean().item()
             shares += torch.tensor([mask.double().mean().item(), spoken_for], dtype=torch.float64) / slices
@@ -97,18 +106,23 @@ def check_itself(
         for index, one in zip(some, _checked(there, [divided[i] for i in some], images_of, edges, estimates, bars)):
             found[start + index] = one
     shape = tuple(acquisition.kspace.shape[-2:])
+    measured, spoken_for = shares.tolist()
     if not any(found):
-        return Checked(None, None, (FEW,))
+        inside = 1.0 if acquired is None else math.prod(b - a for a, b in acquired) / math.prod(shape)
+        return Checked(None, None, (FULL if measured >= 0.999 * inside else FEW,))
     error, silence = None, ()
     if estimates and any(one.divided.design.equidistant for one in found if one is not None):
-        silence = (EQUIDISTANT,)
+        silence = (GAPS,)
     elif estimates:
-        measured, spoken_for = shares.tolist()
         error = _error(found, shape, measured, spoken_for, noise, assumed)
-    return Checked(error, _bars(found, shape, edges) if bars else None, silence)
+    found_bars = error_bars([None if one is None else one.scores for one in found], shape, edges) if bars else None
+    silence += (FEW_SCORES,) if bars and found_bars is None else ()
+    return Checked(error, found_bars, silence)
 
 
-def _divided(acquisition: Acquisition, index: int, known: dict[bytes, Divided | None], draw: Generator) -> Divided | None:
+def _divided(
+    acquisition: Acquisition, index: int, known: dict[bytes, Divided | None], draw: Generator, acquired: Box | None
+) -> Divided | None:
     """The folds of a slice, those of other slices with its mask; None of one without samples, or with too few."""
     mask = acquisition.mask[index if len(acquisition.mask) > 1 else 0, 0].cpu()
     chance = acquisition.probability
@@ -117,7 +131,9 @@ def _divided(acquisition: Acquisition, index: int, known: dict[bytes, Divided | 
         return None
     key = hashlib.sha256(mask.numpy().tobytes() + (b"" if chance is None else chance.numpy().tobytes())).digest()
     if key not in known:
-        known[key] = divide(mask, chance, with_maps=acquisition.sensitivity_maps is not None, draw=draw)
+        known[key] = divide(
+            mask, chance, with_maps=acquisition.sensitivity_maps is not None, draw=draw, acquired=acquired
+        )
     return known[key]
 
 
@@ -131,8 +147,9 @@ def _checked(
 ) -> Iterator[Slice]:
     """Of slices that can be divided."""
     fold = torch.stack([one.fold for one in divided])[:, None]
-    tenth, images = _held_out(acquisition, fold, images_of)
-    fifth = _held_out(acquisition, fold.div(2, rounding_mode="floor"), images_of)[0] if estimates else None
+    open_ = torch.stack([one.open for one in divided])[:, None]
+    tenth, images = _held_out(acquisition, fold, open_, images_of)
+    fifth = _held_out(acquisition, fold.div(2, rounding_mode="floor"), open_, images_of)[0] if estimates else None
     variance = 0.0 if acquisition.noise_variance is None else acquisition.noise_variance
     variance = torch.as_tensor(variance, dtype=torch.float64).cpu().expand(len(fold), 1, 1, 1)
     maps = acquisition.sensitivity_maps
@@ -145,15 +162,21 @@ def _checked(
         yield Slice(one, terms(tenth), None if fifth is None else terms(fifth), scores)
 
 
-def _held_out(acquisition: Acquisition, fold: Tensor, images_of: ImagesOf) -> tuple[Tensor, Tensor]:
+def _held_out(
+    acquisition: Acquisition, fold: Tensor, open_: Tensor, images_of: ImagesOf
+) -> tuple[Tensor, Tensor]:
     """(F S x' - s of each sample of a fold (slices, 1, y, x) from the image without its fold, (slices, coils, y, x); the images
-    (folds, slices, 1 or coils, y, x)), on the CPU."""
+    (folds, slices, 1 or coils, y, x)), on the CPU. open_: (slices, 1, y, x), where folds are from."""
     maps, residual, images = acquisition.sensitivity_maps, torch.zeros_like(acquisition.kspace, device="cpu"), []
     maps, kspace = None if maps is None else maps.cpu(), acquisition.kspace.cpu()
-    for number in range(int(fold.max()) + 1):
+    folds, chance = int(fold.max()) + 1, acquisition.probability
+    if chance is not None:  # of the rest of the samples
+        chance = torch.where(open_.to(chance.device), (1 - 1 / folds) * chance, chance)
+    for number in range(folds):
         out = fold == number
         left = (~out).to(acquisition.mask)
-        image = images_of(replace(acquisition, kspace=left * acquisition.kspace, mask=left * acquisition.mask))
+        fewer = replace(acquisition, kspace=left * acquisition.kspace, mask=left * acquisition.mask, probability=chance)
+        image = images_of(fewer)
         images.append(image)
         residual = torch.where(out, fft2c(image if maps is None else maps * image) - kspace, residual)
     return residual, torch.stack(images)
@@ -172,12 +195,12 @@ def _error(
     whole, together = pixels * len(found), [one for one in found if one is not None]
     tenth = _unsampled([(one.divided, one.tenth) for one in together], whole)
     fifth = _unsampled([(one.divided, one.fifth) for one in together], whole)
-    factor = min(1.0, (tenth.value / fifth.value) ** EXPONENT) if min(tenth.value, fifth.value) > 0 else 1.0
-    none = Estimate(0.0, 0.0, 0.0)
-    slices = [none if one is None else _unsampled([(one.divided, one.tenth)], pixels) for one in found]
+    told = min(tenth.value, fifth.value) > 0 and not noise  # noise does not fall with the number of samples
+    factor = min(1.0, (tenth.value / fifth.value) ** EXPONENT) if told else 1.0
+    slices = [None if one is None else _unsampled([(one.divided, one.tenth)], pixels) for one in found]
     return SelfCheck(
         _extrapolated(tenth, factor),
-        tuple(_extrapolated(one, factor) for one in slices),
+        tuple(None if one is None else _extrapolated(one, factor) for one in slices),
         measured,
         spoken_for,
         max(0.0, 1 - measured - spoken_for),
@@ -189,10 +212,11 @@ def _error(
 
 def _unsampled(slices: Sequence[tuple[Divided, Terms]], pixels: int) -> Estimate:
     """The squared error of locations without samples, a pixel: sum M |e|^2 / p, which is that of all locations and whose chance is
-    known, less that of the samples, which is certain."""
+    known, less that of the samples, which is certain. Their own noise needs no term: what is weighted by 1 / p - 1 has less of it than the
+    chance of all allows for."""
     together: dict[int, tuple[Terms, Design]] = {}
     for divided, terms in slices:
-        before = together.get(id(divided))
+        terms, before = Terms(terms.error, torch.zeros_like(terms.noise)), together.get(id(divided))
         together[id(divided)] = (terms if before is None else before[0] + terms, divided.design)
     all_of_it = estimate(list(together.values()), pixels)
     certain = sum(terms.error.sum().item() for terms, _ in together.values()) / pixels
@@ -204,7 +228,3 @@ def _extrapolated(one: Estimate, factor: float) -> Estimate:
     doubt = factor**0.5
     low, high = (one.low * doubt, one.high / doubt) if one.low > 0 else (one.low / doubt, one.high / doubt)
     return Estimate(factor * one.value, factor * low, factor * high)
-
-
-def _bars(found: Sequence[Slice | None], shape: tuple[int, int], edges: Tensor) -> ErrorBars:
-    return error_bars([None if one is None else one.scores for one in found], shape, edges)

@@ -9,7 +9,7 @@ from mri_n2n.trust import error_bars
 from mri_n2n.trust.error_estimate import CONFIDENCE, Estimate, Quality, quality_of
 from mri_n2n.trust.population import Population
 from mri_n2n.trust.second_acquisition import Judged
-from mri_n2n.trust.self_check import Checked, SelfCheck
+from mri_n2n.trust.self_check import FULL, Checked, SelfCheck
 
 
 def to_json(judged: Judged | Population) -> dict:
@@ -59,15 +59,22 @@ def checked_facts(checked: Checked, peak: float, energies: Sequence[float]) -> t
         }
     if checked.silence:
         facts["self_check"] = facts.get("self_check", {}) | {"says_nothing": list(checked.silence)}
-    said = [f"the scan cannot check its own reconstruction: {one}" for one in checked.silence]
+    said = [f"the scan cannot check its own reconstruction: {one}" for one in checked.silence if one != FULL]
     if checked.error is not None and checked.error.noise:
         said.append("the noise level is not known, so the self-check's error has the noise of the samples in it")
+    if checked.error is not None and checked.error.assumed:
+        said.append("the sampling probability is not stored; the self-check estimated it from the masks, which its interval does not know of")
+    if checked.error is not None and (few := [index for index, one in enumerate(checked.error.slices) if one is None]):
+        said.append(f"the self-check says nothing of {len(few)} slices, which are empty or have too few samples to hold out")
     return facts, said
 
 
 def _error_facts(error: SelfCheck, peak: float, energies: Sequence[float]) -> dict:
     whole = quality_of(error.mse, peak, sum(energies) / len(energies))
-    each = [quality_of(one, peak, energy) for one, energy in zip(error.slices, energies, strict=True)]
+    each = [
+        None if one is None else quality_of(one, peak, energy)
+        for one, energy in zip(error.slices, energies, strict=True)
+    ]
     return {
         "of": "k-space locations that were not sampled, where samples could have been drawn",
         "confidence": CONFIDENCE,
@@ -78,7 +85,7 @@ def _error_facts(error: SelfCheck, peak: float, energies: Sequence[float]) -> di
         "noise": "included" if error.noise else "removed",
         "probability": "estimated from the masks" if error.assumed else "stored",
         "extrapolated": round(error.extrapolated, 6),
-        "per_slice": [{"slice": index, **_plain(one)} for index, one in enumerate(each)],
+        "per_slice": [{"slice": index, **({} if one is None else _plain(one))} for index, one in enumerate(each)],
     }
 
 
