@@ -118,6 +118,45 @@ def test_the_error_of_what_was_not_sampled_is_told(kind, acceleration, coils, va
     assert 0.88 <= inside / 150 <= 1
 
 
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("kind, acceleration", [("random-lines", 3.0), ("gaussian-lines", 3.0), ("roulette", 4.0)])
+def test_without_a_stored_probability_it_is_told_roughly(kind, acceleration, turned):
+    """Lines along either axis, over 60 masks: the mean within 30 % of the truth, which intervals hold in 80 % or more."""
+    full = full_kspace()
+    error = wrong_image(full)
+    estimates, truths, inside = [], [], 0
+    for seed in range(60):
+        mask = draw_mask(kind, SHAPE[::-1] if turned else SHAPE, acceleration, draw(seed)).mask
+        mask = mask.mT.contiguous() if turned else mask
+        scan = Acquisition(full * mask, mask[None, None], None, None, 0.0)
+        found = check_itself(lambda *_: scan, lambda _: ifft2c(full + error), 1, 1, estimates=True, bars=False).error  # noqa: B023
+        if found is None:
+            continue
+        spoken_for = divide(mask, None, with_maps=False, draw=draw()).spoken_for
+        truth = (error[0, 0].abs().double().square() * spoken_for).sum().item() / math.prod(SHAPE)
+        estimates, truths = [*estimates, found.mse.value], [*truths, truth]
+        inside += found.mse.low <= truth <= found.mse.high
+        assert found.assumed
+    assert len(truths) > 40 and 0.7 < np.mean(estimates) / np.mean(truths) < 1.3
+    assert inside / len(truths) >= 0.8
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_what_was_never_acquired_is_not_spoken_for_and_lines_stay_whole(stored):
+    """Rows that are missing (an asymmetric echo) and zero-padded columns."""
+    one = draw_mask("gaussian-lines", (96, 131), 3.0, draw(1))
+    mask, box = torch.zeros(96, 131), ((20, 96), (10, 121))
+    mask[20:, 10:121] = one.mask[20:, 10:121]
+    divided = divide(mask, one.probability if stored else None, with_maps=False, draw=draw(), acquired=box)
+    held = divided.fold >= 0
+    assert not divided.spoken_for[:20].any() and not divided.spoken_for[:, :10].any() and held.any()
+    assert torch.equal(divided.fold[20:], divided.fold[20:21].expand(76, 131))
+    assert divided.draws == held[50].sum()
+    everything = torch.zeros(96, 131)
+    everything[20:, 10:121] = 1
+    assert divide(everything, None, with_maps=False, draw=draw(), acquired=box) is None
+
+
 @pytest.mark.parametrize("power", [0.5, 3.0])
 def test_what_lacks_no_sample_is_extrapolated_to(power):
     """An image whose squared error is a power of the number of samples that it was made of."""
@@ -138,6 +177,21 @@ def test_what_lacks_no_sample_is_extrapolated_to(power):
     assert checked.mse.value == pytest.approx(whole.mse.value, rel=0.02)
     assert sum(one.value for one in checked.slices) / 2 == pytest.approx(checked.mse.value)
     assert checked.mse.low < checked.mse.value < checked.mse.high
+
+
+def test_a_network_that_divides_by_the_probability_is_told_that_of_the_rest():
+    full, given = full_kspace(), []
+    sampling = draw_mask("roulette", SHAPE, 4.0, draw(3))
+    scan = measure(full, sampling, draw(4), noise_variance=0.0)
+
+    def images_of(acquisition: Acquisition) -> torch.Tensor:
+        rare = divide(sampling.mask, sampling.probability, with_maps=False, draw=draw()).open
+        given.append(((acquisition.mask[0, 0] * rare).sum() / (acquisition.probability[0, 0] * rare).sum()).item())
+        return ifft2c(full)
+
+    check_itself(lambda *_: scan, images_of, 1, 1, estimates=True, bars=False)
+    whole = (sampling.mask * (sampling.probability < 0.9)).sum() / (sampling.probability * (sampling.probability < 0.9)).sum()
+    assert given == pytest.approx([whole.item()] * 15, rel=0.01)
 
 
 def test_where_nothing_can_be_said_it_is_said():
@@ -212,6 +266,12 @@ def test_spikes_are_counted(acceleration):
         spiked[0, 0, y, x] = 0.3 * full.abs().max()
     found = doubts(spiked * mask, mask)
     assert len(at) > 10 and 0.9 * len(at) <= found.spikes <= len(at) and "spikes" in found.words[0]
+
+
+def test_rounding_where_nothing_was_acquired_is_no_spike():
+    full = phantom_kspace((128, 128), generator=draw(1)).reshape(1, 1, 128, 128).clone()
+    full[..., :20, :] = 0
+    assert doubts(fft2c(ifft2c(full)), torch.ones(128, 128)).spikes == 0
 
 
 def test_ghosts_are_seen_where_lines_at_equal_distances_put_them():

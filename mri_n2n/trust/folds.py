@@ -84,6 +84,7 @@ def _estimated(mask: Tensor, certain: Tensor, box: Box) -> Tensor:
     if along_y != along_x:  # lines: by the distance across them
         middle = [n // 2 for n in mask.shape]
         distance = distance[middle[0]] if along_y else distance[:, middle[1] : middle[1] + 1]
+        certain = certain.any(dim=0 if along_y else 1, keepdim=True).expand(mask.shape)
     distance = distance.expand(mask.shape)
     rest = torch.zeros_like(mask, dtype=torch.bool)
     rest[y0:y1, x0:x1] = True
