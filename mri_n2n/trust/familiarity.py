@@ -29,8 +29,8 @@ KINDS = ("image", "acquisition")
 OBJECT, QUANTILES = 0.1, (0.1, 0.25, 0.5, 0.75, 0.9)
 # Bands of held-out samples, as shares of the largest frequency; the prediction of an empty one.
 BANDS = ((0.12, 0.5), (0.5, 0.75), (0.75, 2.0))
-# A scan is unlike where at most this share of training scans is as far from the others, of either kind: 5 % false alarms in all; of few training scans
-# where none is as far. Of fewer than `FEWEST` nothing is said.
+# A scan is unlike where at most this share of training scans is as far from the others, of either kind, which takes 39 of them. Of fewer
+# than `FEWEST` nothing is kept.
 ALARM, FEWEST = 0.025, 10
 SLICES = 3  # of a scan
 
@@ -87,7 +87,9 @@ def statistics_of(acquisition: Acquisition, image_of: Callable[[Acquisition], Te
         there = bool(band.any()) and bool(size[band].sum() > 0)
         predicted.append(torch.log10(wrong[band].sum() / size[band].sum()).item() if there else math.nan)
     lines = is_along(mask, -1) != is_along(mask, -2)
-    of_acquisition = [*predicted, -math.log2(max(mask.mean().item(), 1e-9)), float(lines)]
+    rows, columns = (int((mask > 0).any(dim=axis).sum()) for axis in (1, 0))  # beyond these may be padding
+    share = (mask > 0).sum().item() / max(rows * columns, 1)
+    of_acquisition = [*predicted, -math.log2(max(share, 1e-9)), float(lines)]
     return Statistics(_of_image(image[0, 0].abs().double()), torch.tensor(of_acquisition, dtype=torch.float64))
 
 
@@ -160,7 +162,7 @@ def unlike(known: Known, statistics: Tensor) -> Unlike:
     distance = _nearest(_placed(statistics[None], known.centre, known.transform)[0], known.scans)
     farther, count = int((known.distances >= distance).sum()), len(known.distances)
     share = (1 + farther) / (1 + count)
-    return Unlike(distance, share, share <= max(ALARM, 1 / (1 + count)))
+    return Unlike(distance, share, share <= ALARM)
 
 
 def _placed(means: Tensor, centre: Tensor, transform: Tensor) -> Tensor:
@@ -173,9 +175,11 @@ def _nearest(one: Tensor, others: Tensor) -> float:
 
 
 def _scaling(means: Tensor, centre: Tensor) -> Tensor:
-    """One over the standard deviation; of what never varies one that any other value is far from."""
+    """One over the standard deviation, which is no less than what means nothing: 10 % of an acceleration, a quarter of a squared error; of
+    lines or points any other value is far."""
     spread = (means - centre).nan_to_num(0.0).square().mean(dim=0).sqrt()
-    return torch.diag(1 / torch.where(spread > 1e-6, spread, 0.01))
+    least = torch.tensor([*[0.1] * len(BANDS), 0.14, 0.01], dtype=torch.float64)
+    return torch.diag(1 / torch.maximum(spread, least))
 
 
 def _transform(slices: Sequence[Tensor], volumes: Sequence[str], centre: Tensor) -> Tensor:
