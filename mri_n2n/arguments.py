@@ -164,7 +164,9 @@ def parser() -> argparse.ArgumentParser:
         help="also write NAME.uncertainty.nii.gz, error bars from images without some of the samples; 10 times the time",
     )
     reconstruct.add_argument(
-        "--strict", action="store_true", help="end with exit code 8 where anything was warned of; the results are written all the same"
+        "--strict",
+        action="store_true",
+        help="end with exit code 8 where anything was warned of; the results are written all the same",
     )
     reconstruct.add_argument(
         "--report",

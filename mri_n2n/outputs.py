@@ -27,7 +27,6 @@ from mri_n2n.page.reconstructed import Given, page_of_reconstruction
 from mri_n2n.report import comparison_figure
 from mri_n2n.resample import crop_or_pad
 
-
 BARS = "uncertainty"  # the name of the volume of error bars
 
 

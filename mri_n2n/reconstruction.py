@@ -40,7 +40,6 @@ from mri_n2n.trust.doubts import Doubts, clipped, doubts_of
 from mri_n2n.trust.self_check import check_itself
 from mri_n2n.trust.words import checked_facts
 
-
 CLIPPED_WORDS = "samples stop at one largest value: the receiver, or a conversion, has clipped them"
 
 
@@ -288,7 +287,9 @@ def reconstruct_file(
         given = (
             Given(np.stack([zero_filled[i] for i in range(slices)]), np.concatenate(masks)) if target.report else None
         )
-        sidecar = write_beside(folder, target, scan, reconstruction, middle, given, layout, facts, made, volumes, started)
+        sidecar = write_beside(
+            folder, target, scan, reconstruction, middle, given, layout, facts, made, volumes, started
+        )
     for caution in said:
         warnings.warn(f"{scan.path.name}: {caution}", stacklevel=2)
     return sidecar

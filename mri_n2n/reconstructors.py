@@ -81,7 +81,10 @@ def compared_with_training(scan: Scan, read: Read, loaded: LoadedNetwork) -> tup
         kind: {"distance": round(one.distance, 4), "share_as_far": round(one.share, 4), "alarm": one.alarm}
         for kind, one in found.items()
     }
-    words = {"image": "its grey values and their detail", "acquisition": "its sampling, or how well samples are predicted"}
+    words = {
+        "image": "its grey values and their detail",
+        "acquisition": "its sampling, or how well samples are predicted",
+    }
     against = [
         f"unlike what the weights were trained on by {words[kind]} (distance {one.distance:.1f}; this one "
         f"counted, {one.share:.1%} of the training scans are as far from those of other subjects)"

@@ -54,7 +54,9 @@ def _acquired(data: Volume, index: int, about: str, protocol: Protocol) -> Acqui
     return with_sensitivity_maps(one)[0] if one.kspace.shape[1] > 1 else one
 
 
-def add_to(weights: Path, sources: Sequence[Source], protocol: Protocol, device: torch.device, scans: int = SCANS) -> None:
+def add_to(
+    weights: Path, sources: Sequence[Source], protocol: Protocol, device: torch.device, scans: int = SCANS
+) -> None:
     """Write the statistics of training scans into the header of weights, where they are not there yet."""
     tensors, header = load_tensors(weights)
     if "familiarity" in header:

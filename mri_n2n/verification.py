@@ -188,7 +188,9 @@ def made_again(record: Record, scan: Path, others: list[Path], weights: Path | N
             if record.command == "denoise":
                 part = {options["part"]: others[0]} if options["part"] and others else {}
                 return denoise_file(scan, folder, record.plan(), axis=options["axis"], **part, **common)
-            chosen = {name: options[name] for name in ("baseline", "regularisation", "flips", "self_check", "uncertainty")}
+            chosen = {
+                name: options[name] for name in ("baseline", "regularisation", "flips", "self_check", "uncertainty")
+            }
             return reconstruct_files([scan], folder, **chosen, **common)[0]
     except OptionError as error:
         raise InputError(f"{one_line(record.path)} has options that cannot be: {one_line(error)}") from None

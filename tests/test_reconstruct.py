@@ -146,7 +146,9 @@ def test_what_weights_were_not_made_for_is_said(scans, run, tmp_path):
     """In the sidecar and as a warning: line masks with the bundled weights, accelerations far from the trained ones."""
     with pytest.warns(UserWarning, match="scan.h5: line mask"):
         (sidecar,) = reconstruct_files([scans["line"]], tmp_path / "line", quiet=True)
-    said = [said.split(";")[0] for said in sidecar["warnings"] if not said.startswith("unlike")]  # a phantom of 26 x 20 is
+    said = [
+        said.split(";")[0] for said in sidecar["warnings"] if not said.startswith("unlike")
+    ]  # a phantom of 26 x 20 is
     assert said == ["sampled 2.9x", "line mask: the bundled weights leave ghosts that can look like structures"]
     with warnings.catch_warnings():
         warnings.simplefilter("error")

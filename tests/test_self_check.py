@@ -106,7 +106,7 @@ def test_the_error_of_what_was_not_sampled_is_told(kind, acceleration, coils, va
         sampling = draw_mask(kind, SHAPE, acceleration, draw(seed))
         scan = measure(full, sampling, draw(1000 + seed), noise_variance=variance)
         scan = replace(scan, sensitivity_maps=maps if coils > 1 else None)
-        checked = check_itself(lambda *_: scan, lambda _: given, 1, 1, estimates=True, bars=False).error
+        checked = check_itself(lambda *_: scan, lambda _: given, 1, 1, estimates=True, bars=False).error  # noqa: B023
         divided = divide(sampling.mask, sampling.probability, with_maps=coils > 1, draw=draw())
         truth = (error[0, 0].abs().double().square() * divided.spoken_for).sum().item() / math.prod(SHAPE)
         assert checked.extrapolated == pytest.approx(1.0, abs=1e-9)
@@ -190,14 +190,19 @@ def test_a_network_that_divides_by_the_probability_is_told_that_of_the_rest():
         return ifft2c(full)
 
     check_itself(lambda *_: scan, images_of, 1, 1, estimates=True, bars=False)
-    whole = (sampling.mask * (sampling.probability < 0.9)).sum() / (sampling.probability * (sampling.probability < 0.9)).sum()
+    whole = (sampling.mask * (sampling.probability < 0.9)).sum() / (
+        sampling.probability * (sampling.probability < 0.9)
+    ).sum()
     assert given == pytest.approx([whole.item()] * 15, rel=0.01)
 
 
 def test_where_nothing_can_be_said_it_is_said():
     full = full_kspace()
     image = ifft2c(full)
-    for kind, acceleration, words in (("equispaced-lines", 3.0, "equal distances"), ("random-lines", 12.0, "fewer than")):
+    for kind, acceleration, words in (
+        ("equispaced-lines", 3.0, "equal distances"),
+        ("random-lines", 12.0, "fewer than"),
+    ):
         scan = measure(full, draw_mask(kind, SHAPE, acceleration, draw(1)), draw(2), noise_variance=0.0)
         checked = check_itself(lambda *_: scan, lambda _: image, 1, 1, estimates=True, bars=False)  # noqa: B023
         assert checked.error is None and words in checked.silence[0]
@@ -213,7 +218,10 @@ def test_the_quantile_of_scores_covers_a_further_one():
     assert conformal_quantile(torch.arange(1.0, 20.0)) == 18.0 and math.isinf(conformal_quantile(torch.ones(8)))
     generator = draw(1)
     held = [
-        float(torch.rand((), generator=generator).square() <= conformal_quantile(torch.rand(39, generator=generator).square()))
+        float(
+            torch.rand((), generator=generator).square()
+            <= conformal_quantile(torch.rand(39, generator=generator).square())
+        )
         for _ in range(4000)
     ]
     assert np.mean(held) == pytest.approx(36 / 40, abs=4 * (0.09 / 4000) ** 0.5)
@@ -303,7 +311,10 @@ def some_statistics(where: float, generator: torch.Generator) -> list[Statistics
     """Three slices of a scan about a place of its own."""
     own = where + torch.randn(7, generator=generator, dtype=torch.float64)
     return [
-        Statistics(own + 0.2 * torch.randn(7, generator=generator, dtype=torch.float64), torch.randn(5, generator=generator, dtype=torch.float64))
+        Statistics(
+            own + 0.2 * torch.randn(7, generator=generator, dtype=torch.float64),
+            torch.randn(5, generator=generator, dtype=torch.float64),
+        )
         for _ in range(3)
     ]
 
@@ -351,7 +362,9 @@ def test_statistics_of_training_scans(coils):
     for acceleration, least, most in ((3.2, 0.0, 0.3), (12.0, 1.0, 1.0)):
         other = replace(protocol, acceleration=(acceleration, acceleration), seed=1)
         found = known_of({"familiarity": familiarity_of(network, sources, other, torch.device("cpu"), 10)})
-        means = found["acquisition"].scans @ torch.linalg.inv(found["acquisition"].transform) + found["acquisition"].centre
+        means = (
+            found["acquisition"].scans @ torch.linalg.inv(found["acquisition"].transform) + found["acquisition"].centre
+        )
         far = known["acquisition"].distances.max()
         assert least <= np.mean([unlike(known["acquisition"], one).distance > far for one in means]) <= most
 
@@ -377,7 +390,15 @@ def study(tmp_path_factory):
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", ["points", "coils"])
 def test_reconstruct_checks_itself(study, tmp_path, capsys, name):
-    command = ["reconstruct", str(study / f"{name}.h5"), "-o", str(tmp_path), "--no-flips", "--self-check", "--uncertainty"]
+    command = [
+        "reconstruct",
+        str(study / f"{name}.h5"),
+        "-o",
+        str(tmp_path),
+        "--no-flips",
+        "--self-check",
+        "--uncertainty",
+    ]
     assert main([*command, "--quiet"]) == 0
     said = capsys.readouterr().out
     sidecar = json.loads((tmp_path / f"{name}.json").read_text())
@@ -401,7 +422,16 @@ def test_reconstruct_checks_itself(study, tmp_path, capsys, name):
 
 @pytest.mark.filterwarnings("ignore")
 def test_what_cannot_be_checked_is_said_and_counts_when_strict(study, tmp_path, capsys):
-    command = ["reconstruct", str(study / "comb.h5"), "-o", str(tmp_path), "--baseline", "zero-filled", "--self-check", "--quiet"]
+    command = [
+        "reconstruct",
+        str(study / "comb.h5"),
+        "-o",
+        str(tmp_path),
+        "--baseline",
+        "zero-filled",
+        "--self-check",
+        "--quiet",
+    ]
     assert main([*command, "--strict"]) == 8
     assert "says nothing (lines at equal distances" in capsys.readouterr().out
     sidecar = json.loads((tmp_path / "comb.json").read_text())
@@ -415,7 +445,9 @@ def test_clipped_samples_are_said(study, tmp_path):
         kspace = scan["kspace"][()].reshape(2, 1, 90, 96)
     limit = 0.2 * np.abs(kspace).max()
     cut = np.clip(kspace.real, -limit, limit) + 1j * np.clip(kspace.imag, -limit, limit)
-    write_scan(tmp_path / "cut.h5", iter(cut.astype(np.complex64)), cut.shape, mask=(kspace[0, 0] != 0).astype(np.float32))
+    write_scan(
+        tmp_path / "cut.h5", iter(cut.astype(np.complex64)), cut.shape, mask=(kspace[0, 0] != 0).astype(np.float32)
+    )
     command = ["reconstruct", "-o", str(tmp_path / "out"), "--baseline", "zero-filled", "--quiet"]
     assert main([*command, str(tmp_path / "cut.h5")]) == 0
     assert any("clipped" in one for one in json.loads((tmp_path / "out" / "cut.json").read_text())["warnings"])

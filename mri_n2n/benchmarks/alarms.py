@@ -69,7 +69,9 @@ MOVED = {
 }
 
 
-def alarms(network: nn.Module, known: dict[str, Known], volume: Tensor, name: str, protocol: Protocol) -> dict[str, bool]:
+def alarms(
+    network: nn.Module, known: dict[str, Known], volume: Tensor, name: str, protocol: Protocol
+) -> dict[str, bool]:
     """Of one scan of a volume's full k-space (slices, 1, y, x), by kind."""
     image_of, found = partial(reconstruct_acquisition, network), []
     for index in looked_at(len(volume)):
@@ -84,7 +86,9 @@ def run(setting: Setting) -> str:
     data, quick = data_folder(setting.data), setting.quick
     folder = without(volumes_in(data), UNKNOWN_CONTRAST, setting.output / "alarms-data")
     protocol = {"masks": ROULETTE.masks, "acceleration": ROULETTE.acceleration, "method": "noise2noise"}
-    options = comparison_options(folder, steps=4 if quick else STEPS, batch_size=2, matrix_size=MATRIX, protocol=protocol)
+    options = comparison_options(
+        folder, steps=4 if quick else STEPS, batch_size=2, matrix_size=MATRIX, protocol=protocol
+    )
     run = setting.output / f"alarms{'-quick' if quick else ''}"
     made = trained(options, run)
     network, header = load_network(run / "weights.safetensors")
@@ -165,4 +169,3 @@ def moved(full: Tensor, shift: tuple[float, float], degrees: float) -> Tensor:
     ky, kx = ((torch.arange(n) - n // 2) / n for n in image.shape)
     angle = -2 * torch.pi * (ky[:, None] * shift[0] + kx[None, :] * shift[1])
     return kspace * torch.polar(torch.ones_like(angle), angle)
-

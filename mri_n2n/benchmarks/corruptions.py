@@ -96,9 +96,7 @@ ROWS = {
     "bernoulli": Row(corrupting("bernoulli", 0.0, 0.9)),
     "text": Row(corrupting("text", 0.0, 0.5), 0.5, wrong={L2: {"loss": "l2"}}),
     "impulse": Row(corrupting("impulse", 0.0, 0.7), 0.5, wrong={L2: {"loss": "l2"}}, beside={L1: {"loss": "l1"}}),
-    "impulse-heavy": Row(
-        corrupting("impulse", 0.4, 0.9), 0.5, wrong={L2: {"loss": "l2"}, L1: {"loss": "l1"}}
-    ),
+    "impulse-heavy": Row(corrupting("impulse", 0.4, 0.9), 0.5, wrong={L2: {"loss": "l2"}, L1: {"loss": "l1"}}),
     "spikes": Row(corrupting("spikes", 0.0, 0.01), 0.5, wrong={L0: {"loss": "l0"}}),
     "roulette": Row({}, beside={"L2 without weights": {"pair": PairOptions(weight_cap=1.0)}}),
 }

@@ -43,7 +43,9 @@ class Reconstructed:
 def reconstructed(source: Source, network: torch.nn.Module, every: int) -> Reconstructed:
     full, draw = source.load()[::every], seeded(SEED, "population", source.name)
     first, second = (
-        measure(full, draw_mask("roulette", (MATRIX, MATRIX), ACCELERATION, draw, hermitian=True), draw, noise_variance=0.0)
+        measure(
+            full, draw_mask("roulette", (MATRIX, MATRIX), ACCELERATION, draw, hermitian=True), draw, noise_variance=0.0
+        )
         for _ in range(2)
     )
     image = reconstruct_acquisition(network, first)
@@ -64,7 +66,9 @@ def run(setting: Setting) -> str:
     found: dict[str, list[Reconstructed]] = {}
     made = []
     for number, subject in enumerate(subjects[:2] if quick else subjects):
-        options = comparison_options(data, steps=4 if quick else STEPS, batch_size=2, protocol={"method": "noise2noise"})
+        options = comparison_options(
+            data, steps=4 if quick else STEPS, batch_size=2, protocol={"method": "noise2noise"}
+        )
         other = subjects[number - 1]
         options = replace(options, excluded_subjects=(subject,), validation_subjects=(other,))
         folder = setting.output / f"population-{subject}{'-quick' if quick else ''}"
@@ -95,7 +99,9 @@ def said(found: dict[str, list[Reconstructed]]) -> str:
         contained = []
         for subject, volumes in found.items():
             of_others = population_of([one for name, one in means.items() if name != subject])
-            contained.append(of_others.psnr.low <= float(np.mean([one.truth for one in volumes])) <= of_others.psnr.high)
+            contained.append(
+                of_others.psnr.low <= float(np.mean([one.truth for one in volumes])) <= of_others.psnr.high
+            )
         text += (
             f"\n- The interval of the mean from four subjects contains the fifth one's true mean {sum(contained)} of {len(contained)} times: it is an interval of "
             "a mean, not of a single subject, and from four it is too narrow."

@@ -176,9 +176,7 @@ def of_raw(file: Path | None, network: torch.nn.Module) -> str:
     if file is None:
         return ""
     scan, _ = with_sensitivity_maps(open_scan(file, "npy-coils").read(0, 1))
-    checked = check_itself(
-        lambda *_: scan, partial(reconstruct_acquisition, network), 1, 1, estimates=True, bars=True
-    )
+    checked = check_itself(lambda *_: scan, partial(reconstruct_acquisition, network), 1, 1, estimates=True, bars=True)
     image = reconstruct_acquisition(network, scan).abs().max().item()
     psnr = [10 * math.log10(image**2 / value) for value in (checked.error.mse.value, checked.error.mse.high)]
     bars = checked.bars

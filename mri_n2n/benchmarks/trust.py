@@ -98,7 +98,9 @@ def estimated(case: Case, image: Reconstructed, number: int) -> Estimate:
     """From one second acquisition, or from two."""
     slices, _, y, x = image.full.shape
     if case.for_each:
-        parts = [part for index in range(slices) for part in _parts(case, image, slice(index, index + 1), number, index)[0]]
+        parts = [
+            part for index in range(slices) for part in _parts(case, image, slice(index, index + 1), number, index)[0]
+        ]
         return estimate(parts, slices * y * x)
     parts, doubt = _parts(case, image, slice(None), number)
     return estimate(parts, slices * y * x, doubt)

@@ -15,9 +15,7 @@ from mri_n2n.trust.words import self_check_line
 
 NO_ESTIMATE = "No error estimate: give a second acquisition to mri-n2n evaluate."
 NO_ERROR_MAP = "There is no error map: it needs a fully sampled reference, and mri-n2n evaluate --reference."
-ERROR_BARS = (
-    "Where errors are likely to be large: images without some of the samples differ so much, scaled by held-out samples (90 %). Relative."
-)
+ERROR_BARS = "Where errors are likely to be large: images without some of the samples differ so much, scaled by held-out samples (90 %). Relative."
 OF_SELF_CHECK = (
     "Estimated from the scan's own samples, held out in turn: the error of what was not sampled. The interval is that of chance and of the extrapolation. "
     "It says nothing of a single structure."

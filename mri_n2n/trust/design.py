@@ -63,7 +63,9 @@ def design_of(mask: Tensor, probability: Tensor) -> Design:
     surprise = [
         abs(int(drawn[side].sum()) - chance[side].sum().item()) for side in (of_unit == 0, of_unit == 1) if side.any()
     ]
-    return Design(unit, chance, drawn, of_unit if max(surprise) <= 1 else None, _equidistant(drawn, len(chance) < mask.shape[-1]))
+    return Design(
+        unit, chance, drawn, of_unit if max(surprise) <= 1 else None, _equidistant(drawn, len(chance) < mask.shape[-1])
+    )
 
 
 def _equidistant(drawn: Tensor, mirrored: bool) -> bool:

@@ -47,7 +47,9 @@ class Doubts:
         if self.spikes:
             found.append(f"{self.spikes} samples stand out of those around them as spikes do; they make stripes")
         if self.ghosted:
-            found.append(f"{self.ghosted} slices resemble shifted copies of themselves: ghosts of the undersampling remain")
+            found.append(
+                f"{self.ghosted} slices resemble shifted copies of themselves: ghosts of the undersampling remain"
+            )
         return found
 
 

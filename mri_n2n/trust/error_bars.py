@@ -59,7 +59,9 @@ def band_edges(held_out: Tensor) -> Tensor:
     return torch.quantile(found, torch.linspace(0, 1, count + 1, dtype=torch.float64)[1:-1])
 
 
-def scores_of(images: Tensor, maps: Tensor | None, residual: Tensor, fold: Tensor, empty: Tensor, edges: Tensor) -> Scores:
+def scores_of(
+    images: Tensor, maps: Tensor | None, residual: Tensor, fold: Tensor, empty: Tensor, edges: Tensor
+) -> Scores:
     """images: (folds, coils or 1, y, x) complex, of one slice; maps: (coils, y, x). residual: (coils, y, x), F S x' - s of what was held
     out. fold: (y, x), -1 where nothing was. empty: (y, x) bool, locations without samples."""
     apart = images.to(torch.complex128) - images.to(torch.complex128).mean(dim=0)

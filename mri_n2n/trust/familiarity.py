@@ -100,7 +100,9 @@ def _of_image(size: Tensor) -> Tensor:
         return torch.full((len(QUANTILES) + 2,), math.nan, dtype=torch.float64)
     inside = size[size > OBJECT * top] / top
     levels = torch.quantile(inside, torch.tensor(QUANTILES, dtype=torch.float64))
-    return torch.cat([levels, torch.stack([(size > OBJECT * top).double().mean(), size.diff(dim=0).abs().mean() / size.mean()])])
+    return torch.cat(
+        [levels, torch.stack([(size > OBJECT * top).double().mean(), size.diff(dim=0).abs().mean() / size.mean()])]
+    )
 
 
 def mean_of(slices: Sequence[Statistics]) -> Statistics:

@@ -162,9 +162,7 @@ def _checked(
         yield Slice(one, terms(tenth), None if fifth is None else terms(fifth), scores)
 
 
-def _held_out(
-    acquisition: Acquisition, fold: Tensor, open_: Tensor, images_of: ImagesOf
-) -> tuple[Tensor, Tensor]:
+def _held_out(acquisition: Acquisition, fold: Tensor, open_: Tensor, images_of: ImagesOf) -> tuple[Tensor, Tensor]:
     """(F S x' - s of each sample of a fold (slices, 1, y, x) from the image without its fold, (slices, coils, y, x); the images
     (folds, slices, 1 or coils, y, x)), on the CPU. open_: (slices, 1, y, x), where folds are from."""
     maps, residual, images = acquisition.sensitivity_maps, torch.zeros_like(acquisition.kspace, device="cpu"), []

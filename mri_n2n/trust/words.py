@@ -63,9 +63,13 @@ def checked_facts(checked: Checked, peak: float, energies: Sequence[float]) -> t
     if checked.error is not None and checked.error.noise:
         said.append("the noise level is not known, so the self-check's error has the noise of the samples in it")
     if checked.error is not None and checked.error.assumed:
-        said.append("the sampling probability is not stored; the self-check estimated it from the masks, which its interval does not know of")
+        said.append(
+            "the sampling probability is not stored; the self-check estimated it from the masks, which its interval does not know of"
+        )
     if checked.error is not None and (few := [index for index, one in enumerate(checked.error.slices) if one is None]):
-        said.append(f"the self-check says nothing of {len(few)} slices, which are empty or have too few samples to hold out")
+        said.append(
+            f"the self-check says nothing of {len(few)} slices, which are empty or have too few samples to hold out"
+        )
     return facts, said
 
 
@@ -93,7 +97,9 @@ def self_check_line(facts: dict) -> str:
     """Of a sidecar's `self_check`, in a line."""
     if "psnr" not in facts:
         return f"self-check: says nothing ({'; '.join(facts['says_nothing'])})"
-    value, low, high = (math.inf if facts["psnr"][end] is None else facts["psnr"][end] for end in ("value", "low", "high"))
+    value, low, high = (
+        math.inf if facts["psnr"][end] is None else facts["psnr"][end] for end in ("value", "low", "high")
+    )
     said = f"self-check: PSNR {value:.2f} dB ({low:.2f} to {high:.2f}) by what was not sampled, {facts['spoken_for']:.1%} of k-space"
     said += f"; nothing is known of {facts['silent']:.1%}" if facts["silent"] > 0 else ""
     return said + ("; with the noise of the samples" if facts["noise"] == "included" else "")
