@@ -19,7 +19,7 @@ from mri_n2n.trust.familiarity import learned, looked_at, statistics_of
 from mri_n2n.volumes import Volume
 
 # About so many scans, and how often a volume is acquired anew by simulation at most.
-SCANS, TIMES = 48, 4
+SCANS, TIMES = 48, 8
 
 
 def familiarity_of(
