@@ -19,9 +19,8 @@ from mri_n2n.inference import PIXELS_AT_ONCE, LoadedNetwork, cautions, reconstru
 from mri_n2n.operators import density_weights
 from mri_n2n.regularisation import at_an_end, chosen_regularisation
 from mri_n2n.trust.familiarity import known_of, looked_at, mean_of, statistics_of, unlike
+from mri_n2n.trust.self_check import ImagesOf, Read
 
-Read = Callable[[int, int], Acquisition]
-ImagesOf = Callable[[Acquisition], Tensor]
 Finish = Callable[[Tensor, float], tuple[dict, list[str], dict[str, np.ndarray]]]
 
 

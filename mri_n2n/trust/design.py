@@ -19,7 +19,8 @@ class Design:
 
     unit: (y, x) int64, the draw that each location belongs to: a point, a pair of points that mirror each other, or a line.
     probability: (units,) float64 of each draw. drawn: (units,) boolean. group: (units,) int64 of draws that were made together, to
-    a number; None where each was made by itself.
+    a number; None where each was made by itself. equidistant: its lines lie at equal distances, so that they are one draw and no variance
+    can be told from them.
     """
 
     unit: Tensor

@@ -27,7 +27,7 @@ from mri_n2n.trust.folds import divide
 KINDS = ("image", "acquisition")
 # Pixels above this share of the 99.5 % quantile are the object; its quantiles.
 OBJECT, QUANTILES = 0.1, (0.1, 0.25, 0.5, 0.75, 0.9)
-# Bands of held-out samples, as shares of the largest frequency; the prediction of an empty one.
+# Bands of held-out samples, as shares of the largest frequency.
 BANDS = ((0.12, 0.5), (0.5, 0.75), (0.75, 2.0))
 # A scan is unlike where at most this share of training scans is as far from the others, of either kind, which takes 39 of them. Of fewer
 # than `FEWEST` nothing is kept.
