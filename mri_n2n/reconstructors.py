@@ -18,7 +18,7 @@ from mri_n2n.fourier import ifft2c
 from mri_n2n.inference import PIXELS_AT_ONCE, LoadedNetwork, cautions, reconstruct_acquisition
 from mri_n2n.operators import density_weights
 from mri_n2n.regularisation import at_an_end, chosen_regularisation
-from mri_n2n.trust.familiarity import known_of, looked_at, mean_of, statistics_of, unlike
+from mri_n2n.trust.familiarity import Known, known_of, looked_at, mean_of, statistics_of, unlike
 from mri_n2n.trust.self_check import ImagesOf, Read
 
 Finish = Callable[[Tensor, float], tuple[dict, list[str], dict[str, np.ndarray]]]
@@ -41,7 +41,8 @@ class Reconstructor:
 
 
 def network_reconstructor(loaded: LoadedNetwork, *, flips: bool) -> Reconstructor:
-    """A network; flips: the mean over the four mirror images of each slice."""
+    """A network; flips: the mean over the four mirror images of each slice. InputError where the weights' header is damaged."""
+    known = known_of(loaded.header)
 
     def begin(scan: Scan, read: Read) -> tuple[ImagesOf, Finish]:
         scale = intensity_scale(scan, loaded)
@@ -56,7 +57,7 @@ def network_reconstructor(loaded: LoadedNetwork, *, flips: bool) -> Reconstructo
         }
 
         def finish(mask: Tensor, share: float) -> tuple[dict, list[str], dict[str, np.ndarray]]:
-            of_training, against = compared_with_training(scan, read, loaded)
+            of_training, against = compared_with_training(scan, read, loaded, known)
             return facts | of_training, cautions(loaded, mask, share) + against, {}
 
         return images_of, finish
@@ -64,10 +65,11 @@ def network_reconstructor(loaded: LoadedNetwork, *, flips: bool) -> Reconstructo
     return Reconstructor(loaded.device, loaded.header["network"] != "unet", begin)  # the 2018 U-Net knows no coils
 
 
-def compared_with_training(scan: Scan, read: Read, loaded: LoadedNetwork) -> tuple[dict, list[str]]:
+def compared_with_training(
+    scan: Scan, read: Read, loaded: LoadedNetwork, known: dict[str, Known] | None
+) -> tuple[dict, list[str]]:
     """(what the sidecar says, what is against the weights) of whether a scan is like those they were trained on, see
     `trust.familiarity`; nothing where the weights do not say."""
-    known = known_of(loaded.header)
     if known is None:
         return {}, []
     image_of = partial(reconstruct_acquisition, loaded.network, device=loaded.device)
@@ -77,7 +79,12 @@ def compared_with_training(scan: Scan, read: Read, loaded: LoadedNetwork) -> tup
     statistics = mean_of([statistics_of(one, image_of) for one in slices])
     found = {kind: unlike(known[kind], getattr(statistics, kind)) for kind in known}
     facts = {
-        kind: {"distance": round(one.distance, 4), "share_as_far": round(one.share, 4), "alarm": one.alarm}
+        kind: {
+            "distance": round(one.distance, 4),
+            "share_as_far": round(one.share, 4),
+            "subjects": known[kind].subjects,
+            "alarm": one.alarm,
+        }
         for kind, one in found.items()
     }
     words = {
@@ -86,7 +93,8 @@ def compared_with_training(scan: Scan, read: Read, loaded: LoadedNetwork) -> tup
     }
     against = [
         f"unlike what the weights were trained on by {words[kind]} (distance {one.distance:.1f}; this one "
-        f"counted, {one.share:.1%} of the training scans are as far from those of other subjects)"
+        f"counted, {one.share:.1%} of the training scans are as far from those of other subjects, of which there were "
+        f"{known[kind].subjects})"
         for kind, one in found.items()
         if one.alarm
     ]

@@ -343,7 +343,13 @@ def test_what_cannot_be_told_says_nothing_and_one_volume_tells_nothing():
     centre = unlike(known, torch.full((5,), math.nan, dtype=torch.float64))
     assert centre.distance == pytest.approx(torch.linalg.vector_norm(known.scans, dim=1).min().item())
     assert known_of({}) is None
-    for broken in ({}, {"image": kept["image"]}, {**kept, "image": {**kept["image"], "centre": [0.0]}}, "x"):
+    for broken in (
+        {},
+        {"image": kept["image"]},
+        {**kept, "image": {**kept["image"], "centre": [0.0]}},
+        "x",
+        {k: v | {"subjects": "many"} for k, v in kept.items()},
+    ):
         with pytest.raises(InputError, match="no sense"):
             known_of({"familiarity": broken})
 
@@ -466,4 +472,4 @@ def test_weights_say_what_a_scan_is_unlike(study, tmp_path):
     with pytest.warns(UserWarning, match="unlike what the weights were trained on by its grey values"):
         assert main([*command, str(tmp_path / "w.safetensors"), "--strict"]) == 8
     found = json.loads((tmp_path / "points.json").read_text())["familiarity"]["image"]
-    assert found["alarm"] and found["share_as_far"] == pytest.approx(1 / 61, abs=1e-4)
+    assert found["alarm"] and found["share_as_far"] == pytest.approx(1 / 61, abs=1e-4) and found["subjects"] == 60

@@ -10,15 +10,16 @@ import nibabel
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
 import mri_n2n
 from mri_n2n.acquisition import Acquisition
 from mri_n2n.cli import main
 from mri_n2n.errors import InputError, NotFoundError, OptionError
 from mri_n2n.formats import write_scan
-from mri_n2n.fourier import ifft2c
+from mri_n2n.fourier import fft2c, ifft2c
 from mri_n2n.masks import draw_mask
-from mri_n2n.phantom import phantom_kspace
+from mri_n2n.phantom import Ellipse, ellipse_kspace, phantom_kspace
 from mri_n2n.protocol import one_slice
 from mri_n2n.sources import Source
 from mri_n2n.trust.agreement import agreement
@@ -175,11 +176,33 @@ def test_gain_phase_and_shift_are_found(coils, gain, phase, shift):
         moved = gain * np.exp(1j * phase) * ramp * full + noise(full.shape, 1e-5, draw(seed + 100))
         one = agreement(full, (mask * moved).to(torch.complex64), mask)
         assert one.told and bool(one.differences) == (gain != 1 or phase != 0 or shift != (0.0, 0.0))
-        found.append((one.gain, math.remainder(one.phase - phase, 2 * math.pi), *one.shift))
+        found.append((one.gain, math.remainder(one.phase - phase, 2 * math.pi), *one.shift, one.turn))
         told.append(one.errors)
-    wanted, errors = np.array([gain, 0.0, *shift]), np.mean(told, axis=0)
+    wanted, errors = np.array([gain, 0.0, *shift, 0.0]), np.mean(told, axis=0)
     assert (np.abs(np.mean(found, axis=0) - wanted) < 4 * errors / 40**0.5 + 1e-6).all()
     assert np.std(found, axis=0) == pytest.approx(errors, rel=0.4)
+
+
+@pytest.mark.parametrize("degrees", [-3.0, 1.0])
+def test_a_turn_is_found(degrees):
+    """Of ellipses in closed form, turned from y towards x, to a tenth of it and with its sign; and it is named. Without one, it is not."""
+    middle = [Ellipse((0.02, -0.05), (0.4, 0.3), 0.3, 1.0), Ellipse((-0.1, 0.1), (0.05, 0.15), 0.0, 0.5)]
+    ky, kx = np.meshgrid(np.arange(64) - 32.0, np.arange(64) - 32.0, indexing="ij")
+    first, second = (
+        torch.from_numpy(sum(ellipse_kspace(turned(one, by), ky, kx) for one in middle))[None] for by in (0.0, degrees)
+    )
+    mask = draw_mask("gaussian-points", (64, 64), 3.0, draw(0)).mask
+    of = lambda one, seed: (mask * (one + noise(one.shape, 1e-8, draw(seed)))).to(torch.complex64)  # noqa: E731
+    found = agreement(of(first, 1), of(second, 2), mask)
+    assert found.turn == pytest.approx(degrees, rel=0.1) and any("turn" in words for words in found.differences)
+    assert not agreement(of(first, 1), of(first, 2), mask).differences
+
+
+def turned(one: Ellipse, degrees: float) -> Ellipse:
+    """About the middle, from y towards x."""
+    (y, x), angle = one.center, math.radians(degrees)
+    center = (y * math.cos(angle) - x * math.sin(angle), y * math.sin(angle) + x * math.cos(angle))
+    return replace(one, center=center, angle=one.angle - angle)
 
 
 def test_too_few_common_samples_say_nothing():
@@ -235,6 +258,17 @@ def test_pairs_are_corrected_or_left_out_before_training():
         for one, other in zip(found, wanted):
             assert torch.equal(one.mask, other.mask)
             assert (one.kspace - other.kspace).abs().max() < 5e-3 * other.kspace.abs().max()
+
+
+def test_a_turned_repetition_is_left_out():
+    """Which samples that stay where they are cannot follow."""
+    first, second = repetitions()
+    images = ifft2c(second.kspace).numpy()
+    images = ndimage.rotate(images.real, 2, axes=(-2, -1), reshape=False) + 0j
+    other = replace(second, kspace=second.mask * fft2c(torch.from_numpy(images)).to(torch.complex64))
+    full = [replace(one, mask=torch.ones_like(one.mask), kspace=fft2c(ifft2c(one.kspace))) for one in (first, other)]
+    check = check_pairs([Source("turned", "turned", 3, lambda: full)])
+    assert check.sources == [] and "a turn by about" in check.left_out[0]
 
 
 def test_a_corrected_gain_is_taken_out_of_the_noise_level_too():

@@ -33,6 +33,7 @@ BANDS = ((0.12, 0.5), (0.5, 0.75), (0.75, 2.0))
 # than `FEWEST` nothing is kept.
 ALARM, FEWEST = 0.025, 10
 SLICES = 3  # of a scan
+TENSORS = ("transform", "centre", "scans", "distances")  # of `Known`
 
 
 @dataclass(frozen=True)
@@ -45,9 +46,10 @@ class Statistics:
 
 @dataclass(frozen=True)
 class Known:
-    """Of one kind: transform (statistics, axes) to the units of distances, centre (statistics,), scans (n, axes) already in them, and
-    the calibration's distances (n,), ascending."""
+    """Of one kind: how many subjects the scans are of, transform (statistics, axes) to the units of distances, centre (statistics,),
+    scans (n, axes) already in them, and the calibration's distances (n,), ascending."""
 
+    subjects: int
     transform: Tensor
     centre: Tensor
     scans: Tensor
@@ -128,6 +130,7 @@ def learned(scans: Sequence[Sequence[Statistics]], subjects: Sequence[str], volu
             for one, own in zip(scans_there, groups)
         ]
         found[kind] = {
+            "subjects": len(set(subjects)),
             "transform": transform.tolist(),
             "centre": centre.tolist(),
             "scans": scans_there.tolist(),
@@ -143,7 +146,9 @@ def known_of(header: dict) -> dict[str, Known] | None:
         return None
     try:
         found = {
-            kind: Known(**{name: torch.tensor(kept[kind][name], dtype=torch.float64) for name in Known.__annotations__})
+            kind: Known(
+                int(kept[kind]["subjects"]), *(torch.tensor(kept[kind][name], dtype=torch.float64) for name in TENSORS)
+            )
             for kind in KINDS
         }
         fits = all(

@@ -55,7 +55,7 @@ def check_pairs(sources: Sequence[Source]) -> PairCheck:
     """Compare the repetitions of each source with its first, slice by slice; one source in memory at a time.
 
     Where gain, phase or place differ beyond chance (see `agreement`) they are corrected in k-space, samples staying where they were
-    measured; a source with a gain beyond 1.25 or a shift beyond 2 pixels is left out. A noise level that was told is divided by the gain squared.
+    measured; a source with a gain beyond 1.25, a shift beyond 2 pixels or a turn, which samples that stay cannot follow, is left out. A noise level that was told is divided by the gain squared.
     """
     kept, left_out, checked, corrected, untold = [], [], 0, 0, 0
     for source in sources:
@@ -83,6 +83,7 @@ def _common(first: Acquisition, other: Acquisition, index: int) -> Tensor:
 
 def _too_much(found: Agreement, number: int, index: int) -> str | None:
     beyond = not 1 / GAIN_AT_MOST <= found.gain <= GAIN_AT_MOST or max(map(abs, found.shift)) > SHIFT_AT_MOST
+    beyond |= found.is_turned
     return f"repetition {number + 1}, slice {index}: {' and '.join(found.differences)}" if beyond else None
 
 
