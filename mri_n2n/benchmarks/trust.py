@@ -1,6 +1,6 @@
 """Error without a reference: estimated from a second acquisition, against the truth
 
-The T1W volume of subject 04 at 128x128, every sixth slice, reconstructed with the bundled weights (network alone) from one acquisition,
+The T1W volume of subject 04 at 128x128, reconstructed with the bundled weights (network alone) from one acquisition,
 10x roulette with one coil and 6x Gaussian lines with 8 simulated coils (one mask for all slices), without noise and with complex noise
 of a standard deviation of 2 % of the maximum. Then 200 second acquisitions are drawn, each with noise of its own and a mask for all slices (where it says so: one for
 each slice) of the same kind, and the error is estimated from each as `evaluate --second-acquisition` does, told the noise variance; with noise also from
@@ -31,7 +31,7 @@ from mri_n2n.simulation import measure, seeded, sensitivities
 from mri_n2n.trust.design import Design, design_of
 from mri_n2n.trust.error_estimate import Estimate, Level, Terms, estimate, level_of_two, terms_of
 
-MATRIX, EVERY, DRAWS = 128, 6, 200
+MATRIX, DRAWS = 128, 200
 NOISE = 0.02
 
 
@@ -129,7 +129,7 @@ def run(setting: Setting) -> str:
     source = next((s for s in test_sources(data, MATRIX) if TEST_CONTRAST in s.name), None)
     if source is None:
         raise NotFoundError(f"the test subject in {data} has no {TEST_CONTRAST} volume")
-    images = ifft2c(source.load()[:: 24 if quick else EVERY])
+    images = ifft2c(source.load()[:: 24 if quick else 1])
     rows, said = [], []
     for case in CASES:
         image = reconstructed(case, images)
