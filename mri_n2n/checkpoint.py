@@ -10,6 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from mri_n2n.errors import InputError, NotFoundError, UserError
 from mri_n2n.files import atomic_output, check_readable
@@ -94,6 +95,13 @@ def find_weights(weights: Path | None) -> Path:
     return weights / "weights.safetensors" if weights.is_dir() else weights
 
 
+class _NothingDrawn(TorchFunctionMode):
+    """Weights stay as they are, for they are replaced: to draw tensors without values, torch would load its compiler, 2 s."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        return args[0] if func in (Tensor.normal_, Tensor.uniform_) else func(*args, **(kwargs or {}))
+
+
 def load_network(path: Path) -> tuple[nn.Module, dict]:
     """Network in evaluation mode and the header of its weights file."""
     tensors, header = load_tensors(path)
@@ -101,7 +109,8 @@ def load_network(path: Path) -> tuple[nn.Module, dict]:
         if key not in header:
             raise InputError(f"{path} names no {key}; expected a weights.safetensors that `mri-n2n train` wrote")
     try:
-        with torch.device("meta"):  # no memory is reserved for what the header says before the tensors agree
+        # No memory is reserved for what the header says before the tensors agree.
+        with torch.device("meta"), _NothingDrawn():
             network = build_network(header["network"], header["network_options"])
     except (UserError, RuntimeError) as error:
         raise InputError(f"{path}: {' '.join(str(error).split())[:300]}") from None

@@ -101,7 +101,7 @@ class Unrolled(nn.Module):
             last = one.last if unet == "doubling" else one.last[-1]
             nn.init.zeros_(last.weight[:2])  # every cascade starts as the identity
         # log v_f of the image scaled to 1, at the centre of k-space and its change to the edge
-        self.error = nn.Parameter(torch.tensor([-4.0, -4.0]).repeat(cascades, 1)) if soft else None
+        self.error = nn.Parameter(torch.full((cascades, 2), -4.0)) if soft else None
 
     def forward(self, acquisition: Acquisition) -> Tensor:
         kspace, mask, maps = acquisition.kspace, acquisition.mask, acquisition.sensitivity_maps

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from scipy.stats import t as student
+from scipy.special import stdtrit  # of scipy.stats, which takes a second to import
 from torch import Tensor
 
 from mri_n2n.trust.design import Design
@@ -114,7 +114,7 @@ def estimate(parts: Sequence[tuple[Terms, Design]], pixels: int, doubt: float = 
     """The mean squared error of all pixels of slices, from terms of one or several masks that were drawn each by itself. doubt:
     of the noise level, see `Level`."""
     found = total(parts)
-    quantile = student.ppf(0.5 + CONFIDENCE / 2, found.freedom)
+    quantile = stdtrit(found.freedom, 0.5 + CONFIDENCE / 2)
     reach = float(quantile) * math.sqrt(found.variance + pixels**2 * doubt)
     return Estimate(found.value / pixels, (found.value - reach) / pixels, (found.value + reach) / pixels)
 

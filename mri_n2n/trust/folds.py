@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
-from scipy.optimize import isotonic_regression
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
@@ -93,6 +92,8 @@ def _estimated(mask: Tensor, certain: Tensor, box: Box) -> Tensor:
     rising = distance[rest][order]
     ring, counts = rising.unique_consecutive(return_inverse=True, return_counts=True)[1:]
     means = torch.zeros(len(counts), dtype=torch.float64).index_add(0, ring, mask[rest][order].double()) / counts
+    from scipy.optimize import isotonic_regression  # here, as most uses do without it and it takes 0.2 s
+
     fitted = isotonic_regression(means.numpy(), weights=counts.double().numpy(), increasing=False).x.copy()
     chance = torch.ones_like(mask, dtype=torch.float64)
     values = torch.empty(len(order), dtype=torch.float64)
