@@ -16,6 +16,7 @@ from torch import Generator, Tensor
 from mri_n2n.acquisition import Acquisition
 from mri_n2n.coils import SMALLEST, calibration_region, with_sensitivity_maps
 from mri_n2n.corruptions import corrupted_pair
+from mri_n2n.distributed import ALONE, Processes, shared_out
 from mri_n2n.fourier import mirror_axes
 from mri_n2n.masks import draw_mask
 from mri_n2n.movement import flip, translate
@@ -41,25 +42,57 @@ from mri_n2n.volumes import Volume
 FILES_IN_GROUP = 4
 # Volumes stay in memory up to this size, so that a small data set is read once and a large one does not fill memory;
 # so do sensitivity maps, which take longer to estimate than a training step.
-MEMORY_FOR_VOLUMES = 2**30
+MEMORY_FOR_VOLUMES = 2**28
 MEMORY_FOR_MAPS = 2**30
 
 
-def steps_per_epoch(sources: Sequence[Source], batch_size: int) -> int:
+def steps_per_epoch(sources: Sequence[Source], batch_size: int, shards: int = 1) -> int:
     """How many batches show every slice of the sources once."""
-    return -(-sum(source.slices for source in sources) // batch_size)
+    slices = [source.slices for source in sources]
+    most = max(sum(slices[i] for i in shard) for shard in shared_out(slices, shards)) if slices else 0
+    return -(-most // (batch_size // shards))
 
 
 def training_batches(
-    sources: Sequence[Source], protocol: Protocol, batch_size: int, first_step: int = 0
+    sources: Sequence[Source],
+    protocol: Protocol,
+    batch_size: int,
+    first_step: int = 0,
+    shards: int = 1,
+    processes: Processes = ALONE,
 ) -> Iterator[list[Pair]]:
-    """Endless batches from step `first_step` on; each a list of pairs, one per shape of k-space that the batch holds."""
-    epoch, skip = divmod(first_step, steps_per_epoch(sources, batch_size))
+    """Endless batches from step `first_step` on; each a list of pairs, one per shape of k-space that the batch holds.
+
+    shards: parts that the files are divided into, each of which gives an equal share of every batch, until the larger ones alone are left
+    at the end of an epoch. A process makes the shares of its own shards, and reads no other files: what is drawn depends on the number of shards, not on that of
+    processes, which must divide it. A process whose shards have no slices left gives an empty list.
+    """
+    per_epoch = steps_per_epoch(sources, batch_size, shards)
+    own = shared_out([source.slices for source in sources], shards)[processes.rank :: processes.count]
+    memory = MEMORY_FOR_VOLUMES // len(own)
+    streams = [
+        _examples([sources[i] for i in shard], protocol, batch_size // shards, first_step, per_epoch, memory)
+        for shard in own
+    ]
+    for parts in zip(*streams):
+        yield _collate([example for part in parts for example in part])
+
+
+def _examples(
+    sources: Sequence[Source], protocol: Protocol, count: int, first_step: int, per_epoch: int, memory: int
+) -> Iterator[list[Pair]]:
+    """Of one shard, `count` training pairs a step; fewer and none at the end of an epoch of `per_epoch` steps."""
+    epoch, skip = divmod(first_step, per_epoch)
     loaded: dict[int, Volume] = {}
     maps: dict[tuple, Tensor] = {}
     masks: dict[int, Tensor] = {}
     while True:
-        yield from _epoch(sources, protocol, batch_size, epoch, skip, loaded, maps, masks)
+        steps = 0
+        for examples in _epoch(sources, protocol, count, epoch, skip, memory, loaded, maps, masks):
+            yield examples
+            steps += 1
+        for _ in range(per_epoch - skip - steps):
+            yield []
         epoch, skip = epoch + 1, 0
 
 
@@ -69,6 +102,7 @@ def _epoch(
     batch_size: int,
     epoch: int,
     skip: int,
+    memory: int,
     loaded: dict[int, Volume],
     maps: dict[tuple, Tensor],
     masks: dict[int, Tensor],
@@ -93,9 +127,9 @@ def _epoch(
                 about = seeded(protocol.seed, "other mask", epoch, sources[file].name, index)
                 other = _other_mask(sources, file, index, loaded, masks, about)
             examples.append(_example(loaded[file], index, sources[file].name, protocol, draw, maps, other))
-        yield _collate(examples)
+        yield examples
         done = [file for file in loaded if last[file] < start + batch_size]
-        while done and sum(map(_bytes, loaded.values())) > MEMORY_FOR_VOLUMES:
+        while done and sum(map(_bytes, loaded.values())) > memory:
             del loaded[done.pop(0)]
 
 

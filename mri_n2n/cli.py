@@ -137,6 +137,7 @@ def run_simulate(options: argparse.Namespace) -> None:
 
 
 def run_train(options: argparse.Namespace) -> None:
+    from mri_n2n.distributed import told
     from mri_n2n.process import tune_process
     from mri_n2n.quality import in_words
     from mri_n2n.training import train
@@ -144,6 +145,8 @@ def run_train(options: argparse.Namespace) -> None:
     train_options = train_options_from(options)
     tune_process()
     result = train(train_options, options.output, resume=options.resume)
+    if not told().is_first:
+        return
     words = in_words(result.quality)
     quality = f", validation: {words}" if words else ""
     if result.kept_step != result.steps:

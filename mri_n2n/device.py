@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from contextlib import nullcontext
 from pathlib import Path
@@ -12,9 +13,12 @@ from mri_n2n.errors import UserError
 
 
 def choose_device(device: str) -> torch.device:
-    """ "auto" is CUDA when there is one, else the CPU."""
+    """ "auto" is CUDA when there is one, else the CPU; of several GPUs the one of this process, where torchrun started it."""
     if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        rank = os.environ.get("LOCAL_RANK", "")
+        return torch.device("cuda", int(rank) % torch.cuda.device_count()) if rank.isdecimal() else torch.device("cuda")
     try:
         chosen = torch.device(device)
         torch.zeros(1, device=chosen).item()  # "meta" holds no numbers

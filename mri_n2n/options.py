@@ -31,7 +31,8 @@ class TrainOptions:
     are what is validated and saved (0: the last ones). checkpointing: activations of a cascade are computed again when
     they are needed: less memory, a third more time. init: weights file or run to start from, of the same
     network, or of one that grows into it, see `growth`.
-    network: None is the one that goes with the method, see `default_network`. batch_size: None is `default_batch_size`.
+    network: None is the one that goes with the method, see `default_network`. batch_size: slices in a step, of all processes together; None is
+    `default_batch_size`. shards: see `batches.training_batches`; None: one for each process.
     validate_every: seconds between validations, which save too. patience: stop after so many validations without improvement beyond
     uncertainty, see `selection`; None: never.
     """
@@ -50,6 +51,7 @@ class TrainOptions:
     steps: int | None = None
     minutes: float | None = None
     batch_size: int | None = None
+    shards: int | None = None
     learning_rate: float = 1e-3
     average: float = 0.999
     checkpointing: bool = False
@@ -89,6 +91,11 @@ def check_options(options: TrainOptions) -> None:
         f"--matrix-size must be at most 8192; got {options.matrix_size}": (options.matrix_size or 0) <= 8192,
         f"--batch-size must be at least 1; got {options.batch_size}": (
             options.batch_size is None or options.batch_size >= 1
+        ),
+        f"--shards must be at least 1, and --batch-size a multiple of it; got {options.shards} and {options.batch_size}": (
+            options.shards is None
+            or options.shards >= 1
+            and (options.batch_size or options.shards) % options.shards == 0
         ),
         f"--patience must be at least 1; got {options.patience}": options.patience is None or options.patience >= 1,
         f"--learning-rate must be above 0 and below 1; got {options.learning_rate}": 0 < options.learning_rate < 1,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 import warnings
@@ -21,6 +20,7 @@ from mri_n2n.baselines import check_baseline
 from mri_n2n.bids import check_dataset
 from mri_n2n.coils import coil_mixing, combine, with_sensitivity_maps
 from mri_n2n.device import machine
+from mri_n2n.distributed import told
 from mri_n2n.errors import InputError, NotFoundError, OptionError, OutputError, PartialError, UserError
 from mri_n2n.files import RAW, atomic_outputs, check_readable, one_line, sha256_of_all, suffix_of
 from mri_n2n.formats import detect, open_scan, write_result
@@ -94,8 +94,8 @@ def reconstruct_files(
     if len(scans) == 1:
         check_readable(scans[0])
     # Each process takes its share before it looks at what is there already: the others are at work.
-    rank, processes = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
-    share = list(zip(scans, targets, strict=True))[rank::processes]
+    processes = told()
+    share = list(zip(scans, targets, strict=True))[processes.rank :: processes.count]
     work = [(scan, target) for scan, target in share if not (skip_existing and target.sidecar.exists())]
     if len(work) < len(share) and not quiet:
         tqdm.write(f"{len(share) - len(work)} of {len(share)} left out: their results are there", file=sys.stderr)

@@ -59,10 +59,10 @@ def read_checkpoint(run: Path, options: dict, data: dict) -> tuple[dict[str, Ten
     return tensors, header
 
 
-def saved_batch_size(run: Path) -> int | None:
-    """That of an interrupted run; None where there is none."""
+def saved_options(run: Path) -> dict:
+    """Those of an interrupted run; none where there is none."""
     checkpoint = run / "checkpoint.safetensors"
-    return load_tensors(checkpoint)[1]["training"].get("batch_size") if checkpoint.exists() else None
+    return load_tensors(checkpoint)[1]["training"] if checkpoint.exists() else {}
 
 
 def start_run(run: Path, options: dict, step: int) -> None:

@@ -158,7 +158,18 @@ def add_train_arguments(train: argparse.ArgumentParser) -> None:
         metavar="N",
         help="stop when N validations (one a minute) in a row did not improve on the best beyond uncertainty; default: the whole budget",
     )
-    train.add_argument("--batch-size", type=int, help="default 2 on the CPU, 8 on a GPU (16 with the methods of 2018)")
+    train.add_argument(
+        "--batch-size",
+        type=int,
+        help="slices in a step, of all processes together; default 2 on the CPU, 8 on a GPU (16 with the methods of 2018), times the processes",
+    )
+    train.add_argument(
+        "--shards",
+        type=int,
+        metavar="N",
+        help="parts that the files are divided into, each with an equal share of every step; a multiple of torchrun's processes, which each read "
+        "their own; default: one for each process",
+    )
     train.add_argument("--learning-rate", type=float, default=1e-3)
     train.add_argument(
         "--average",

@@ -113,6 +113,7 @@ def train_options_from(options: argparse.Namespace):
         minutes=options.minutes,
         patience=options.patience,
         batch_size=options.batch_size,
+        shards=options.shards,
         learning_rate=options.learning_rate,
         average=(0.0 if recipe else TrainOptions.average) if options.average is None else options.average,
         checkpointing=options.checkpointing,

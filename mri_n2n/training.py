@@ -28,6 +28,7 @@ from mri_n2n.correction import in_use
 from mri_n2n.datasets import REPEATED, find_sources
 from mri_n2n.denoising.body import fitted_to_noise
 from mri_n2n.device import autocast, choose_device, choose_precision
+from mri_n2n.distributed import ALONE, Processes, joined
 from mri_n2n.errors import InputError, UserError
 from mri_n2n.files import sha256_of
 from mri_n2n.growth import initial_weights
@@ -42,7 +43,7 @@ from mri_n2n.runs import (
     read_checkpoint,
     read_log,
     save_run,
-    saved_batch_size,
+    saved_options,
     start_run,
     write_log,
     write_options,
@@ -106,7 +107,7 @@ class Stopped:
         self.signal: int | None = None
 
     def __call__(self, number: int, _frame: object) -> None:
-        if self.signal is not None:
+        if self.signal is not None and number == signal.SIGINT:  # torchrun adds a termination to a Ctrl-C
             raise KeyboardInterrupt
         self.signal = number
 
@@ -121,16 +122,20 @@ def train(options: TrainOptions, run: Path | str, *, resume: bool = False) -> Tr
 
     With `resume` an interrupted run goes on from its checkpoint: on the CPU in float32, with a budget in steps or
     epochs, to bit for bit the result of an uninterrupted one.
+    Under torchrun several processes train together: each reads and computes its own part of every step, see
+    `batches.training_batches`; the first validates and writes.
     Errors: NotFoundError without data, OutputError when `run` holds another run, InputError for bad data or options.
     """
-    run = Path(run)
     check_options(options)
-    if not resume:
-        check_unused(run)
     device = choose_device(options.device)
-    if options.batch_size is None:  # a run that goes on elsewhere keeps its own
-        kept = saved_batch_size(run) if resume else None
-        options = replace(options, batch_size=kept or default_batch_size(options.protocol.recipe_2018, device))
+    with joined(device) as processes:
+        return _train(options, Path(run), resume, device, processes)
+
+
+def _train(options: TrainOptions, run: Path, resume: bool, device: torch.device, processes: Processes) -> TrainResult:
+    if not resume and processes.is_first:
+        check_unused(run)
+    options = shared(options, saved_options(run) if resume else {}, device, processes)
     sources = sources_of(options)
     if options.dataset in REPEATED:
         sources, check = checked_split(sources)
@@ -187,14 +192,14 @@ def train(options: TrainOptions, run: Path | str, *, resume: bool = False) -> Tr
         average.n_averaged.fill_(step)
         restore_optimizer(optimizer, checkpoint)
 
-    per_epoch = steps_per_epoch(sources.train, options.batch_size)
+    per_epoch = steps_per_epoch(sources.train, options.batch_size, options.shards)
     total = options.steps or (options.epochs or 0) * per_epoch or None
     protocol = replace(options.protocol, combined=options.protocol.combined and options.network != "unet")
-    validation = validation_set(sources.validation, protocol)
+    validation = validation_set(sources.validation, protocol) if processes.is_first else []
     by = judges(validation)
     if by and not options.quiet:
         tqdm.write(f"validation: {by.words}", file=sys.stderr)
-    batches = training_batches(sources.train, protocol, options.batch_size, step)
+    batches = training_batches(sources.train, protocol, options.batch_size, step, options.shards, processes)
     header = {
         "network": options.network,
         "network_options": network_options(options.network, options.network_options),
@@ -203,6 +208,7 @@ def train(options: TrainOptions, run: Path | str, *, resume: bool = False) -> Tr
         "torch": torch.__version__,
         "note": "research use only",
         "threads": torch.get_num_threads(),
+        "processes": processes.count,
         "parameters": sum(p.numel() for p in network.parameters()),
         **data,
         "init_sha256": init_sha256,
@@ -218,7 +224,8 @@ def train(options: TrainOptions, run: Path | str, *, resume: bool = False) -> Tr
         header.update(facts, kept=kept.facts, since=0 if standing is None else standing.since)
         save_run(run, network, average.module, optimizer, header, kept.weights, to_tensors(standing))
 
-    start_run(run, asdict(options), step)
+    if processes.is_first:
+        start_run(run, asdict(options), step)
     stopped = Stopped()
     previous = {number: signal.signal(number, stopped) for number in catchable_signals()}
     upcoming = Prefetch(batches) if device.type == "cuda" else batches  # on the CPU the network needs every core itself
@@ -227,12 +234,13 @@ def train(options: TrainOptions, run: Path | str, *, resume: bool = False) -> Tr
     started = time.monotonic() - seconds
     exhausted = standing is not None and standing.exhausted(options.patience)
     try:
-        while not (stopped or exhausted):
+        while True:
             progress = step / total if total else seconds / 60 / options.minutes
-            if progress >= 1:
+            progress, goes_on = processes.agree(progress, not (stopped or exhausted or progress >= 1))
+            if not goes_on:
                 break
             set_schedule(optimizer, options, progress)
-            loss = training_step(network, optimizer, next(upcoming), device, precision, progress)
+            loss = training_step(network, optimizer, next(upcoming), device, precision, progress, processes)
             average.update_parameters(network)
             if not math.isfinite(loss):
                 raise InputError(
@@ -243,7 +251,7 @@ def train(options: TrainOptions, run: Path | str, *, resume: bool = False) -> Tr
             left = {} if total else {"minutes_left": f"{max(0.0, options.minutes - seconds / 60):.1f}"}
             bar.set_postfix({"loss": f"{loss:.3e}", **shown(quality), **left}, refresh=False)
             last = step == total or (options.minutes and seconds / 60 >= options.minutes)
-            if last or seconds - validated > options.validate_every:
+            if processes.is_first and (last or seconds - validated > options.validate_every):
                 found = validate(used, validation, device, precision, run / "example.png", by)
                 quality = found.quality
                 standing = after(standing, found.errors, by.designs if by else {}) if found.errors else None
@@ -257,7 +265,9 @@ def train(options: TrainOptions, run: Path | str, *, resume: bool = False) -> Tr
                 save(keep)
                 validated = time.monotonic() - started  # however long a validation takes, training goes on after it
         finished = not stopped
-        if stopped:
+        if not processes.is_first:
+            pass  # the first saves
+        elif stopped:
             save(keep=standing is None)
         elif options.network not in ("unet", "denoiser"):
             scans = max(FEWEST, min(SCANS, step * options.batch_size // PASSES_FOR_A_SCAN))
@@ -271,7 +281,7 @@ def train(options: TrainOptions, run: Path | str, *, resume: bool = False) -> Tr
                     file=sys.stderr,
                 )
     except BaseException:
-        if not (run / "checkpoint.safetensors").exists():
+        if processes.is_first and not (run / "checkpoint.safetensors").exists():
             discard_run(run)
         raise
     finally:
@@ -281,6 +291,19 @@ def train(options: TrainOptions, run: Path | str, *, resume: bool = False) -> Tr
     quality, taken, why = kept.facts["quality"], kept.facts["step"], "patience" if exhausted else None
     weights = run / "weights.safetensors"
     return TrainResult(weights, quality.get("psnr"), loss, step, seconds, finished, taken, quality, why)
+
+
+def shared(options: TrainOptions, before: dict, device: torch.device, processes: Processes) -> TrainOptions:
+    """The options with a batch size and shards, where none are given: those of the run `before`, or the defaults for these processes, the
+    others of which are quiet. Errors: UserError."""
+    shards = options.shards or before.get("shards") or processes.count
+    size = default_batch_size(options.protocol.recipe_2018, device) * processes.count
+    size = options.batch_size or before.get("batch_size") or -(-size // shards) * shards
+    options = replace(options, batch_size=size, shards=shards, quiet=options.quiet or not processes.is_first)
+    check_options(options)
+    if shards % processes.count:
+        raise UserError(f"--shards must be a multiple of the {processes.count} processes; got {shards}")
+    return options
 
 
 def sources_of(options: TrainOptions) -> Split:
@@ -357,8 +380,10 @@ def training_step(
     device: torch.device,
     precision: str,
     progress: float = 0.0,
+    processes: Processes = ALONE,
 ) -> float:
-    """One step on one batch (a list of pairs, one per matrix size); returns its loss. progress: of the training, in [0, 1]."""
+    """One step on one batch (a list of pairs, one per matrix size; of several processes each its part of it, which may be empty); returns its
+    loss. progress: of the training, in [0, 1]."""
     network.train()
     optimizer.zero_grad(set_to_none=True)
     count = sum(pair.input.kspace.shape[0] for pair in pairs)
@@ -369,6 +394,7 @@ def training_step(
             loss = loss_of(network, pair, progress) * (pair.input.kspace.shape[0] / count)
         loss.backward()
         total += loss.item()
+    total = processes.mean_gradient(list(network.parameters()), total, count)
     limit_gradient(optimizer)
     optimizer.step()
     return total

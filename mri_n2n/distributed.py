@@ -1,0 +1,100 @@
+"""Several processes that train one network, as torchrun starts them: who this one is, and what they put together.
+
+Gradients are added up by one all-reduce a step, not while they are made: networks here have few parameters, batches have pairs
+of several shapes or none, losses call the network several times, and not every step reaches every parameter.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from mri_n2n.errors import UserError
+
+
+@dataclass(frozen=True)
+class Processes:
+    """rank: which of `count` processes this one is, from 0."""
+
+    rank: int = 0
+    count: int = 1
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def agree(self, *values: float) -> tuple[float, ...]:
+        """What the first process says, in all of them."""
+        if self.count == 1:
+            return values
+        told = torch.tensor(values, dtype=torch.float64, device=_device())
+        torch.distributed.broadcast(told, src=0)
+        return tuple(told.tolist())
+
+    def mean_gradient(self, parameters: Sequence[nn.Parameter], loss: float, slices: int) -> float:
+        """Gradients and loss of this process, means over its `slices` (none: no gradients), become those over the slices of all; returns
+        the loss. A parameter without a gradient in every process stays so."""
+        if self.count == 1:
+            return loss
+        there = [float(one.grad is not None) for one in parameters]
+        own = [torch.zeros_like(one) if one.grad is None else one.grad for one in parameters]
+        flat = torch.cat(
+            [slices * one.flatten().float() for one in own] + [own[0].new_tensor([slices * loss, slices, *there])]
+        )
+        torch.distributed.all_reduce(flat)
+        gradients, (total, count, *there) = flat[: -2 - len(there)], flat[-2 - len(there) :].tolist()
+        parts = (gradients / count).split([one.numel() for one in parameters])
+        for parameter, part, some in zip(parameters, parts, there, strict=True):
+            parameter.grad = torch.empty_like(parameter).copy_(part.view(parameter.shape)) if some else None
+        return total / count
+
+
+ALONE = Processes()
+
+
+def told() -> Processes:
+    """What torchrun says in the environment. Errors: UserError."""
+    found = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+    if not all(one.isdecimal() for one in found) or not int(found[0]) < int(found[1]):
+        raise UserError(f"the environment says RANK={found[0]:.20} of WORLD_SIZE={found[1]:.20}, as no torchrun does")
+    return Processes(*map(int, found))
+
+
+@contextmanager
+def joined(device: torch.device) -> Iterator[Processes]:
+    """The processes, connected (NCCL between GPUs, else Gloo) where there are several; the first alone warns."""
+    processes = told()
+    if processes.count == 1:
+        yield processes
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        with warnings.catch_warnings():
+            if not processes.is_first:
+                warnings.simplefilter("ignore")
+            yield processes
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def _device() -> torch.device:
+    """Where collectives want their tensors."""
+    return torch.device("cuda" if torch.distributed.get_backend() == "nccl" else "cpu")
+
+
+def shared_out(sizes: Sequence[int], shards: int) -> list[list[int]]:
+    """Numbers 0.. of files with so many slices, divided into `shards` of about as many slices; a file is in one. Errors: UserError."""
+    if len(sizes) < shards:
+        raise UserError(f"{shards} shards need as many files or more; there are {len(sizes)} to train on")
+    found: list[list[int]] = [[] for _ in range(shards)]
+    for number in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
+        min(found, key=lambda one: (sum(sizes[i] for i in one), len(one))).append(number)
+    return [sorted(one) for one in found]

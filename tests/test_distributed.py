@@ -1,0 +1,175 @@
+"""Several processes train together: what each reads, and that their update is that of one."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from functools import partial
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+
+from mri_n2n.batches import steps_per_epoch, training_batches
+from mri_n2n.checkpoint import load_tensors
+from mri_n2n.distributed import Processes, joined, shared_out, told
+from mri_n2n.errors import UserError
+from mri_n2n.options import TrainOptions
+from mri_n2n.phantom import phantom_kspace
+from mri_n2n.protocol import Protocol
+from mri_n2n.sources import Source
+from mri_n2n.training import shared
+
+
+def draw(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+COMMAND = (
+    "train --dataset phantom --matrix-size 32 --channels 4 --cascades 1 --batch-size 4 --device cpu --precision float32 "
+    "--average 0 --mask gaussian-points"
+).split()
+
+
+def sources(read: list, slices=(5, 2, 3, 4)) -> list[Source]:
+    """Of so many slices, 24 x 20; what is loaded goes into `read`."""
+
+    def load(number: int, count: int):
+        read.append(number)
+        return torch.stack([phantom_kspace((24, 20), generator=draw(10 * number + i)) for i in range(count)])
+
+    return [Source(f"v{i}", f"s{i}", n, partial(load, i, n)) for i, n in enumerate(slices)]
+
+
+PROTOCOL = Protocol(method="noise2noise", acceleration=(3.0, 3.0))
+
+
+def test_files_are_shared_out_evenly():
+    assert shared_out([5, 2, 3, 4], 2) == [[0, 1], [2, 3]] and shared_out([5, 2, 3, 4], 1) == [[0, 1, 2, 3]]
+    sizes = [(7 * i) % 23 + 1 for i in range(40)]
+    parts = shared_out(sizes, 6)
+    assert sorted(sum(parts, [])) == list(range(40))
+    loads = [sum(sizes[i] for i in part) for part in parts]
+    assert max(loads) - min(loads) <= 2
+    with pytest.raises(UserError, match="3 shards need as many files"):
+        shared_out([5, 2], 3)
+
+
+def test_processes_make_the_parts_of_one_batch_from_their_own_files():
+    """Whatever the number of processes, from any step on, and where the files of one are at an end before those of the other."""
+    unequal = (9, 2, 1, 3)  # shards of 9 and 6 slices, of which a step takes 2
+    assert steps_per_epoch(sources([], unequal), 4, 2) == 5
+    whole = list(islice(training_batches(sources([], unequal), PROTOCOL, 4, 0, 2), 12))
+    read: tuple[list, list] = ([], [])
+    parts = [training_batches(sources(read[i], unequal), PROTOCOL, 4, 0, 2, Processes(i, 2)) for i in range(2)]
+    parts = [list(islice(part, 12)) for part in parts]
+    assert set(read[0]) == {0} and set(read[1]) == {1, 2, 3}
+    assert [sum(len(pair.input.kspace) for pair in batch) for batch in parts[1][:5]] == [2, 2, 2, 0, 0]
+    for batch, *own in zip(whole, *parts):
+        together = torch.cat([pair.target for one in own for pair in one])
+        assert torch.equal(together, torch.cat([pair.target for pair in batch]))
+    later = islice(training_batches(sources([], unequal), PROTOCOL, 4, 7, 2, Processes(1, 2)), 5)
+    for batch, expected in zip(later, parts[1][7:], strict=True):
+        assert [pair.target.tolist() for pair in batch] == [pair.target.tolist() for pair in expected]
+
+
+def test_one_shard_shows_every_slice_once():
+    batches = islice(training_batches(sources([]), PROTOCOL, 4), 4)
+    assert [sum(len(pair.input.kspace) for pair in batch) for batch in batches] == [4, 4, 4, 2]
+
+
+def test_who_this_process_is(monkeypatch):
+    monkeypatch.delenv("RANK", raising=False), monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert told() == Processes(0, 1)
+    for rank, count in (("2", "2"), ("x", "2"), ("-1", "2"), ("0", "")):
+        monkeypatch.setenv("RANK", rank), monkeypatch.setenv("WORLD_SIZE", count)
+        with pytest.raises(UserError, match="no torchrun"):
+            told()
+
+
+def test_batch_and_shards_that_are_not_given():
+    options, cpu = TrainOptions("phantom", steps=1), torch.device("cpu")
+    found = shared(options, {}, cpu, Processes(1, 3))
+    assert (found.batch_size, found.shards, found.quiet) == (6, 3, True)
+    found = shared(options, {"batch_size": 8, "shards": 4}, cpu, Processes(0, 2))  # a run goes on with fewer processes
+    assert (found.batch_size, found.shards, found.quiet) == (8, 4, False)
+    for changed, says in (
+        ({"shards": 3}, "multiple of the 2 processes"),
+        ({"shards": 2, "batch_size": 5}, "multiple of it"),
+    ):
+        with pytest.raises(UserError, match=says):
+            shared(replace(options, **changed), {}, cpu, Processes(0, 2))
+
+
+def in_two_processes(rank: int, folder: str) -> None:
+    """The gradient of the mean over 3 slices of one process and none of the other; parameters that nobody or one of them reached."""
+    os.environ.update(
+        RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=Path(folder, "port").read_text()
+    )
+    with joined(torch.device("cpu")) as processes:
+        both, one, nobody = (torch.nn.Parameter(torch.zeros(2)) for _ in range(3))
+        both.grad = torch.tensor([1.0, 2.0]) * (1 + rank)
+        one.grad = torch.tensor([4.0, 8.0]) if rank else None
+        loss = processes.mean_gradient([both, one, nobody], 1.0 + rank, 3 if rank else 1)
+        told_by_first = processes.agree(rank + 5.0, 7.0)
+        torch.save((both.grad, one.grad, nobody.grad, loss, told_by_first), Path(folder, f"{rank}.pt"))
+
+
+def test_gradients_are_means_over_the_slices_of_all(tmp_path):
+    import socket
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        (tmp_path / "port").write_text(str(free.getsockname()[1]))
+    torch.multiprocessing.spawn(in_two_processes, (str(tmp_path),), nprocs=2)
+    for rank in range(2):
+        both, one, nobody, loss, told_by_first = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        assert both.tolist() == [1.75, 3.5] and one.tolist() == [3.0, 6.0] and nobody is None
+        assert loss == 1.75 and told_by_first == (5.0, 7.0)
+
+
+def torchrun(*command: str, **options) -> subprocess.Popen:
+    runner = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE")} | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([*runner, "-m", "mri_n2n", *command], env=environment, start_new_session=True, **options)
+
+
+def test_the_update_of_two_processes_is_that_of_one(tmp_path):
+    """In float32 to 1e-5 of its length: Adam's moments after two steps, and the weights after one."""
+    one = [sys.executable, "-m", "mri_n2n", *COMMAND, "--steps", "2", "--shards", "2", "-o", str(tmp_path / "one")]
+    alone = subprocess.Popen(one, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert torchrun(*COMMAND, "--steps", "2", "-o", str(tmp_path / "two")).wait(100) == 0 and alone.wait(100) == 0
+    (first, facts), (second, other) = (
+        load_tensors(tmp_path / run / "checkpoint.safetensors") for run in ("one", "two")
+    )
+    assert (facts["processes"], other["processes"]) == (1, 2) and facts["training"]["shards"] == 2
+    assert other["loss"] == pytest.approx(facts["loss"], rel=1e-5) and first.keys() == second.keys()
+    for kind in ("exp_avg", "network"):
+        names = [name for name in first if kind in name]
+        left, right = (torch.cat([tensors[name].flatten() for name in names]) for tensors in (first, second))
+        assert torch.linalg.vector_norm(left - right) <= 1e-5 * torch.linalg.vector_norm(left)
+    assert {path.name for path in (tmp_path / "two").iterdir()} == {path.name for path in (tmp_path / "one").iterdir()}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+def test_two_processes_that_are_stopped_save_and_go_on_alone(tmp_path):
+    run = tmp_path / "run"
+    process = torchrun(*COMMAND, "--steps", "100000", "-o", str(run), stderr=subprocess.DEVNULL)
+    for _ in range(600):
+        if (run / "run.json").exists():
+            break
+        time.sleep(0.1)
+    time.sleep(2)
+    os.killpg(process.pid, signal.SIGINT)
+    process.wait(60)
+    _, header = load_tensors(run / "checkpoint.safetensors")
+    assert header["step"] > 0
+    more = [*COMMAND, "--steps", str(header["step"] + 2), "--resume", "-o", str(run)]
+    assert (
+        subprocess.run([sys.executable, "-m", "mri_n2n", *more], env=os.environ | {"OMP_NUM_THREADS": "1"}).returncode
+        == 0
+    )
+    assert load_tensors(run / "checkpoint.safetensors")[1]["step"] == header["step"] + 2
