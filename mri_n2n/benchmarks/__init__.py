@@ -33,7 +33,7 @@ BENCHMARKS = (
     "alarms",
     "population",
     "coils",
-    "step",
+    "speed",
 )
 
 
