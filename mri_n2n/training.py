@@ -9,8 +9,7 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -27,14 +26,12 @@ from mri_n2n.choice import choose_method
 from mri_n2n.correction import in_use
 from mri_n2n.datasets import REPEATED, find_sources
 from mri_n2n.denoising.body import fitted_to_noise
-from mri_n2n.device import autocast, choose_device, choose_precision
-from mri_n2n.distributed import ALONE, Processes, joined
+from mri_n2n.device import choose_device, choose_precision
+from mri_n2n.distributed import Processes, joined
 from mri_n2n.errors import InputError, UserError
 from mri_n2n.files import sha256_of
 from mri_n2n.growth import initial_weights
-from mri_n2n.losses import loss_of
 from mri_n2n.options import TrainOptions, check_options, with_network
-from mri_n2n.pairs import Pair
 from mri_n2n.process import progress_shown
 from mri_n2n.quality import Quality, draw_curve, shown
 from mri_n2n.runs import (
@@ -51,13 +48,12 @@ from mri_n2n.runs import (
 from mri_n2n.schedule import set_schedule
 from mri_n2n.selection import after, from_tensors, to_tensors
 from mri_n2n.sources import Split
+from mri_n2n.steps import Prefetch, training_step
 from mri_n2n.training_statistics import SCANS, add_to
 from mri_n2n.trust.familiarity import FEWEST
 from mri_n2n.trust.pair_check import checked_split
 from mri_n2n.validation import judges, validate, validation_set
 
-# The longest gradient, of its usual length, and the first step in which it is limited.
-LONGEST_GRADIENT, FIRST_LIMITED = 4.0, 20
 # Of so many slices in training steps, statistics of one scan are taken at the end: a few per cent of the time.
 PASSES_FOR_A_SCAN = 16
 # What a run saves of itself, and what it begins with.
@@ -86,18 +82,6 @@ class Kept:
 
     weights: dict[str, Tensor]
     facts: dict
-
-
-class Prefetch:
-    """An iterator that makes its next item in a second thread while the caller works on the last one."""
-
-    def __init__(self, items: Iterator) -> None:
-        self.items, self.thread = items, ThreadPoolExecutor(max_workers=1)
-        self.upcoming = self.thread.submit(next, items)
-
-    def __next__(self):
-        item, self.upcoming = self.upcoming.result(), self.thread.submit(next, self.items)
-        return item
 
 
 class Stopped:
@@ -371,41 +355,3 @@ def catchable_signals() -> tuple[int, ...]:
     except ValueError:
         return ()
     return (signal.SIGINT, signal.SIGTERM)
-
-
-def training_step(
-    network: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    pairs: list[Pair],
-    device: torch.device,
-    precision: str,
-    progress: float = 0.0,
-    processes: Processes = ALONE,
-) -> float:
-    """One step on one batch (a list of pairs, one per matrix size; of several processes each its part of it, which may be empty); returns its
-    loss. progress: of the training, in [0, 1]."""
-    network.train()
-    optimizer.zero_grad(set_to_none=True)
-    count = sum(pair.input.kspace.shape[0] for pair in pairs)
-    total = 0.0
-    for pair in pairs:
-        pair = pair.to(device)
-        with autocast(device, precision):
-            loss = loss_of(network, pair, progress) * (pair.input.kspace.shape[0] / count)
-        loss.backward()
-        total += loss.item()
-    total = processes.mean_gradient(list(network.parameters()), total, count)
-    limit_gradient(optimizer)
-    optimizer.step()
-    return total
-
-
-def limit_gradient(optimizer: torch.optim.Adam) -> None:
-    """Scale the gradient down to `LONGEST_GRADIENT` times its usual length, the root of Adam's mean square, which one
-    outlier would fill for a hundred steps. Not in the first steps, when there is nothing usual."""
-    [group] = optimizer.param_groups
-    states = [optimizer.state[parameter] for parameter in group["params"] if parameter in optimizer.state]
-    steps = int(states[0]["step"]) if states else 0
-    if steps >= FIRST_LIMITED:
-        square = torch.stack([state["exp_avg_sq"].sum() for state in states]).sum() / (1 - group["betas"][1] ** steps)
-        torch.nn.utils.clip_grad_norm_(group["params"], LONGEST_GRADIENT * square.sqrt().item())

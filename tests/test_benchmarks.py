@@ -98,13 +98,13 @@ def test_parts_of_a_benchmark_are_written_one_by_one_and_in_their_order(tmp_path
 
 
 def test_a_part_that_is_not_there_is_named(tmp_path):
-    for name, part, said in (("methods", "lins", "its parts are roulette, "), ("step", "all", "it has no parts")):
+    for name, part, said in (("methods", "lins", "its parts are roulette, "), ("coils", "all", "it has no parts")):
         with pytest.raises(UserError, match=f"no part '{part}'; {said}"):
             run(name, Setting(None, tmp_path), [part])
     with pytest.raises(UserError, match="--minutes must be above zero"):
-        run("step", Setting(None, tmp_path, minutes=0.0))
-    with pytest.raises(UserError, match="--minutes is of methods, .*, not of step"):
-        run("step", Setting(None, tmp_path, minutes=5.0))
+        run("coils", Setting(None, tmp_path, minutes=0.0))
+    with pytest.raises(UserError, match="--minutes is of methods, .*, not of coils"):
+        run("coils", Setting(None, tmp_path, minutes=5.0))
 
 
 def test_psnr_per_slice_is_of_clamped_magnitudes():

@@ -39,7 +39,8 @@ from mri_n2n.options import TrainOptions
 from mri_n2n.pairs import Pair, joined
 from mri_n2n.schedule import set_schedule
 from mri_n2n.simulation import seeded
-from mri_n2n.training import moving_average, new_network, sources_of, training_step, with_seed
+from mri_n2n.steps import training_step
+from mri_n2n.training import moving_average, new_network, sources_of, with_seed
 
 TESTED = ROWS["gaussian-fixed"]
 DEVIATION = TESTED.protocol["strength"][0]

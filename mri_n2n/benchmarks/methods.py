@@ -60,7 +60,8 @@ from mri_n2n.pairs import CORRECTIONS, PairOptions
 from mri_n2n.protocol import simulated_repetitions
 from mri_n2n.report import montage
 from mri_n2n.simulation import measure, seeded
-from mri_n2n.training import new_network, sources_of, training_step
+from mri_n2n.steps import training_step
+from mri_n2n.training import new_network, sources_of
 
 MATRIX = 128
 EVERY = 2  # of the test subject's slices

@@ -39,7 +39,7 @@ from mri_n2n.process import tune_process
 from mri_n2n.protocol import Protocol
 from mri_n2n.reconstruction import reconstruct_files
 from mri_n2n.simulation import measure, seeded
-from mri_n2n.training import Prefetch, training_step
+from mri_n2n.steps import Prefetch, training_step
 
 PARTS = ("start", "training", "recipe", "reconstruction", "memory", "processes")
 HEADER = ["what", "measured", "", "wanted", ""]
@@ -89,6 +89,7 @@ def in_turns(*work: Callable[[], object], times: int, blocks: int = 2) -> list[f
 
 # ---- start ----
 
+# Whether --help imports torch.
 LOADED = "import sys; from mri_n2n.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\nprint('torch' in sys.modules)"
 
 
@@ -234,7 +235,8 @@ def recipe_step(precision: str, tuned: bool, quick: bool) -> dict[str, float]:
     sources = phantom_sources(matrix, train=1, slices=size).train
     [pair] = next(training_batches(sources, Protocol(method="noise2noise-2018", pairs="redrawn", flips=False), size))
     pair, kind = pair.to(device), torch.bfloat16 if precision == "bfloat16" else torch.float32
-    left, right = (torch.randn(PRODUCT, PRODUCT, device=device, dtype=kind) for _ in range(2))
+    draw = seeded(SEED, "product")
+    left, right = (torch.randn(PRODUCT, PRODUCT, generator=draw).to(device, kind) for _ in range(2))
     step, product = in_turns(
         lambda: training_step(network, optimizer, [pair], device, precision),
         lambda: left @ right,

@@ -21,7 +21,8 @@ from mri_n2n.device import autocast, choose_precision
 from mri_n2n.errors import InputError
 from mri_n2n.process import progress_shown
 from mri_n2n.schedule import share_of_learning_rate
-from mri_n2n.training import limit_gradient, moving_average, with_seed
+from mri_n2n.steps import limit_gradient
+from mri_n2n.training import moving_average, with_seed
 
 # Largest side of what a step sees, (y, x) and (z, y, x), and the halvings of the network.
 PATCH = {2: (128, 128), 3: (16, 64, 64)}
