@@ -83,7 +83,7 @@ def said(found: dict[str, list[Reconstructed]]) -> str:
     rows = []
     for subject, volumes in found.items():
         inside = sum(one.quality.psnr.low <= one.truth <= one.quality.psnr.high for one in volumes)
-        mean = population_of([one.quality for one in volumes])
+        mean = mean_quality(volumes)
         truth = float(np.mean([one.truth for one in volumes]))
         rows.append([subject, len(volumes), truth, mean.psnr.value, f"{inside} of {len(volumes)}"])
     every = [one for volumes in found.values() for one in volumes]
