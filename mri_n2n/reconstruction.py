@@ -128,7 +128,7 @@ def reconstruct_files(
             failures.append(f"{path.name} ({one_line(error)})")
     if failures:
         raise PartialError(
-            f"{len(failures)} of {len(failures) + len(sidecars)} scans{' of this process' if processes > 1 else ''} failed: {'; '.join(failures)}",
+            f"{len(failures)} of {len(failures) + len(sidecars)} scans{' of this process' if processes.count > 1 else ''} failed: {'; '.join(failures)}",
             sidecars,
         )
     return sidecars
