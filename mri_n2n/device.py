@@ -13,12 +13,15 @@ from mri_n2n.errors import UserError
 
 
 def choose_device(device: str) -> torch.device:
-    """ "auto" is CUDA when there is one, else the CPU; of several GPUs the one of this process, where torchrun started it."""
-    if device == "auto":
-        if not torch.cuda.is_available():
-            return torch.device("cpu")
-        rank = os.environ.get("LOCAL_RANK", "")
-        return torch.device("cuda", int(rank) % torch.cuda.device_count()) if rank.isdecimal() else torch.device("cuda")
+    """ "auto" is CUDA when there is one, else the CPU; of several GPUs the one of this process, where torchrun started it. Errors: UserError."""
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    own = os.environ.get("LOCAL_RANK", "")
+    if device == "cuda" and torch.cuda.is_available() and own.isdecimal():
+        if int(own) >= torch.cuda.device_count():
+            raise UserError(
+                f"process {own} of this machine has no GPU of its own; there are {torch.cuda.device_count()}"
+            )
+        device = f"cuda:{own}"
     try:
         chosen = torch.device(device)
         torch.zeros(1, device=chosen).item()  # "meta" holds no numbers

@@ -75,7 +75,9 @@ def joined(device: torch.device) -> Iterator[Processes]:
         yield processes
         return
     if device.type == "cuda":
-        torch.cuda.set_device(device)
+        if str(device.index) != os.environ.get("LOCAL_RANK", str(device.index)):
+            raise UserError(f"--device {device} is one GPU for all processes; give --device cuda, which is one each")
+        torch.cuda.set_device(device.index or 0)
     # The others wait while the first validates, longer than the ten minutes that NCCL waits by itself.
     torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(days=1))
     try:

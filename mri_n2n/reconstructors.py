@@ -93,8 +93,8 @@ def compared_with_training(
     }
     against = [
         f"unlike what the weights were trained on by {words[kind]} (distance {one.distance:.1f}; this one "
-        f"counted, {one.share:.1%} of the training scans are as far from those of other subjects, of which there were "
-        f"{known[kind].subjects})"
+        f"counted, {one.share:.1%} of the training scans are as far from those of other subjects"
+        f"{f', of which there were {known[kind].subjects}' if known[kind].subjects else ''})"
         for kind, one in found.items()
         if one.alarm
     ]

@@ -39,7 +39,7 @@ def read_checkpoint(run: Path, options: dict, data: dict) -> tuple[dict[str, Ten
     tensors, header = load_tensors(run / "checkpoint.safetensors")
     if not {"training", "step", "seconds", "loss", "quality", *data} <= set(header):
         raise InputError(f"{run / 'checkpoint.safetensors'} is no checkpoint of this version of mri-n2n train")
-    before, now = header["training"], json.loads(json.dumps(options))
+    before, now = {"shards": 1} | header["training"], json.loads(json.dumps(options))
     changed = sorted(key for key in now if key not in MAY_CHANGE and before.get(key) != now[key])
     if "protocol" in changed and isinstance(before.get("protocol"), dict):  # its parts are what was given
         was, is_now = before["protocol"], now["protocol"]

@@ -168,7 +168,7 @@ def add_train_arguments(train: argparse.ArgumentParser) -> None:
         type=int,
         metavar="N",
         help="parts that the files are divided into, each with an equal share of every step; a multiple of torchrun's processes, which each read "
-        "their own; default: one for each process",
+        "their own in training; default: one for each process",
     )
     train.add_argument("--learning-rate", type=float, default=1e-3)
     train.add_argument(

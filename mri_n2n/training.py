@@ -91,7 +91,7 @@ class Stopped:
         self.signal: int | None = None
 
     def __call__(self, number: int, _frame: object) -> None:
-        if self.signal is not None and number == signal.SIGINT:  # torchrun adds a termination to a Ctrl-C
+        if self.signal is not None:
             raise KeyboardInterrupt
         self.signal = number
 
@@ -256,7 +256,7 @@ def _train(options: TrainOptions, run: Path, resume: bool, device: torch.device,
         elif options.network not in ("unet", "denoiser"):
             scans = max(FEWEST, min(SCANS, step * options.batch_size // PASSES_FOR_A_SCAN))
             add_to(run / "weights.safetensors", sources.train, protocol, device, scans)
-        if exhausted:
+        if exhausted and processes.is_first:
             write_options(run, asdict(options) | {"stopped": "patience"})
             if not options.quiet:
                 tqdm.write(

@@ -138,7 +138,7 @@ def torchrun(*command: str, **options) -> subprocess.Popen:
 
 
 def test_the_update_of_two_processes_is_that_of_one(tmp_path):
-    """In float32 to 1e-5 of its length: Adam's moments after two steps, and the weights after one."""
+    """In float32 to 1e-5 of their length: Adam's first moments and the weights, after two steps."""
     one = [sys.executable, "-m", "mri_n2n", *COMMAND, "--steps", "2", "--shards", "2", "-o", str(tmp_path / "one")]
     alone = subprocess.Popen(one, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert torchrun(*COMMAND, "--steps", "2", "-o", str(tmp_path / "two")).wait(100) == 0 and alone.wait(100) == 0

@@ -343,12 +343,15 @@ def test_what_cannot_be_told_says_nothing_and_one_volume_tells_nothing():
     centre = unlike(known, torch.full((5,), math.nan, dtype=torch.float64))
     assert centre.distance == pytest.approx(torch.linalg.vector_norm(known.scans, dim=1).min().item())
     assert known_of({}) is None
+    untold = known_of({"familiarity": {k: {n: x for n, x in v.items() if n != "subjects"} for k, v in kept.items()}})
+    assert untold["image"].subjects is None
     for broken in (
         {},
         {"image": kept["image"]},
         {**kept, "image": {**kept["image"], "centre": [0.0]}},
         "x",
         {k: v | {"subjects": "many"} for k, v in kept.items()},
+        {k: v | {"subjects": math.inf} for k, v in kept.items()},
     ):
         with pytest.raises(InputError, match="no sense"):
             known_of({"familiarity": broken})

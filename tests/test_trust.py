@@ -260,15 +260,37 @@ def test_pairs_are_corrected_or_left_out_before_training():
             assert (one.kspace - other.kspace).abs().max() < 5e-3 * other.kspace.abs().max()
 
 
-def test_a_turned_repetition_is_left_out():
-    """Which samples that stay where they are cannot follow."""
-    first, second = repetitions()
-    images = ifft2c(second.kspace).numpy()
-    images = ndimage.rotate(images.real, 2, axes=(-2, -1), reshape=False) + 0j
-    other = replace(second, kspace=second.mask * fft2c(torch.from_numpy(images)).to(torch.complex64))
-    full = [replace(one, mask=torch.ones_like(one.mask), kspace=fft2c(ifft2c(one.kspace))) for one in (first, other)]
-    check = check_pairs([Source("turned", "turned", 3, lambda: full)])
-    assert check.sources == [] and "a turn by about" in check.left_out[0]
+@pytest.mark.parametrize("degrees", [0.0, 2.0])
+def test_a_turned_repetition_is_left_out(degrees):
+    """Which samples that stay where they are cannot follow; the same without the turn is kept, as it is."""
+    images = torch.stack([phantom_kspace(SHAPE, generator=draw(i)).reshape(1, *SHAPE) for i in range(3)])
+    images = ifft2c(images.to(torch.complex64)).real.numpy()
+
+    def scan(by: float, seed: int) -> Acquisition:
+        image = ndimage.rotate(images, by, axes=(-2, -1), reshape=False) if by else images
+        sampling = draw_mask("gaussian-points", SHAPE, 3.0, draw(seed))
+        full = fft2c(torch.from_numpy(image) + 0j).to(torch.complex64)
+        full = full + noise(full.shape, 1e-6 * full.abs().max().item() ** 2, draw(seed + 5))
+        return Acquisition(full * sampling.mask, sampling.mask[None, None], sampling.probability[None, None])
+
+    check = check_pairs([Source("turned", "turned", 3, lambda: [scan(0.0, 1), scan(degrees, 2)])])
+    assert (check.sources == []) == bool(degrees) and check.corrected == 0
+    assert not degrees or "a turn by about" in check.left_out[0]
+
+
+def test_an_empty_slice_says_nothing_of_where_the_object_is():
+    """Noise alone in the first slice of both; of a slice that is empty in one of them alone something is wrong."""
+
+    def scans(both: bool) -> list[Acquisition]:
+        made = repetitions()
+        for number, one in enumerate(made):
+            if both or number:
+                one.kspace[0] = one.mask[0] * noise(one.kspace[0].shape, 1e-5, draw(number))
+        return made
+
+    check = check_pairs([Source("empty", "empty", 3, lambda: scans(True))])
+    assert (len(check.sources), check.corrected, check.untold) == (1, 0, 1)
+    assert check_pairs([Source("gone", "gone", 3, lambda: scans(False))]).sources == []
 
 
 def test_a_corrected_gain_is_taken_out_of_the_noise_level_too():

@@ -33,6 +33,7 @@ BACKGROUND, BRIGHTER, TISSUE = 0.1, 1.5, 1.1
 FEWEST_BLOCKS, GROUPS = 16, 8
 # Pixels below this share of the largest are zeros that went through a Fourier transform: a mask or padding, no noise.
 ZERO = 1e-6
+MASKED = 0.1  # share of such pixels from which an image is taken for masked
 
 Verdict = Literal["white", "line", "other", "unknown"]
 
@@ -84,7 +85,9 @@ def measure_whiteness(images: np.ndarray) -> Whiteness:
         return residual or NOTHING
     reach = tuple(lag if also else 0 for lag, also in zip(background.reach, residual.reach))
     if any(reach):
-        return replace(background, reach=reach)
+        # Where zeros leave little background, tissue beside them looks like correlated noise.
+        deviation = background.deviation if known.mean() > 1 - MASKED else None
+        return replace(background, reach=reach, deviation=deviation)
     deviation = _level_of_white(images, energies, whole, magnitude)
     if residual.deviation is not None and deviation > TISSUE * residual.deviation:
         deviation = residual.deviation

@@ -46,10 +46,10 @@ class Statistics:
 
 @dataclass(frozen=True)
 class Known:
-    """Of one kind: how many subjects the scans are of, transform (statistics, axes) to the units of distances, centre (statistics,),
+    """Of one kind: how many subjects the scans are of (None: weights do not say), transform (statistics, axes) to the units of distances, centre (statistics,),
     scans (n, axes) already in them, and the calibration's distances (n,), ascending."""
 
-    subjects: int
+    subjects: int | None
     transform: Tensor
     centre: Tensor
     scans: Tensor
@@ -147,7 +147,7 @@ def known_of(header: dict) -> dict[str, Known] | None:
     try:
         found = {
             kind: Known(
-                int(kept[kind]["subjects"]), *(torch.tensor(kept[kind][name], dtype=torch.float64) for name in TENSORS)
+                _subjects(kept[kind]), *(torch.tensor(kept[kind][name], dtype=torch.float64) for name in TENSORS)
             )
             for kind in KINDS
         }
@@ -162,6 +162,13 @@ def known_of(header: dict) -> dict[str, Known] | None:
     if not fits:
         raise InputError("the weights' header has statistics of training scans that make no sense; it is damaged")
     return found
+
+
+def _subjects(kept: dict) -> int | None:
+    count = kept.get("subjects")
+    if count is not None and (type(count) is not int or count < 1):
+        raise ValueError(f"{count!r} subjects")
+    return count
 
 
 def unlike(known: Known, statistics: Tensor) -> Unlike:

@@ -12,7 +12,7 @@ from torch import Tensor
 from mri_n2n.acquisition import Acquisition
 from mri_n2n.errors import InputError
 from mri_n2n.sources import Source, Split
-from mri_n2n.trust.agreement import Agreement, agreement
+from mri_n2n.trust.agreement import Agreement, agreement, faint
 
 # What differs by more is another measurement, and no repetition.
 GAIN_AT_MOST, SHIFT_AT_MOST = 1.25, 2.0
@@ -24,7 +24,7 @@ Corrections = dict[tuple[int, int], Agreement]
 @dataclass(frozen=True)
 class PairCheck:
     """sources: those to train on, corrected. checked: pairs of slices, corrected: how many of them, untold: of how many too few samples
-    are in common to tell. left_out: of each scan that is left out, its name and why."""
+    are in common to tell, or nothing but noise is in them. left_out: of each scan that is left out, its name and why."""
 
     sources: list[Source]
     checked: int
@@ -37,7 +37,7 @@ class PairCheck:
         """In a line."""
         said = f"{self.checked} pairs of slices checked, {self.corrected} corrected"
         if self.untold:
-            said += f", {self.untold} with too few common samples to tell"
+            said += f", {self.untold} with too few common samples, or too little in them, to tell"
         return said + (f"; left out: {'; '.join(self.left_out)}" if self.left_out else "")
 
 
@@ -61,9 +61,11 @@ def check_pairs(sources: Sequence[Source]) -> PairCheck:
     for source in sources:
         corrections, why = {}, None
         first, *others = source.load()
+        largest = first.kspace.abs().max().item()
         for number, other in enumerate(others, start=1):
             for index in range(len(first.kspace)):
-                found = agreement(first.kspace[index], other.kspace[index], _common(first, other, index))
+                both = first.kspace[index], other.kspace[index]
+                found = Agreement() if faint(*both, largest) else agreement(*both, _common(first, other, index))
                 checked, untold = checked + 1, untold + (not found.told)
                 if found.differences:
                     corrections[number, index] = found
