@@ -265,9 +265,9 @@ def reconstruct_file(
         facts, against, volumes = finish(mask, share)
         if self_check or uncertainty:
             as_written = images_of if complete else lambda some: within(images_of(some), acquired)
-            what = {"estimates": self_check, "bars": uncertainty, "acquired": acquired}
-            checked = check_itself(read, as_written, slices, at_once, **what)
-            of_check, said_of_check = checked_facts(checked, peak, energies)
+            asked = {"estimates": self_check, "bars": uncertainty}
+            checked = check_itself(read, as_written, slices, at_once, acquired=acquired, **asked)
+            of_check, said_of_check = checked_facts(checked, peak, energies, **asked)
             facts, against = facts | of_check, against + said_of_check
             volumes |= {} if checked.bars is None else {BARS: checked.bars.radius.numpy()}
         volumes = {name: crop_or_pad(torch.from_numpy(one), *matrix).numpy() for name, one in volumes.items()}

@@ -322,6 +322,20 @@ def test_a_masked_background_is_no_noise():
     assert measure_whiteness(np.zeros(shape)).verdict() == "unknown"
 
 
+def test_masked_images_have_no_level_of_correlated_noise():
+    """What is left of the background may be tissue; unmasked the level is that of the noise."""
+    noise = ndimage.gaussian_filter(white((3, 96, 96)).real, (0, 1.5, 1.5)) + 1j * ndimage.gaussian_filter(
+        white((3, 96, 96), 1).real, (0, 1.5, 1.5)
+    )
+    images = np.abs(noise)
+    images[:, 30:60, 30:60] += 20 * images.mean()
+    found = measure_whiteness(images)
+    assert any(found.reach) and found.deviation == pytest.approx(np.mean(np.abs(noise) ** 2) ** 0.5, rel=0.2)
+    images[:, :40] = 0
+    found = measure_whiteness(images)
+    assert any(found.reach) and found.deviation is None
+
+
 def test_the_method_follows_the_noise():
     plain = measure_whiteness(white((3, 96, 96)))
     assert training_for(Plan(), plain)[1] == "n2v2"

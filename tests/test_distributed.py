@@ -15,6 +15,7 @@ import torch
 
 from mri_n2n.batches import steps_per_epoch, training_batches
 from mri_n2n.checkpoint import load_tensors
+from mri_n2n.device import choose_device
 from mri_n2n.distributed import Processes, joined, shared_out, told
 from mri_n2n.errors import UserError
 from mri_n2n.options import TrainOptions
@@ -88,6 +89,19 @@ def test_who_this_process_is(monkeypatch):
         monkeypatch.setenv("RANK", rank), monkeypatch.setenv("WORLD_SIZE", count)
         with pytest.raises(UserError, match="no torchrun"):
             told()
+
+
+def test_each_process_has_a_gpu_of_its_own(monkeypatch):
+    """Which one is asked for; here there is none, and the error names it."""
+    (
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True),
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 2),
+    )
+    for device in ("auto", "cuda"):
+        for rank, says in (("1", "cuda:1"), ("2", "process 2 of this machine has no GPU of its own; there are 2")):
+            monkeypatch.setenv("LOCAL_RANK", rank)
+            with pytest.raises(UserError, match=says):
+                choose_device(device)
 
 
 def test_batch_and_shards_that_are_not_given():

@@ -476,3 +476,17 @@ def test_weights_say_what_a_scan_is_unlike(study, tmp_path):
         assert main([*command, str(tmp_path / "w.safetensors"), "--strict"]) == 8
     found = json.loads((tmp_path / "points.json").read_text())["familiarity"]["image"]
     assert found["alarm"] and found["share_as_far"] == pytest.approx(1 / 61, abs=1e-4) and found["subjects"] == 60
+
+
+def test_error_bars_that_cannot_be_had_are_told(tmp_path):
+    """Of full k-space nothing can be held out: no file, a line that says so, and no word of a self-check that nobody asked for."""
+    kspace = phantom_kspace((40, 36), generator=draw(4)).reshape(1, 1, 40, 36).numpy().astype("complex64")
+    write_scan(tmp_path / "full.h5", iter(kspace), kspace.shape, mask=np.ones((40, 36), np.float32))
+    command = ["reconstruct", str(tmp_path / "full.h5"), "-o", str(tmp_path / "out"), "--no-flips", "--quiet"]
+    with pytest.warns(UserWarning, match="no error bars are written: everything"):
+        assert main([*command, "--uncertainty"]) == 0
+    sidecar = json.loads((tmp_path / "out" / "full.json").read_text())
+    assert not {"self_check", "uncertainty"} & set(sidecar) and any(
+        "no error bars" in one for one in sidecar["warnings"]
+    )
+    assert not (tmp_path / "out" / "full.uncertainty.nii.gz").exists()

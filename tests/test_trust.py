@@ -183,7 +183,7 @@ def test_gain_phase_and_shift_are_found(coils, gain, phase, shift):
     assert np.std(found, axis=0) == pytest.approx(errors, rel=0.4)
 
 
-@pytest.mark.parametrize("degrees", [-3.0, 1.0])
+@pytest.mark.parametrize("degrees", [-3.0, 1.5])
 def test_a_turn_is_found(degrees):
     """Of ellipses in closed form, turned from y towards x, to a tenth of it and with its sign; and it is named. Without one, it is not."""
     middle = [Ellipse((0.02, -0.05), (0.4, 0.3), 0.3, 1.0), Ellipse((-0.1, 0.1), (0.05, 0.15), 0.0, 0.5)]

@@ -1,10 +1,11 @@
 """How fast, against the arithmetic of the same machine: ratios, each of one run
 
-`start`: the command line, cold. `training`: a step of the real loop against the bare network, its share that makes batches, and the unrolled network against
-its U-Nets alone. `recipe`: the step of the 2018 U-Net at 256x256 in batches of 16 against products of 2048x2048 matrices of the same type, and against
+`start`: the command line, cold, in seconds. `training`: a step of the real loop with its moving average against the bare network, what making a batch of volumes in memory
+takes of it (reading files is not in it), and the unrolled network against its U-Nets alone. `recipe`: the step of the 2018 U-Net at 256x256 in batches of 16 against products of 2048x2048 matrices of the same type, and against
 the same step as it is usually written. `reconstruction`: a scan in a warm process against the bare network. `memory`: trainings of 1,000 and of 20,000
-slices. `processes`: two processes under torchrun against one. Phantoms from the package; no data needed. What is a ratio was timed in turns, least of
-some times; each time may be off by as much as the machine does beside it. bfloat16 where the processor has it, else float32.
+slices, of which both see the same number: it is what listing more costs. `processes`: two processes under torchrun against one. Phantoms from the package; no data needed. `start`, `training` and the product
+in `recipe` are timed in turns, least of some times; the usual step after ours, and `reconstruction` once, its bare network after it, the median of three. Each time may be off by
+as much as the machine does beside it. bfloat16 where the processor has it, else float32.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -24,6 +25,7 @@ import nibabel
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.flop_counter import FlopCounterMode
 
 from mri_n2n.batches import steps_per_epoch, training_batches
@@ -40,12 +42,13 @@ from mri_n2n.protocol import Protocol
 from mri_n2n.reconstruction import reconstruct_files
 from mri_n2n.simulation import measure, seeded
 from mri_n2n.steps import Prefetch, training_step
+from mri_n2n.training import moving_average
 
 PARTS = ("start", "training", "recipe", "reconstruction", "memory", "processes")
 HEADER = ["what", "measured", "", "wanted", ""]
 RECIPE = {"matrix": 256, "batch": 16}
 PRODUCT = 2048
-RATE = 1e-3
+RATE, BETAS = 1e-3, (0.9, 0.99)  # those of training
 
 
 def run(setting: Setting, part: str) -> str:
@@ -161,8 +164,14 @@ def training(quick: bool) -> list[list[object]]:
             [ready] = next(batches)
         ready = ready.to(device)
         upcoming = Prefetch(batches) if device.type == "cuda" else batches  # as in training
+        average = AveragedModel(network, avg_fn=partial(moving_average, 0.999))
+
+        def one_step() -> None:
+            training_step(network, optimizer, next(upcoming), device, precision)  # noqa: B023
+            average.update_parameters(network)  # noqa: B023
+
         step, bare, loading = in_turns(
-            lambda: training_step(network, optimizer, next(upcoming), device, precision),  # noqa: B023
+            one_step,
             lambda: bare_step(network, ready.input, device, precision),  # noqa: B023
             lambda: next(upcoming),  # noqa: B023
             times=times,
@@ -174,11 +183,11 @@ def training(quick: bool) -> list[list[object]]:
         share = f"{1e3 * loading / size:.1f} ms per image; the network waits {loading / step:.1%} of a step" + (
             "" if device.type == "cpu" else " at most, as batches are made beside it"
         )
-        found.append(row(f"{kind}: loading, masking, pairing / network", loading / bare, share, 0.1))
+        found.append(row(f"{kind}: masking and pairing of volumes in memory / network", loading / bare, share, 0.1))
         if kind == "unrolled":
             inputs = unet_inputs(network, ready.input, device, precision)
             whole, alone = in_turns(
-                lambda: training_step(network, optimizer, next(upcoming), device, precision),  # noqa: B023
+                one_step,
                 lambda: [bare_step(one, given, device, precision) for one, given in inputs],  # noqa: B023
                 times=times,
             )
@@ -243,7 +252,7 @@ def recipe_step(precision: str, tuned: bool, quick: bool) -> dict[str, float]:
         times=1 if quick else 2,
     )
     with FlopCounterMode(display=False) as counter:
-        training_step(network, optimizer, [replace(pair)], device, precision)
+        training_step(network, optimizer, [pair], device, precision)
     return {"seconds": step, "size": size, "flops": counter.get_total_flops(), "peak": 2 * PRODUCT**3 / product}
 
 
@@ -299,7 +308,7 @@ def memory(quick: bool) -> list[list[object]]:
 
 
 def processes(quick: bool) -> list[list[object]]:
-    """After one step: the weights' change by two processes against that by one, and Adam's moments."""
+    """After one step."""
     command = "train --dataset phantom --matrix-size 32 --channels 4 --cascades 1 --batch-size 4 --steps 1 --device cpu --precision float32 --average 0 --quiet"
     runner = [sys.executable, "-W", "ignore", "-m"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -311,17 +320,21 @@ def processes(quick: bool) -> list[list[object]]:
             whole = [*runner, *before, "mri_n2n", *command.split(), *more, "-o", f"{folder}/{name}"]
             subprocess.run(whole, check=True, capture_output=True, env=environment)
         one, two = (load_tensors(Path(folder) / name / "checkpoint.safetensors")[0] for name in ("one", "two"))
-    of = lambda tensors: torch.cat([value.flatten() for name, value in tensors.items() if "exp_avg" in name])  # noqa: E731
-    weights = lambda tensors: torch.cat(
-        [value.flatten() for name, value in tensors.items() if name.startswith("network.")]
-    )  # noqa: E731
-    differ = lambda a, b: (torch.linalg.vector_norm(a - b) / torch.linalg.vector_norm(a)).item()  # noqa: E731
-    told = f"of weights {differ(weights(one), weights(two)):.1g}; float32, Gloo"
+    differ = (torch.linalg.vector_norm(update(one) - update(two)) / torch.linalg.vector_norm(update(one))).item()
     return [
         row(
-            "two processes / one with the same batch: difference of the gradient's moments",
-            differ(of(one), of(two)),
-            told,
+            "two processes: their first update's difference from that of one, of its length",
+            differ,
+            "float32, Gloo",
             1e-5,
         )
     ]
+
+
+def update(tensors: dict[str, Tensor]) -> Tensor:
+    """Adam's first, but for the learning rate, from the moments of a checkpoint after one step."""
+    moments = [(name, value) for name, value in tensors.items() if name.endswith(".exp_avg")]
+    steps = [
+        (value / (1 - BETAS[0])) / ((tensors[f"{name}_sq"] / (1 - BETAS[1])).sqrt() + 1e-8) for name, value in moments
+    ]
+    return torch.cat([one.flatten() for one in steps])

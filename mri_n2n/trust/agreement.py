@@ -15,8 +15,8 @@ CENTRE, STRONG = 16, 0.03
 FEWEST = 12
 FAINT = 0.03  # a slice whose largest sample is below this share of the scan's largest holds too little to compare
 # A difference is one where it is larger than this many standard errors, and than these limits: gain, phase (radians), shift (pixels), turn
-# (degrees).
-ERRORS, GAIN, PHASE, SHIFT, TURN = 4.0, 0.02, 0.05, 0.1, 0.5
+# (degrees; reconstructions that are wrong about the centre seem turned by up to 0.9).
+ERRORS, GAIN, PHASE, SHIFT, TURN = 4.0, 0.02, 0.05, 0.1, 1.0
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ class SelfCheck:
 
 @dataclass(frozen=True)
 class Checked:
-    """What could be said, and why not of what could not."""
+    """What could be said, and why nothing of what was not sampled. bars are None too where too few samples can be held out for them."""
 
     error: SelfCheck | None
     bars: ErrorBars | None
@@ -111,12 +111,11 @@ def check_itself(
         inside = 1.0 if acquired is None else math.prod(b - a for a, b in acquired) / math.prod(shape)
         return Checked(None, None, (FULL if measured >= 0.999 * inside else FEW,))
     error, silence = None, ()
-    if estimates and any(one.divided.design.equidistant for one in found if one is not None):
+    if any(one.divided.design.equidistant for one in found if one is not None):
         silence = (GAPS,)
     elif estimates:
         error = _error(found, shape, measured, spoken_for, noise, assumed)
     found_bars = error_bars([None if one is None else one.scores for one in found], shape, edges) if bars else None
-    silence += (FEW_SCORES,) if bars and found_bars is None else ()
     return Checked(error, found_bars, silence)
 
 

@@ -9,7 +9,7 @@ from mri_n2n.trust import error_bars
 from mri_n2n.trust.error_estimate import CONFIDENCE, Estimate, Quality, quality_of
 from mri_n2n.trust.population import Population
 from mri_n2n.trust.second_acquisition import Judged
-from mri_n2n.trust.self_check import FULL, Checked, SelfCheck
+from mri_n2n.trust.self_check import FEW_SCORES, FULL, Checked, SelfCheck
 
 
 def to_json(judged: Judged | Population) -> dict:
@@ -42,24 +42,31 @@ def to_json(judged: Judged | Population) -> dict:
     }
 
 
-def checked_facts(checked: Checked, peak: float, energies: Sequence[float]) -> tuple[dict, list[str]]:
+def checked_facts(
+    checked: Checked, peak: float, energies: Sequence[float], *, estimates: bool, bars: bool
+) -> tuple[dict, list[str]]:
     """(what the sidecar says, warnings) of a scan's check of itself. peak: the image's largest magnitude; energies: mean square of each
-    slice of it."""
+    slice of it. estimates, bars: what was asked for."""
     facts: dict = {}
     if checked.error is not None:
         facts["self_check"] = _error_facts(checked.error, peak, energies)
     if checked.bars is not None:
-        bars = checked.bars
+        found = checked.bars
         facts["uncertainty"] = {
             "confidence": error_bars.CONFIDENCE,
-            "coverage": bars.coverage,
-            "tested_samples": bars.tested,
-            "factors": [_number(one) for one in bars.factors],
-            "edges": list(bars.edges),
+            "coverage": found.coverage,
+            "tested_samples": found.tested,
+            "factors": [_number(one) for one in found.factors],
+            "edges": list(found.edges),
         }
-    if checked.silence:
+    said, why = [], "; ".join(checked.silence)
+    if checked.silence and estimates:
         facts["self_check"] = facts.get("self_check", {}) | {"says_nothing": list(checked.silence)}
-    said = [f"the scan cannot check its own reconstruction: {one}" for one in checked.silence if one != FULL]
+        said += [f"the scan cannot check its own reconstruction: {one}" for one in checked.silence if one != FULL]
+    if bars and checked.bars is None:
+        said.append(f"no error bars are written: {why or FEW_SCORES}")
+    elif bars and checked.silence:
+        said.append(f"the error bars are calibrated on samples that say little of those that were not taken: {why}")
     if checked.error is not None and checked.error.noise:
         said.append("the noise level is not known, so the self-check's error has the noise of the samples in it")
     if checked.error is not None and checked.error.assumed:
