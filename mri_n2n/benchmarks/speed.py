@@ -320,15 +320,18 @@ def processes(quick: bool) -> list[list[object]]:
             whole = [*runner, *before, "mri_n2n", *command.split(), *more, "-o", f"{folder}/{name}"]
             subprocess.run(whole, check=True, capture_output=True, env=environment)
         one, two = (load_tensors(Path(folder) / name / "checkpoint.safetensors")[0] for name in ("one", "two"))
-    differ = (torch.linalg.vector_norm(update(one) - update(two)) / torch.linalg.vector_norm(update(one))).item()
-    return [
-        row(
-            "two processes: their first update's difference from that of one, of its length",
-            differ,
-            "float32, Gloo",
-            1e-5,
-        )
-    ]
+    rows = (
+        ("gradient", gradient),
+        ("first update by Adam, which divides by a gradient's size however small it is", update),
+    )
+    differ = lambda of: (torch.linalg.vector_norm(of(one) - of(two)) / torch.linalg.vector_norm(of(one))).item()  # noqa: E731
+    told = "of its length; float32, Gloo"
+    return [row(f"difference of two processes from one: {name}", differ(of), told, 1e-5) for name, of in rows]
+
+
+def gradient(tensors: dict[str, Tensor]) -> Tensor:
+    """Of the first step, from the moments of a checkpoint after it."""
+    return torch.cat([value.flatten() for name, value in tensors.items() if name.endswith(".exp_avg")]) / (1 - BETAS[0])
 
 
 def update(tensors: dict[str, Tensor]) -> Tensor:
