@@ -173,7 +173,11 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="also write NAME.html, one page for a browser: images to scroll through, warnings, methods, provenance",
     )
-    reconstruct.add_argument("--skip-existing", action="store_true", help="leave out scans whose sidecar is there")
+    reconstruct.add_argument(
+        "--skip-existing",
+        action="store_true",
+        help="leave out scans whose sidecar is there, whatever options it was made with; they do not count under --strict",
+    )
     reconstruct.add_argument("--json", action="store_true", help="print the sidecars on stdout")
 
     denoise = command(

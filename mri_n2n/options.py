@@ -98,6 +98,9 @@ def check_options(options: TrainOptions) -> None:
             and (options.batch_size or options.shards) % options.shards == 0
         ),
         f"--patience must be at least 1; got {options.patience}": options.patience is None or options.patience >= 1,
+        "--patience counts validations; leave out --validation-subjects none": (
+            options.patience is None or options.validation_subjects != ("none",)
+        ),
         f"--learning-rate must be above 0 and below 1; got {options.learning_rate}": 0 < options.learning_rate < 1,
         f"--acceleration must be 1 or more, a range rising; got {low}:{high}": 1 <= low <= high < math.inf,
         f"--noise must be between 0 and 1000, a range rising; got {quiet}:{loud}": 0 <= quiet <= loud <= 1000,

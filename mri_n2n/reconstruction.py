@@ -67,7 +67,7 @@ def reconstruct_files(
 
     The four files of a scan appear together when all are complete; a failure leaves none of them. Of several scans, those
     that fail do not stop the rest. A directory stands for the raw scans in it. Under torchrun each process takes its share.
-    Returns the sidecars. skip_existing: leave out scans whose sidecar is there, and
+    Returns the sidecars. skip_existing: leave out scans whose sidecar is there, whatever options it was made with, and
     replace results without one.
     flips: average over mirror images, four passes of the network; None: if the weights were trained on mirror images.
     baseline: a classical reconstruction in place of the network, see `mri_n2n.baselines`; then no weights are loaded.
@@ -81,6 +81,8 @@ def reconstruct_files(
     Errors: OptionError, InputError, NotFoundError, OutputError; of several scans PartialError, which has the sidecars of the others.
     """
     check_baseline(baseline, regularisation, weights, flips)
+    if skip_existing and force:
+        raise OptionError("--skip-existing keeps the results that are there, --force replaces them; give one of them")
     if uncertainty and baseline == "zero-filled":
         raise OptionError("--uncertainty is of methods that predict what was not sampled; zero-filled does not")
     scans = [scan for path in scans for scan in (scans_in(path) if path.is_dir() else [path])]
@@ -98,7 +100,10 @@ def reconstruct_files(
     share = list(zip(scans, targets, strict=True))[processes.rank :: processes.count]
     work = [(scan, target) for scan, target in share if not (skip_existing and target.sidecar.exists())]
     if len(work) < len(share) and not quiet:
-        tqdm.write(f"{len(share) - len(work)} of {len(share)} left out: their results are there", file=sys.stderr)
+        tqdm.write(
+            f"{len(share) - len(work)} of {len(share)} left out: their results are there, as they were made",
+            file=sys.stderr,
+        )
     if bids:
         check_dataset(output)
     series = read_series(dicom) if dicom is not None and work else None
@@ -225,7 +230,7 @@ def reconstruct_file(
                     f"{scan.path}: the image is not finite; its k-space is too large or too small for float32, rescale it"
                 )
             doubts += doubts_of(acquisition.to("cpu"), complex_images)
-            size = torch.linalg.vector_norm(complex_images, dim=1).double()
+            size = torch.linalg.vector_norm(complex_images, dim=1, dtype=torch.complex128)
             peak, energies = max(peak, size.max().item()), [*energies, *size.square().mean(dim=(1, 2)).tolist()]
             complex_images = crop_or_pad(complex_images, *matrix)
             count = complex_images.shape[0]

@@ -192,7 +192,7 @@ def _check(record: Record) -> None:
     }
     if missing := [key for key in needed if key not in said]:
         version = said["software"].get("mri-n2n") if part(said.get("software")) else None
-        by = f"mri-n2n {one_line(version, 40)}, which did not write it" if version else "an unknown program"
+        by = f"mri-n2n {one_line(version, 40)}, or was changed" if version else "an unknown program"
         raise InputError(
             f"{one_line(path)} lacks {', '.join(missing)}, needed to make the image again; it was written by {by}"
         )
@@ -224,6 +224,8 @@ def _check_part(path: Path, where: str, said: dict, checks: dict[str, Check], ot
     if missing := [f"{where}{key}" for key in checks if key not in said]:
         raise InputError(f"{one_line(path)} lacks {', '.join(missing)}, needed to make the image again")
     if wrong := [key for key, check in checks.items() if not check(said[key])]:
-        raise InputError(f"{one_line(path)} is damaged: {where}{wrong[0]} cannot be {said[wrong[0]]!r:.80}")
+        value = said[wrong[0]]
+        shown = "what it is" if isinstance(value, (dict, list)) else f"{value!r:.80}"
+        raise InputError(f"{one_line(path)} is damaged: {where}{wrong[0]} cannot be {shown}")
     if not others and (unknown := [f"{where}{key}" for key in said if key not in checks]):
         raise InputError(f"{one_line(path)} has {one_line(', '.join(unknown), 120)}, which this version does not know")

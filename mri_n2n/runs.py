@@ -25,6 +25,8 @@ STATE = {"kept", "since"}
 
 def check_unused(run: Path) -> None:
     """OutputError when `run` holds a run already."""
+    if run.exists() and not run.is_dir():
+        raise OutputError(f"{run} is a file; give another -o")
     if (run / "checkpoint.safetensors").exists():
         raise OutputError(f"{run} already holds a run; give --resume to continue it, or another -o")
     taken = [name for name in FILES if os.path.lexists(run / name)]

@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
+from mri_n2n.bids import fields
 from mri_n2n.checkpoint import find_weights
 from mri_n2n.denoising.denoise import denoise_file
 from mri_n2n.device import choose_device
@@ -26,11 +27,8 @@ from mri_n2n.record import Record, read_record
 
 # Differences up to this share of the image's maximum are what other threads and processors make of the same sums (docs/trust.md).
 ROUNDING = 1e-4
-# What the sidecar says of the result, and a new one must say too; without what rounding decides, or the clock.
-SAID = (
-    "note", "input.sha256", "input.format", "input.simulated", "weights.network", "weights.network_options", "intensity", "slices", "coils", "noise_whitened", "matrix", "image_matrix", "geometry", "mask_source", "virtual_coils",
-    "combination", "measured_share", "measured_energy_share", "acquired", "familiarity", "self_check", "uncertainty", "warnings", "options", "baseline", "denoise",
-)  # fmt: skip
+# Of the sidecar: not compared with that of the new result, as hashes, or the result itself, answer for it, or it is of its day.
+ELSEWHERE = {"software", "output", "output_sha256", "redo", "seconds"}
 TRAINED = (
     "The network was trained on the scan again, which is the same only with the same threads, processor and versions."
 )
@@ -42,8 +40,8 @@ class Verification:
     """What became of a result that was made again; its files, scan and weights are those on record, or there would be none.
 
     verdict: "identical", bit for bit; "equal to rounding", no voxel farther than `limit` from its new value, as a share of the
-    image's maximum; or "different". differences: the largest of each file's arrays, in these units. contradicted: what the sidecar
-    says otherwise than the new one. changed: what it was made with and what it was made again with, in words.
+    image's maximum; "different"; or "contradicted", where it is not different, but the sidecar says otherwise than the new one.
+    differences: the largest of each file's arrays, in these units. contradicted: the sidecar's keys of which that is so. changed: what it was made with and what it was made again with, in words.
     """
 
     image: str
@@ -61,7 +59,7 @@ class Verification:
 
     @property
     def verified(self) -> bool:
-        return self.verdict != "different" and not self.contradicted
+        return self.verdict in ("identical", "equal to rounding")
 
 
 def verify(
@@ -82,7 +80,7 @@ def verify(
     with TemporaryDirectory(prefix="mri-n2n-verify-") as folder:
         said = made_again(record, scan, others, weights, Path(folder), quiet)
         differences = compared(record, Path(folder), stem(scan))
-    contradicted = tuple(key for key in SAID if not agree(_at(record.said, key), _at(said, key)))
+    contradicted = contradictions(record, said)
     if weights is not None and record.said["weights"]["bundled"]:  # of which there are warnings, not of files
         contradicted = tuple(key for key in contradicted if key != "warnings")
     changed = changes(record.said, said)
@@ -90,7 +88,8 @@ def verify(
         changed += tuple(f"the sidecar would say something else of {key}" for key in contradicted)
         contradicted = ()
     largest = max(differences.values())
-    verdict = "identical" if largest == 0 else "equal to rounding" if largest <= ROUNDING else "different"
+    same = "identical" if largest == 0 else "equal to rounding"
+    verdict = "different" if largest > ROUNDING else "contradicted" if contradicted else same
     seconds = round(time.monotonic() - started, 2)
     return Verification(record.name, verdict, differences, ROUNDING, contradicted, changed, record.trained, seconds)
 
@@ -251,15 +250,31 @@ def _largest(slices: Iterator[tuple[np.ndarray, np.ndarray]], peak: float) -> fl
 # ------------------------------------------------------------------------------------------------------------- words
 
 
-def _at(said: dict, key: str) -> object:
-    """What a sidecar says; of warnings without their numbers, which may be rounded otherwise."""
-    first, _, second = key.partition(".")
-    value = (said.get(first) or {}).get(second) if second else said.get(first)
-    return (
-        [re.sub(r"\d[\d.]*", "0", str(one)) for one in value]
-        if key == "warnings" and isinstance(value, list)
-        else value
-    )
+def contradictions(record: Record, new: dict) -> tuple[str, ...]:
+    """The keys of the sidecar that say otherwise than those of the new one, of scan and weights as KEY.KEY."""
+    old = record.said
+    # The name on record is that of the scan when the result was made; of weights that were given nothing tells the name.
+    new = new | {"input": new["input"] | {"name": old["redo"]["files"][0]["name"]}}
+    if new["weights"] is not None and not new["weights"]["bundled"]:
+        new |= {"weights": new["weights"] | {"name": old["weights"]["name"]}}
+    if record.options.get("bids"):
+        new |= fields(new["input"]["name"], new["input"]["simulated"])
+    found = []
+    for key in (*old, *(key for key in new if key not in old)):
+        if key in ("input", "weights") and isinstance(old[key], dict) and isinstance(new[key], dict):
+            parts = dict.fromkeys((*old[key], *new[key]))
+            found += [f"{key}.{part}" for part in parts if not agree(*(_said(side[key], part) for side in (old, new)))]
+        elif key not in ELSEWHERE and not agree(_said(old, key), _said(new, key)):
+            found.append(key)
+    return tuple(one_line(key, 60) for key in found)
+
+
+def _said(of: dict, key: str) -> object:
+    """What a sidecar says, None of nothing; of warnings without their numbers, which may be rounded otherwise."""
+    value = of.get(key)
+    if key == "warnings" and isinstance(value, list):
+        return [re.sub(r"\d[\d.]*", "0", str(one)) for one in value]
+    return value
 
 
 def agree(one: object, other: object) -> bool:
@@ -289,7 +304,9 @@ def format_text(result: Verification) -> str:
     """As plain text: the verdict first."""
     worst = max(result.differences, key=result.differences.get)
     far = f"largest difference {result.largest:.1e} of the image's maximum, in {worst} (limit {result.limit:.0e})"
-    told = {"identical": "every voxel is the same, bit for bit", "equal to rounding": far, "different": far}
+    same = "every voxel is the same, bit for bit" if result.largest == 0 else far
+    told = {"identical": same, "equal to rounding": same, "different": far}
+    told["contradicted"] = f"the sidecar says otherwise; {same}"
     lines = [f"{result.image}: {result.verdict}: {told[result.verdict]}; made again in {result.seconds} s"]
     if result.contradicted:
         lines.append(f"The sidecar says otherwise than the one made again: {', '.join(result.contradicted)}.")

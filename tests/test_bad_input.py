@@ -366,6 +366,19 @@ def test_attributes_of_any_kind_do_no_harm(scan_file):
     assert scan.simulated is None and scan.read(0, 1).noise_variance is None
 
 
+@pytest.mark.parametrize("variance", [-0.01, np.nan, np.inf])
+def test_a_noise_variance_that_cannot_be(scan_file, variance):
+    with h5py.File(scan_file, "r+") as file:
+        file.attrs["noise_variance"] = variance
+    refused(open_scan, scan_file, match="noise_variance must be a number of at least 0")
+
+
+def test_the_first_slice_that_is_not_finite_is_named(scan_file):
+    with h5py.File(scan_file, "r+") as file:
+        file["kspace"][2, 0, 0] = np.nan
+    refused(read_all, scan_file, match="first in slice 2;")
+
+
 def test_a_scan_that_changes_while_it_is_read(scan_file):
     scan = open_scan(scan_file)
     replace(replace(scan_file, "kspace", kspace(4, 3, 16, 21)), "mask", np.ones(21))

@@ -21,7 +21,7 @@ from test_raw_formats import XML
 import mri_n2n
 from mri_n2n.batches import Protocol
 from mri_n2n.checkpoint import BUNDLED, build_network, save_tensors
-from mri_n2n.errors import InputError, NotFoundError, OutputError, PartialError
+from mri_n2n.errors import InputError, NotFoundError, OptionError, OutputError, PartialError
 from mri_n2n.files import sha256_of
 from mri_n2n.formats import open_scan, read_reference, read_result, write_scan
 from mri_n2n.fourier import fft2c, ifft2c
@@ -461,6 +461,8 @@ def test_a_directory_stands_for_its_scans_and_can_be_gone_on_with(scans, run, tm
     assert reconstruct_files([folder], out, weights=run, skip_existing=True, quiet=True) == []
     with pytest.raises(NotFoundError, match="no raw scan"):
         reconstruct_files([run], out, weights=run, quiet=True)
+    with pytest.raises(OptionError, match="give one of them"):
+        reconstruct_files([folder], out, weights=run, skip_existing=True, force=True, quiet=True)
 
 
 def test_two_processes_share_the_scans(scans, run, tmp_path):

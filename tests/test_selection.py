@@ -20,6 +20,7 @@ from mri_n2n.datasets import find_sources
 from mri_n2n.errors import UserError
 from mri_n2n.fourier import fft2c
 from mri_n2n.masks import Sampling, draw_mask
+from mri_n2n.options import check_options
 from mri_n2n.phantom import phantom_kspace
 from mri_n2n.protocol import Protocol
 from mri_n2n.quality import draw_curve, in_words
@@ -368,6 +369,11 @@ def test_a_resumed_run_makes_the_same_choices(stop, study, tmp_path, monkeypatch
         for run in ("whole", "parts")
     ]
     assert without_time[0] == without_time[1] and parts.quality == whole.quality
+
+
+def test_patience_without_validations_is_refused(study):
+    with pytest.raises(UserError, match="leave out --validation-subjects none"):
+        check_options(measured(study, patience=2, validation_subjects=("none",)))
 
 
 def test_patience_ends_a_training_and_says_so(study, tmp_path, monkeypatch, capfd):

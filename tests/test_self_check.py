@@ -253,6 +253,20 @@ def test_error_bars_cover_samples_and_have_the_scale_of_the_errors(coils):
     assert bars.radius.shape == (7, *SHAPE) and not bars.radius[6].any()
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_error_bars_have_the_units_of_the_image(scale):
+    """Whose squares float32 does not hold."""
+    sampling = draw_mask("roulette", SHAPE, 3.0, draw(1))
+    fold = divide(sampling.mask, sampling.probability, with_maps=False, draw=draw()).fold
+    images, residual = noise((FOLDS, 1, *SHAPE), 1.0, draw(2)), noise((1, *SHAPE), 1.0, draw(3)) * (fold >= 0)
+    edges = band_edges(fold >= 0)
+    one, other = (
+        error_bars([scores_of(images * s, None, residual * s, fold, sampling.mask == 0, edges)], SHAPE, edges).radius
+        for s in (1.0, scale)
+    )
+    torch.testing.assert_close(other.double() / scale, one.double(), rtol=1e-4, atol=0)
+
+
 # ---- what speaks against an image ----
 
 
@@ -412,7 +426,11 @@ def test_reconstruct_checks_itself(study, tmp_path, capsys, name):
     said = capsys.readouterr().out
     sidecar = json.loads((tmp_path / f"{name}.json").read_text())
     check, bars = sidecar["self_check"], sidecar["uncertainty"]
-    assert f"self-check: PSNR {check['psnr']['value']:.2f} dB" in said and "of the image's energy measured" in said
+    assert (
+        f"leaves a PSNR of {check['psnr']['value']:.2f} dB (" in said
+        and "were the rest exact" in said
+        and "of the image's energy measured" in said
+    )
     assert 0.5 < sidecar["measured_energy_share"] <= 1
     with h5py.File(tmp_path / f"{name}.h5") as file, h5py.File(study / f"{name}.h5") as scan:
         image, maps = file["image"][()], file["sensitivity_maps"][()] if name == "coils" else None

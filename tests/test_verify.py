@@ -72,6 +72,7 @@ def desk(tmp_path_factory) -> Path:
         reconstruct_files([scans / scan], folder / name, quiet=True, device="cpu", **options)
 
     result("network", "single.h5", weights=weights, flips=True)
+    result("bundled", "single.h5")
     result("coils", "coils.h5", weights=weights)
     result("tv", "coils.h5", baseline="tv")
     result("given", "single.h5", baseline="wavelet", regularisation=0.01)
@@ -80,13 +81,14 @@ def desk(tmp_path_factory) -> Path:
     denoise_file(scans / "full.h5", folder / "denoise", Plan(training=steps), quiet=True, device="cpu")
     more = Plan(training=steps, noise_map=True, residual=True, noise=0.05)
     denoise_file(scans / "mag.nii", folder / "parts", more, phase=scans / "phase.nii", quiet=True, device="cpu")
-    clock = Plan(training=DenoiseOptions(channels=4, minutes=0.01))
+    clock = Plan(training=DenoiseOptions(channels=4, minutes=0.03))
     denoise_file(scans / "full.h5", folder / "clock", clock, quiet=True, device="cpu")
     return folder
 
 
 RESULTS = {
     "network": "single",
+    "bundled": "single",
     "coils": "coils",
     "tv": "coils",
     "given": "single",
@@ -263,6 +265,9 @@ def test_one_bit_is_not_identical(desk, tmp_path, capsys):
         (lambda said: said["input"].update(sha256="0" * 64), "input.sha256"),
         (lambda said: said["baseline"].update(name="tv"), "baseline"),
         (lambda said: said["options"].update(precision="float64"), "options"),
+        (lambda said: said["input"].update(name="other.h5"), "input.name"),
+        (lambda said: said["input"].update(patient="a healthy one"), "input.patient"),
+        (lambda said: said.update(approved="by all"), "approved"),
     ],
 )
 def test_a_sidecar_that_says_otherwise_is_contradicted(change, says, desk, tmp_path, capsys):
@@ -270,7 +275,25 @@ def test_a_sidecar_that_says_otherwise_is_contradicted(change, says, desk, tmp_p
     edited(folder, "single", change)
     assert main(asked(desk, "given", folder=folder)) == 7
     out = capsys.readouterr().out
-    assert "identical" in out and f"made again: {says}." in out
+    assert "single: contradicted: " in out and "bit for bit" in out and f"made again: {says}." in out
+    assert main([*asked(desk, "given", folder=folder), "--json"]) == 7
+    told = json.loads(capsys.readouterr().out)
+    assert told["verdict"] == "contradicted" and told["contradicted"] == [says] and not told["verified"]
+
+
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        (lambda said: said["weights"].update(method="supervised"), "weights.method"),
+        (lambda said: said["weights"].update(name="better.safetensors"), "weights.name"),
+        (lambda said: said["weights"].update(trained_on="everyone"), "weights.trained_on"),
+    ],
+)
+def test_what_the_weights_are_is_not_taken_from_the_sidecar(change, says, desk, tmp_path, capsys):
+    folder = copied(desk, "bundled", tmp_path / "r")
+    edited(folder, "single", change)
+    assert main(asked(desk, "bundled", folder=folder)) == 7
+    assert f"made again: {says}." in capsys.readouterr().out
 
 
 def test_other_options_make_another_image(desk, tmp_path, capsys):

@@ -56,8 +56,10 @@ def open_scan(path: Path | str) -> Scan:
             _check_reference(path, name, checked_dataset(file, path, name, (3,), "fiub").shape, shape)
     acquisition, acceleration = known.get("acquisition"), known.get("acceleration")
     variance = known.get("noise_variance")
-    if not (isinstance(variance, (int, float)) and 0 <= variance < math.inf):
+    if not isinstance(variance, (int, float)):  # of another program, which means something else
         variance = None
+    elif not 0 <= variance < math.inf:
+        raise InputError(f"{one_line(path)}: attribute noise_variance must be a number of at least 0; got {variance}")
     acquired_columns = None if encoding is None else _acquired_columns(encoding, shape)
     zero_mask, nonzero, outside, blank = ZeroMask(lambda: _sampled(path, shape[0])), [], [], []
 
@@ -248,8 +250,9 @@ def _samples(dataset: h5py.Dataset, path: Path, start: int, stop: int) -> np.nda
     with np.errstate(over="ignore"):
         kspace = dataset[start:stop].astype(np.complex64, copy=False)
     if not np.isfinite(kspace).all():
+        first = start + next(index for index, one in enumerate(kspace) if not np.isfinite(one).all())
         raise InputError(
-            f"{one_line(path)}: k-space holds NaN or infinite samples in slices {start} to {stop - 1}; expected finite"
+            f"{one_line(path)}: k-space holds NaN or infinite samples, first in slice {first}; expected finite"
         )
     return kspace if kspace.ndim == 4 else kspace[:, None]
 

@@ -102,7 +102,10 @@ def open_scan(path: Path | str, repetition: int | None = None) -> Scan:
     padded = 0 < last - first < encoding.matrix[1]
     _check_sizes(path, heads, shape[0], shape[1], encoding.matrix)
     simulated = noted_simulated(encoding)
-    stored_variance = noted_noise_variance(encoding)
+    try:
+        stored_variance = noted_noise_variance(encoding)
+    except ValueError as error:
+        raise InputError(f"{one_line(path)}: {one_line(error)}") from None
     after_reversal = _centers_after_reversal(heads[image])
     averages = min(len(found) / len(np.unique(lines[found])) for found in rows.values())
     covariance = _covariance(path, group, np.flatnonzero(has(NOISE)), heads, rows[0])

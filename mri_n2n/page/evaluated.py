@@ -105,7 +105,7 @@ def page_of_judgement(reconstruction: Path, second: Path, third: Path | None, ju
         f"PSNR is by the image's own largest magnitude, {judged.peak:.4g}; NMSE over the image's own energy; the root of the MSE is in "
         f"the file's units. Noise: standard deviation {judged.level:.4g} of a sample, {judged.noise}.",
     ]
-    if judged.coverage < 1:
+    if judged.coverage < 0.9995:  # or it reads 100.0%
         about.append(f"It speaks of {judged.coverage:.1%} of k-space, where samples could be drawn.")
     head = ("PSNR (dB)", f"{sure} interval", "NMSE", f"{sure} interval", "root of MSE")
     tables = (

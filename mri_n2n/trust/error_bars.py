@@ -25,8 +25,8 @@ BANDS, FEWEST = 6, 200
 
 @dataclass(frozen=True)
 class Scores:
-    """Of one slice: score, band and fold (samples,) of what was held out, and for each band the spread of images (bands, y, x), squared
-    intensity."""
+    """Of one slice: score, band and fold (samples,) of what was held out, and for each band the spread of images (bands, y, x), in
+    their intensity."""
 
     score: Tensor
     band: Tensor
@@ -73,7 +73,7 @@ def scores_of(
     for number in range(len(edges) + 1):
         inside = band == number
         found.append(spread[inside & empty].mean().sqrt() if (inside & empty).any() else spread[inside].mean().sqrt())
-        maps_of_bands.append(ifft2c(inside * spectrum).abs().square().sum(dim=1).mean(dim=0).float())
+        maps_of_bands.append(ifft2c(inside * spectrum).abs().square().sum(dim=1).mean(dim=0).sqrt().float())
     size = residual.abs().double().square().sum(dim=0).sqrt()
     score = size[held] / torch.stack(found)[band[held]]
     return Scores(score, band[held], fold[held], torch.stack(maps_of_bands))
@@ -92,7 +92,10 @@ def error_bars(slices: Sequence[Scores | None], shape: tuple[int, int], edges: T
     if not all(map(math.isfinite, factors)):
         return None
     squared = torch.tensor(factors, dtype=torch.float64).square()[:, None, None]
-    maps = [torch.zeros(shape) if one is None else (squared * one.spread).sum(dim=0).sqrt().float() for one in slices]
+    maps = [
+        torch.zeros(shape) if one is None else (squared * one.spread.double().square()).sum(dim=0).sqrt().float()
+        for one in slices
+    ]
     coverage = covered / tested if tested else None
     return ErrorBars(torch.stack(maps), tuple(factors), tuple(edges.tolist()), coverage, tested)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from mri_n2n.errors import InputError, NotFoundError
-from mri_n2n.files import RAW, stem, suffix_of
+from mri_n2n.files import RAW, one_line, stem, suffix_of
 from mri_n2n.trust.error_estimate import CONFIDENCE, Estimate
 from mri_n2n.trust.second_acquisition import Judged, Quality, judge
 
@@ -67,7 +67,7 @@ def _named(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
             name = re.sub(r"_rep\d+$", "", stem(path))
             if name in found:
                 raise InputError(
-                    f"{found[name].name} and {path.name} of {folder.name} have one name; keep one of them there"
+                    f"{found[name].name} and {path.name} of {one_line(folder)} have one name; keep one of them there"
                 )
             found[name] = path
     return found

@@ -105,10 +105,10 @@ def self_check_line(facts: dict) -> str:
     if "psnr" not in facts:
         return f"self-check: says nothing ({'; '.join(facts['says_nothing'])})"
     value, low, high = (
-        math.inf if facts["psnr"][end] is None else facts["psnr"][end] for end in ("value", "low", "high")
+        "unlimited" if facts["psnr"][end] is None else f"{facts['psnr'][end]:.2f}" for end in ("value", "low", "high")
     )
-    said = f"self-check: PSNR {value:.2f} dB ({low:.2f} to {high:.2f}) by what was not sampled, {facts['spoken_for']:.1%} of k-space"
-    said += f"; nothing is known of {facts['silent']:.1%}" if facts["silent"] > 0 else ""
+    said = f"self-check: what was not sampled, {facts['spoken_for']:.1%} of k-space, leaves a PSNR of {value} dB ({low} to {high}), were the rest exact"
+    said += f"; nothing is known of {facts['silent']:.1%}" if facts["silent"] >= 0.0005 else ""
     return said + ("; with the noise of the samples" if facts["noise"] == "included" else "")
 
 
@@ -148,7 +148,7 @@ def format_table(judged: Judged | Population) -> str:
         for name, one in rows
     ]
     coverage = min(scan.coverage for scan in scans)
-    if coverage < 1:
+    if coverage < 0.9995:  # or it reads 100.0%
         about.append(f"It speaks of {coverage:.1%} of k-space, where samples could be drawn.")
     if any(scan.simulated for scan in scans):
         about.append("Simulated k-space: made from images, not measured.")
