@@ -243,7 +243,8 @@ def cautions(loaded: LoadedNetwork, mask: Tensor, measured_share: float) -> list
     known = training.get("dataset") not in ("pairs", "m4raw", "scans") or training["protocol"].get("undersample")
     if known and not low / 1.25 <= acceleration <= high * 1.25:
         trained = f"{low:g}x" if low == high else f"{low:g}x to {high:g}x"
-        found.append(f"sampled {acceleration:.1f}x; the weights were trained for {trained}")
+        sampled = "in full" if acceleration < 1.05 else f"{acceleration:.1f}x"
+        found.append(f"sampled {sampled}; the weights were trained for {trained}")
     lines = (is_along(mask, -2) or is_along(mask, -1)) and 0 < mask.mean().item() < 1
     if loaded.bundled and lines:
         found.append(LINES)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import h5py
 import numpy as np
 import scipy
 import torch
@@ -20,8 +21,9 @@ from mri_n2n.acquisition import Scan
 from mri_n2n.bids import fields, make_dataset, place
 from mri_n2n.errors import OutputError
 from mri_n2n.files import restore_folder, sha256_of, stem
-from mri_n2n.formats import read_reference, write_nifti
+from mri_n2n.formats import write_nifti
 from mri_n2n.formats.derived_dicom import Layout, write_series
+from mri_n2n.formats.fastmri_hdf5 import read_scan_reference
 from mri_n2n.page.build import page_html
 from mri_n2n.page.reconstructed import Given, page_of_reconstruction
 from mri_n2n.report import comparison_figure
@@ -132,8 +134,7 @@ def write_beside(
     folder: Path,
     target: Target,
     scan: Scan,
-    reconstruction: np.ndarray,
-    middle: tuple[np.ndarray, np.ndarray],
+    zero_filled: np.ndarray,
     given: Given | None,
     layout: Layout | None,
     facts: dict,
@@ -145,7 +146,7 @@ def write_beside(
     is complete.
 
     volumes: further ones (slice, y, x), by their names in `target.more`.
-    reconstruction: (slice, y, x) float32 magnitude. middle: (y, x), the middle slice zero-filled and reconstructed.
+    zero_filled: (y, x), the middle slice.
     given: what a page shows beside it, None without one.
     facts: what the sidecar says of this reconstruction beside what the scan says itself. redo: what it says of how to make it
     again, beside the files it was made of.
@@ -153,15 +154,19 @@ def write_beside(
     """
     here = replace(target, directory=folder)
     slices, coils, y, x = scan.shape
-    write_nifti(here.nifti, reconstruction, scan.image_geometry, simulated=bool(scan.simulated))
-    reference = read_reference(scan.path)[slices // 2] if scan.has_reference else None
-    if reference is not None and reference.shape != middle[0].shape:  # fastMRI's references lack the oversampling
+    with h5py.File(here.h5) as file:  # slice by slice, but for those who look at the whole volume
+        stored = file["reconstruction"]
+        write_nifti(here.nifti, stored, scan.image_geometry, simulated=bool(scan.simulated))
+        middle, image_matrix = (zero_filled, stored[slices // 2]), list(stored.shape[1:])
+        reconstruction = None if layout is given is None else stored[()]
+    reference = read_scan_reference(scan.path, slices // 2) if scan.has_reference else None
+    if reference is not None and reference.shape != zero_filled.shape:  # fastMRI's references lack the oversampling
         middle = tuple(crop_or_pad(torch.from_numpy(image), *reference.shape).numpy() for image in middle)
     notes = ["simulated k-space"] if scan.simulated else []
     notes += ["see the warnings in its .json"] if facts["warnings"] else []
-    before = "noisy" if "denoise" in facts else "zero-filled"
+    given_as = "noisy" if "denoise" in facts else "zero-filled"
     comparison_figure(
-        reference, *middle, here.picture, geometry=scan.image_geometry, note=" | ".join(notes), given=before
+        reference, *middle, here.picture, geometry=scan.image_geometry, note=" | ".join(notes), given=given_as
     )
     written = [here.h5, here.nifti]
     for name, volume in volumes.items():
@@ -192,7 +197,7 @@ def write_beside(
         "coils": coils,
         "noise_whitened": scan.noise_covariance is not None,
         "matrix": [y, x],
-        "image_matrix": list(reconstruction.shape[1:]),
+        "image_matrix": image_matrix,
         "intensity": "the input's own scale",
         "geometry": "unknown: the input has none" if scan.geometry is None else "as the input's",
         "mask_source": scan.mask_source,

@@ -198,7 +198,6 @@ def reconstruct_file(
     shapes = {"image": (slices, *matrix) if coils == 1 or combined else (slices, virtual, *matrix)}
     shapes |= {"sensitivity_maps": (slices, virtual, *matrix)} if combined else {}
     found: set[str] = {*said_of_coils, *warned}
-    reconstruction = np.empty((slices, *matrix), dtype=np.float32)
     measured = held = 0.0
     doubts, peak, energies = Doubts(), 0.0, []  # over the field of view that was acquired
     zero_filled: dict[int, np.ndarray] = {}  # of the slices that are shown: the middle one, or with a page all
@@ -234,7 +233,6 @@ def reconstruct_file(
             peak, energies = max(peak, size.max().item()), [*energies, *size.square().mean(dim=(1, 2)).tolist()]
             complex_images = crop_or_pad(complex_images, *matrix)
             count = complex_images.shape[0]
-            reconstruction[start : start + count] = shown(complex_images).numpy()
             shares = acquisition.mask.mean(dim=(1, 2, 3)).expand(count)
             measured, held = measured + shares.sum().item(), held + (shares > 0).sum().item()
             for index in (
@@ -244,7 +242,7 @@ def reconstruct_file(
                 zero_filled[index] = shown(crop_or_pad(coil_images, *matrix))[0].numpy()
             if target.report:
                 masks.append((acquisition.mask[:, 0].cpu() > 0).expand(count, -1, -1).numpy())
-            arrays = [complex_images[:, 0] if len(shapes["image"]) == 3 else complex_images]
+            arrays = [shown(complex_images), complex_images[:, 0] if len(shapes["image"]) == 3 else complex_images]
             arrays += [crop_or_pad(acquisition.sensitivity_maps.cpu(), *matrix)] if combined else []
             yield from zip(*(array.numpy() for array in arrays), strict=True)
             del acquisition, arrays  # or they are held while the next slices are read
@@ -253,7 +251,7 @@ def reconstruct_file(
         h5 = replace(target, directory=folder).h5
         mixed = None if mixing is None else mixing.numpy()
         about = result_attributes(scan), scan.image_geometry
-        write_result(h5, reconstruction, images(), shapes, *about, coil_mixing=mixed)
+        write_result(h5, images(), shapes, *about, coil_mixing=mixed)
         if not complete:
             found.add(
                 f"k-space was acquired in rows {acquired[0][0]} to {acquired[0][1] - 1} of {y} and columns {acquired[1][0]} to "
@@ -288,13 +286,11 @@ def reconstruct_file(
             "acquired": {"y": list(acquired[0]), "x": list(acquired[1])},
             "warnings": said,
         }
-        middle = zero_filled[slices // 2], reconstruction[slices // 2]
         given = (
             Given(np.stack([zero_filled[i] for i in range(slices)]), np.concatenate(masks)) if target.report else None
         )
-        sidecar = write_beside(
-            folder, target, scan, reconstruction, middle, given, layout, facts, made, volumes, started
-        )
+        before = zero_filled[slices // 2]
+        sidecar = write_beside(folder, target, scan, before, given, layout, facts, made, volumes, started)
     for caution in said:
         warnings.warn(f"{scan.path.name}: {caution}", stacklevel=2)
     return sidecar

@@ -566,9 +566,7 @@ WRITERS = {
     "scan.h5": lambda path, **o: write_scan(
         path, iter(IMAGE[:, None] + 0j), (8, 1, 64, 64), mask=IMAGE[0], attributes={}, **o
     ),
-    "result.h5": lambda path, **o: write_result(
-        path, IMAGE, ((one + 0j,) for one in IMAGE), {"image": IMAGE.shape}, **o
-    ),
+    "result.h5": lambda path, **o: write_result(path, ((one, one + 0j) for one in IMAGE), {"image": IMAGE.shape}, **o),
     "volume.nii": lambda path, **o: write_nifti(path, IMAGE, None, **o),
     "volume.nii.gz": lambda path, **o: write_nifti(path, np.random.default_rng(0).random(IMAGE.shape), None, **o),
     "text": lambda path, **o: atomic_output(path, o.get("force", False)).__enter__(),
@@ -685,7 +683,7 @@ def test_geometry_survives_a_whole_chain(tmp_path):
     geometry = Geometry(((1e-3, 0, 0, -1e4), (0, 0, 2.5, 0), (0, -7.0, 0, 3), (0.0, 0.0, 0.0, 1.0)), 0, 4, 2, "meter")
     WRITERS["scan.h5"](tmp_path / "scan.h5", geometry=geometry)
     found = open_scan(tmp_path / "scan.h5").geometry
-    write_result(tmp_path / "result.h5", IMAGE, ((one + 0j,) for one in IMAGE), {"image": IMAGE.shape}, {}, found)
+    write_result(tmp_path / "result.h5", ((one, one + 0j) for one in IMAGE), {"image": IMAGE.shape}, {}, found)
     write_nifti(tmp_path / "volume.nii", IMAGE, read_result(tmp_path / "result.h5")[2])
     again = read_volume(tmp_path / "volume.nii", 0)[1]
     assert found == geometry and np.allclose(again.affine, geometry.affine, rtol=1e-6)

@@ -240,8 +240,7 @@ def save_result(path: Path, image: np.ndarray, geometry: Geometry | None = None,
     slices, y, x = image.shape
     write_result(
         path,
-        image,
-        ((one.astype(np.complex64),) for one in image),
+        ((one, one.astype(np.complex64)) for one in image),
         {"image": image.shape},
         attributes,
         geometry,

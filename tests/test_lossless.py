@@ -10,7 +10,7 @@ import torch
 
 from mri_n2n.acquisition import Geometry, Scan
 from mri_n2n.conversion import ROOM, convert
-from mri_n2n.errors import OptionError
+from mri_n2n.errors import InputError, OptionError
 from mri_n2n.formats import open_scan, write_scan
 
 OBLIQUE = ((0.0, -1.5, 0.2, 10.0), (0.9, 0.0, 0.0, -20.0), (0.0, 0.3, 3.0, 5.0), (0.0, 0.0, 0.0, 1.0))
@@ -155,6 +155,15 @@ def test_notes_that_make_no_sense_are_passed_over(spoil, tmp_path):
     expected = np.array(ROTATED)
     np.testing.assert_allclose(scan.geometry.affine, expected, atol=1e-4)  # by the readouts alone
     assert scan.read(0, 1).noise_variance is None and scan.simulated is None
+
+
+def test_a_noted_noise_variance_that_cannot_be_is_refused(tmp_path):
+    source = scan_of(tmp_path / "a.h5", (2, 1, 8, 7), bare=False, geometry=GEOMETRIES["rotated"])
+    convert(source, tmp_path / "b.mrd")
+    with h5py.File(tmp_path / "b.mrd", "r+") as file:
+        file["dataset/xml"][0] = file["dataset/xml"][0].decode().replace(repr(0.1 + 0.2), "-0.5")
+    with pytest.raises(InputError, match="noise_variance must be a number of at least 0; got -0.5"):
+        open_scan(tmp_path / "b.mrd")
 
 
 def test_what_mrd_has_no_numbers_for_is_refused_before_anything_is_written(tmp_path):

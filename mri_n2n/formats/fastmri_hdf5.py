@@ -168,14 +168,15 @@ def _sampled(path: Path, slices: int) -> Iterator[np.ndarray]:
             yield sampled
 
 
-def read_scan_reference(path: Path) -> np.ndarray:
-    """The reference image (slice, y, x) float32 of a scan file. InputError when it has none."""
+def read_scan_reference(path: Path, index: int | None = None) -> np.ndarray:
+    """The reference image (slice, y, x) float32 of a scan file, or (y, x), slice `index` of it. InputError when it has none."""
     with open_hdf5(path) as file:
         order = REFERENCES if len(_kspace(file, path).shape) == 3 else REFERENCES[::-1]
         found = [name for name in order if has(file, name)]
         if not found:
             raise InputError(f"{one_line(path)} holds no reference ({' or '.join(REFERENCES)}); give a file that does")
-        return finite_float32(path, found[0], checked_dataset(file, path, found[0], (3,), "fiub")[()])
+        dataset = checked_dataset(file, path, found[0], (3,), "fiub", streamed=index is not None)
+        return finite_float32(path, found[0], dataset[() if index is None else index])
 
 
 def write_scan(

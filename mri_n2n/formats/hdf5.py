@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -218,17 +218,22 @@ def hdf5_output(path: Path | str, force: bool) -> Iterator[tuple[h5py.File, Call
 
 @contextmanager
 def create_hdf5(
-    path: Path | str, shapes: dict[str, tuple[int, ...]], slices: Iterable[tuple[np.ndarray, ...]], force: bool
+    path: Path | str,
+    shapes: dict[str, tuple[int, ...]],
+    slices: Iterable[tuple[np.ndarray, ...]],
+    force: bool,
+    real: Sequence[str] = (),
 ) -> Iterator[h5py.File]:
-    """A new file, complete or not at all, that holds slices one by one in complex64 datasets of the given names and
-    shapes, all with the same first axis.
+    """A new file, complete or not at all, that holds slices one by one in complex64 datasets, or float32 for the `real` ones, of the
+    given names and shapes, all with the same first axis.
 
     slices: one array for each dataset at a time, which must fill dataset[i], an axis of length 1 apart. The block adds
     the rest. Errors: OutputError; ValueError for slices of other shapes or numbers.
     """
     (number,) = {shape[0] for shape in shapes.values()}
     with hdf5_output(path, force) as (file, check_disk):
-        datasets = [file.create_dataset(name, shape, np.complex64) for name, shape in shapes.items()]
+        kind = lambda name: np.float32 if name in real else np.complex64  # noqa: E731
+        datasets = [file.create_dataset(name, shape, kind(name)) for name, shape in shapes.items()]
         count = 0
         for count, arrays in enumerate(slices, start=1):
             for dataset, array in zip(datasets, arrays, strict=True):

@@ -104,11 +104,11 @@ def places(geometry: Geometry, shape: tuple[int, ...]) -> tuple[dict[str, np.nda
 
 
 def noted_noise_variance(encoding: Encoding) -> float | None:
-    """The noise variance that `write_scan` noted, None without. ValueError for what it cannot be."""
-    noted = encoding.user_parameters.get(f"{OURS}noise_variance")
-    if noted is None:
+    """The noise variance that `write_scan` noted, None without. ValueError for a number that it cannot be."""
+    try:
+        variance = float(encoding.user_parameters[f"{OURS}noise_variance"])
+    except (KeyError, ValueError):
         return None
-    variance = float(noted)
     if not 0 <= variance < math.inf:
         raise ValueError(f"noise_variance must be a number of at least 0; got {variance}")
     return variance

@@ -15,6 +15,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import BinaryIO
 
+import h5py
 import nibabel
 import numpy as np
 
@@ -27,6 +28,7 @@ from mri_n2n.formats.result import NOTE
 FORMAT = "nifti"
 # Negative values down to this share of the maximum are what an interpolation of magnitudes leaves.
 UNDERSHOOT = 0.05
+VOXELS_AT_ONCE = 2**20  # of a volume that is written
 _CLASSES = {348: nibabel.Nifti1Header, 540: nibabel.Nifti2Header}
 _DEFLATE_LIMIT = 1032  # gzip cannot expand more than this
 
@@ -86,25 +88,29 @@ def volume_geometry(path: Path | str, axis: int = 2) -> Geometry:
 
 
 def write_nifti(
-    path: Path | str, array: np.ndarray, geometry: Geometry | None, force: bool = False, *, simulated: bool = False
+    path: Path | str,
+    array: np.ndarray | h5py.Dataset,
+    geometry: Geometry | None,
+    force: bool = False,
+    *,
+    simulated: bool = False,
 ) -> None:
     """Write (slice, y, x) as a float32 NIfTI-1 volume in the array order that `geometry` was read with, gzip for .gz.
 
-    Without a geometry slices go along the last axis, voxels are 1 and both codes 0: place and size unknown.
-    The affine goes into both the sform and (without its shears) the qform, each with its own code. The description
+    A dataset of a file is read part by part. Without a geometry slices go along the last axis, voxels are 1 and both codes 0: place
+    and size unknown. The affine goes into both the sform and (without its shears) the qform, each with its own code. The description
     says that it is for research only, and, when `simulated`, that its k-space was.
     Errors: OutputError.
     """
-    array = np.asarray(array, dtype=np.float32)
     if array.ndim != 3:
         raise ValueError(f"a volume must have axes (slice, y, x); got {array.shape}")
     if max(array.shape) > 32767:
         raise OutputError(f"cannot write {one_line(path)}: NIfTI-1 allows 32767 voxels an axis, not {array.shape}")
     geometry = geometry or Geometry(tuple(map(tuple, np.eye(4).tolist())), 2, 0, 0, "unknown")
-    volume = array.transpose(np.argsort(_to_slices(geometry.slice_axis)))
+    order = np.argsort(_to_slices(geometry.slice_axis)).tolist()  # the array's axis of each of the file's
     header = nibabel.Nifti1Header()
     header.set_data_dtype(np.float32)
-    header.set_data_shape(volume.shape)
+    header.set_data_shape([array.shape[axis] for axis in order])
     affine = np.asarray(geometry.affine, dtype=np.float64)
     header.set_qform(affine, geometry.qform_code)
     header.set_sform(affine, geometry.sform_code)
@@ -112,13 +118,18 @@ def write_nifti(
     header.set_xyzt_units(geometry.spatial_unit)
     header["descrip"] = (f"{NOTE}; simulated k-space" if simulated else NOTE).encode()
     header["magic"], header["vox_offset"] = b"n+1", 352
+    last = array.shape[order[2]]
+    at_once = max(1, VOXELS_AT_ONCE * last // max(1, array.size))
     with atomic_output(path, force) as temporary, open(temporary, "wb") as raw:
         compressed = Path(path).name.lower().endswith(".gz")
         # No time and no name in the gzip header: equal volumes make equal files.
         with gzip.GzipFile("", "wb", 3, raw, mtime=0) if compressed else nullcontext(raw) as stream:
             stream.write(header.binaryblock + bytes(4))  # four zeros: no extensions
-            for k in range(volume.shape[2]):
-                stream.write(volume[:, :, k].astype(header.get_data_dtype()).tobytes(order="F"))
+            for start in range(0, last, at_once):
+                part = [slice(None)] * 3
+                part[order[2]] = slice(start, start + at_once)
+                block = np.asarray(array[tuple(part)], dtype=header.get_data_dtype()).transpose(order)
+                stream.write(block.tobytes(order="F"))
 
 
 def _to_slices(axis: int, *, reverse: bool = False) -> tuple[int, int, int]:

@@ -27,7 +27,6 @@ NOTE = "research use only"
 
 def write_result(
     path: Path | str,
-    reconstruction: np.ndarray,
     slices: Iterable[tuple[np.ndarray, ...]],
     shapes: dict[str, tuple[int, ...]],
     attributes: dict | None = None,
@@ -38,16 +37,15 @@ def write_result(
     """Write a result file, complete or not at all.
 
     shapes: of `image`, (slice, y, x) or (slice, coil, y, x), and, with sensitivity maps, of `sensitivity_maps`.
-    slices: one complex slice of each, taken one after the other.
+    slices: one slice of the reconstruction, real, and complex ones of each, taken one after the other.
     coil_mixing: (new, coils), what made the coils of the maps of those of the scan.
-    reconstruction: (slice, y, x); read only after the last slice, so whoever makes the slices may fill it on the way.
     Errors: OutputError; ValueError for arrays that do not fit each other.
     """
     shape = shapes["image"]
-    if len(shape) not in (3, 4) or reconstruction.shape != (shape[0], *shape[-2:]):
-        raise ValueError(f"the reconstruction must be (slice, y, x) of image {shape}; got {reconstruction.shape}")
-    with create_hdf5(path, shapes, slices, force) as file:
-        file["reconstruction"] = np.asarray(reconstruction, dtype=np.float32)
+    if len(shape) not in (3, 4):
+        raise ValueError(f"the image must be (slice, y, x) or (slice, coil, y, x); got {shape}")
+    every = {"reconstruction": (shape[0], *shape[-2:]), **shapes}
+    with create_hdf5(path, every, slices, force, real=("reconstruction",)) as file:
         if coil_mixing is not None:
             file["coil_mixing"] = np.asarray(coil_mixing, dtype=np.complex64)
         write_attributes(file, {"note": NOTE, **(attributes or {})}, geometry)
