@@ -301,12 +301,13 @@ def parser() -> argparse.ArgumentParser:
     convert.add_argument("--force", action="store_true", help="replace an existing file")
 
     benchmark = command("benchmark", "Run one of the measurements behind docs/benchmarks.md.")
-    benchmark.add_argument("name", nargs="?", help="which one; without a name they are listed")
+    benchmark.add_argument("names", nargs="*", metavar="NAME", help="which ones; without a name they are listed")
+    benchmark.add_argument("--list", action="store_true", help="list them, with their questions and parts")
     benchmark.add_argument(
         "--data",
         type=path,
         metavar="DIR",
-        help="directory of NIfTI volumes of at least three subjects, or what the benchmark asks for; methods, step and coils do without",
+        help="directory of NIfTI volumes of at least three subjects, or what the benchmark asks for; methods, speed and coils do without",
     )
     benchmark.add_argument(
         "-o",
@@ -320,7 +321,11 @@ def parser() -> argparse.ArgumentParser:
         "--docs", type=path, metavar="DIR", help="also write the table and pictures into this documentation directory"
     )
     benchmark.add_argument(
-        "--part", action="append", default=[], metavar="PART", help="only this part (may be repeated); default all"
+        "--part",
+        action="append",
+        default=[],
+        metavar="PART",
+        help="of one benchmark only this part (may be repeated); default all",
     )
     benchmark.add_argument(
         "--minutes",

@@ -12,7 +12,7 @@ import warnings
 from importlib import import_module
 
 from mri_n2n.arguments import parser
-from mri_n2n.errors import InputError, PartialError, UserError, VerificationError
+from mri_n2n.errors import InputError, OptionError, PartialError, UserError, VerificationError
 from mri_n2n.train_options import strength_of, train_options_from
 
 
@@ -317,16 +317,21 @@ def run_convert(options: argparse.Namespace) -> None:
 
 
 def run_benchmark(options: argparse.Namespace) -> None:
-    from mri_n2n.benchmarks import listing, run
+    from mri_n2n.benchmarks import check, listing, run
     from mri_n2n.benchmarks.common import Setting
     from mri_n2n.process import tune_process
 
-    if options.name is None:
+    if options.list or not options.names:
         print(listing())
         return
-    tune_process()
     setting = Setting(options.data, options.output, options.docs, options.quick, options.minutes)
-    print(run(options.name, setting, options.part))
+    if options.part and len(options.names) > 1:
+        raise OptionError(f"--part is of one benchmark; got {', '.join(options.names)}")
+    for name in options.names:  # all of them before hours are spent on the first
+        check(name, setting, options.part)
+    tune_process()
+    for name in options.names:
+        print(run(name, setting, options.part), flush=True)
 
 
 COMMANDS = {

@@ -107,6 +107,18 @@ def test_a_part_that_is_not_there_is_named(tmp_path):
         run("coils", Setting(None, tmp_path, minutes=5.0))
 
 
+def test_benchmarks_are_listed_and_checked_before_the_first_begins(tmp_path, capsys):
+    assert cli.main(["benchmark", "--list"]) == cli.main(["benchmark"]) == 0
+    assert capsys.readouterr().out == 2 * f"{listing()}\n"
+    for words, said in (
+        (["speed", "speeed"], "unknown benchmark 'speeed'"),
+        (["methods", "coils", "--minutes", "5"], "not of coils"),
+        (["methods", "ablation", "--part", "lines"], "--part is of one benchmark; got methods, ablation"),
+    ):
+        assert cli.main(["benchmark", *words, "-o", str(tmp_path / "runs")]) == 2
+        assert said in capsys.readouterr().err and not (tmp_path / "runs").exists()
+
+
 def test_psnr_per_slice_is_of_clamped_magnitudes():
     reference = np.zeros((3, 4, 5))
     images = np.stack([np.full((4, 5), value) for value in (0.1, 2.0, 0.0)])

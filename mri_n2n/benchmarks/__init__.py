@@ -34,6 +34,7 @@ BENCHMARKS = (
     "population",
     "coils",
     "speed",
+    "precision",
 )
 
 
@@ -57,10 +58,9 @@ def listing() -> str:
     return "\n".join(lines)
 
 
-def run(name: str, setting: Setting, parts: Sequence[str] = ()) -> str:
-    """Run one benchmark, or some of its parts; finished trainings found in the output folder are used again. Returns, and
-    with `setting.docs` writes, its sections: each part as soon as it is done, beside what the document has of the others."""
-    from mri_n2n.benchmarks.common import Setting, heading, how_run, write_section
+def check(name: str, setting: Setting, parts: Sequence[str] = ()) -> None:
+    """UserError for a benchmark, a part or a time that there is not."""
+    from mri_n2n.benchmarks.common import Setting
 
     if name not in BENCHMARKS:
         raise UserError(f"unknown benchmark {name!r}; choose one of {', '.join(BENCHMARKS)}")
@@ -68,12 +68,21 @@ def run(name: str, setting: Setting, parts: Sequence[str] = ()) -> str:
         raise UserError(f"--minutes must be above zero; got {setting.minutes:g}")
     if setting.minutes != Setting.minutes and name not in TIMED:
         raise UserError(f"--minutes is of {', '.join(TIMED)}, not of {name}")
-    module = import_module(f"mri_n2n.benchmarks.{name}")
-    there = getattr(module, "PARTS", ())
-    unknown = [part for part in parts if part not in there]
-    if unknown:
+    there = getattr(import_module(f"mri_n2n.benchmarks.{name}"), "PARTS", ())
+    if unknown := [part for part in parts if part not in there]:
         known = f"its parts are {', '.join(there)}" if there else "it has no parts"
         raise UserError(f"benchmark {name} has no part {unknown[0]!r}; {known}")
+
+
+def run(name: str, setting: Setting, parts: Sequence[str] = ()) -> str:
+    """Run one benchmark, or some of its parts; finished trainings found in the output folder are used again. Returns, and
+    with `setting.docs` writes, its sections: each part as soon as it is done, beside what the document has of the others.
+    Errors: those of `check`."""
+    from mri_n2n.benchmarks.common import heading, how_run, write_section
+
+    check(name, setting, parts)
+    module = import_module(f"mri_n2n.benchmarks.{name}")
+    there = getattr(module, "PARTS", ())
     if setting.docs is not None:
         (setting.docs / "images").mkdir(parents=True, exist_ok=True)
     title = heading(module.__doc__ or "")
