@@ -44,6 +44,7 @@ FILES_IN_GROUP = 4
 # so do sensitivity maps, which take longer to estimate than a training step.
 MEMORY_FOR_VOLUMES = 2**28
 MEMORY_FOR_MAPS = 2**30
+MEMORY_FOR_MASKS = 2**27
 
 
 def steps_per_epoch(sources: Sequence[Source], batch_size: int, shards: int = 1) -> int:
@@ -70,8 +71,9 @@ def training_batches(
     per_epoch = steps_per_epoch(sources, batch_size, shards)
     own = shared_out([source.slices for source in sources], shards)[processes.rank :: processes.count]
     memory = MEMORY_FOR_VOLUMES // len(own)
+    maps: dict[tuple, Tensor] = {}
     streams = [
-        _examples([sources[i] for i in shard], protocol, batch_size // shards, first_step, per_epoch, memory)
+        _examples([sources[i] for i in shard], protocol, batch_size // shards, first_step, per_epoch, memory, maps)
         for shard in own
     ]
     for parts in zip(*streams):
@@ -79,12 +81,17 @@ def training_batches(
 
 
 def _examples(
-    sources: Sequence[Source], protocol: Protocol, count: int, first_step: int, per_epoch: int, memory: int
+    sources: Sequence[Source],
+    protocol: Protocol,
+    count: int,
+    first_step: int,
+    per_epoch: int,
+    memory: int,
+    maps: dict[tuple, Tensor],
 ) -> Iterator[list[Pair]]:
     """Of one shard, `count` training pairs a step; fewer and none at the end of an epoch of `per_epoch` steps."""
     epoch, skip = divmod(first_step, per_epoch)
     loaded: dict[int, Volume] = {}
-    maps: dict[tuple, Tensor] = {}
     masks: dict[int, Tensor] = {}
     while True:
         steps = 0
@@ -153,7 +160,11 @@ def _other_mask(
     for candidate in torch.randperm(len(sources), generator=draw).tolist():
         if candidate not in masks:
             data = loaded[candidate] if candidate in loaded else sources[candidate].load()
-            masks[candidate] = data[0].mask.bool()
+            masks[candidate] = torch.unique(data[0].mask.bool(), dim=0)
+            while sum(mask.numel() for mask in masks.values()) > MEMORY_FOR_MASKS:  # a byte each; the oldest goes
+                del masks[next(iter(masks))]
+            if candidate not in masks:
+                continue
         if masks[candidate].shape[-2:] == own.shape[-2:]:
             others = [mask for mask in masks[candidate].to(own.dtype) if not torch.equal(mask, own[0])]
             if others:
@@ -312,8 +323,9 @@ def _with_maps(
             return acquisition
         calibration = replace(acquisition, kspace=acquisition.kspace * certain, mask=certain)
     found = _calibrated(acquisition, calibration)
-    size = found.sensitivity_maps.numel() * found.sensitivity_maps.element_size()
-    if key is not None and (len(maps) + 1) * size <= MEMORY_FOR_MAPS:
+    size = lambda of: of.numel() * of.element_size()  # noqa: E731
+    held = sum(map(size, maps.values()))
+    if key is not None and held + size(found.sensitivity_maps) <= MEMORY_FOR_MAPS:
         maps[key] = found.sensitivity_maps
     return found
 

@@ -225,7 +225,7 @@ def _check_part(path: Path, where: str, said: dict, checks: dict[str, Check], ot
         raise InputError(f"{one_line(path)} lacks {', '.join(missing)}, needed to make the image again")
     if wrong := [key for key, check in checks.items() if not check(said[key])]:
         value = said[wrong[0]]
-        shown = "what it is" if isinstance(value, (dict, list)) else f"{value!r:.80}"
+        shown = "that: a name or a SHA-256 in it is none" if wrong[0] == "output_sha256" else f"{value!r:.80}"
         raise InputError(f"{one_line(path)} is damaged: {where}{wrong[0]} cannot be {shown}")
     if not others and (unknown := [f"{where}{key}" for key in said if key not in checks]):
         raise InputError(f"{one_line(path)} has {one_line(', '.join(unknown), 120)}, which this version does not know")

@@ -85,13 +85,14 @@ class Kept:
 
 
 class Stopped:
-    """True once Ctrl-C or a termination signal asked the loop to save and leave; a second Ctrl-C leaves at once."""
+    """True once Ctrl-C or a termination signal asked the loop to save and leave; a second Ctrl-C leaves at once, other signals, which
+    launchers pass on beside the system's own, do not."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
 
     def __call__(self, number: int, _frame: object) -> None:
-        if self.signal is not None:
+        if self.signal == number == signal.SIGINT:
             raise KeyboardInterrupt
         self.signal = number
 

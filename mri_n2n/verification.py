@@ -32,7 +32,9 @@ ELSEWHERE = {"software", "output", "output_sha256", "redo", "seconds"}
 TRAINED = (
     "The network was trained on the scan again, which is the same only with the same threads, processor and versions."
 )
-BY_CHANCE = {"device", "training_seconds", "most_iterations", "sweep", "own_pixels", "alarm", "tested_samples"}
+# What rounding decides, on another machine or with other versions; and what is of its day.
+BY_ROUNDING = {"device", "most_iterations", "sweep", "own_pixels", "alarm", "tested_samples"}
+OF_ITS_DAY = {"training_seconds"}
 
 
 @dataclass(frozen=True)
@@ -75,15 +77,16 @@ def verify(
     started = time.monotonic()
     record = read_record(Path(image))
     check_outputs(record)
+    check_version(record)
     scan, *others = scan_of(record, None if scan is None else Path(scan))
     weights = weights_of(record, None if weights is None else Path(weights))
     with TemporaryDirectory(prefix="mri-n2n-verify-") as folder:
         said = made_again(record, scan, others, weights, Path(folder), quiet)
         differences = compared(record, Path(folder), stem(scan))
-    contradicted = contradictions(record, said)
+    changed = changes(record.said, said)
+    contradicted = contradictions(record, said, OF_ITS_DAY | BY_ROUNDING if changed else OF_ITS_DAY)
     if weights is not None and record.said["weights"]["bundled"]:  # of which there are warnings, not of files
         contradicted = tuple(key for key in contradicted if key != "warnings")
-    changed = changes(record.said, said)
     if record.said["software"]["mri-n2n"] != said["software"]["mri-n2n"]:  # which may say the same in other words
         changed += tuple(f"the sidecar would say something else of {key}" for key in contradicted)
         contradicted = ()
@@ -106,6 +109,15 @@ def check_outputs(record: Record) -> None:
     found += [f"changed since it was written (other SHA-256): {', '.join(touched)}"] if touched else []
     if found:
         raise VerificationError(f"{one_line(record.path)}: {one_line('; '.join(found), 600)}")
+
+
+def check_version(record: Record) -> None:
+    """VerificationError where NAME.h5 was written by another version than the sidecar says."""
+    written = read_header(record.path.parent / f"{record.name}.h5")[0].get("software")
+    if written != (told := f"mri-n2n {record.said['software']['mri-n2n']}"):
+        raise VerificationError(
+            f"{one_line(record.path)} says that it is of {one_line(told, 60)}, and {record.name}.h5 that it is of {one_line(written, 60)}"
+        )
 
 
 def scan_of(record: Record, given: Path | None) -> list[Path]:
@@ -250,21 +262,26 @@ def _largest(slices: Iterator[tuple[np.ndarray, np.ndarray]], peak: float) -> fl
 # ------------------------------------------------------------------------------------------------------------- words
 
 
-def contradictions(record: Record, new: dict) -> tuple[str, ...]:
-    """The keys of the sidecar that say otherwise than those of the new one, of scan and weights as KEY.KEY."""
+def contradictions(record: Record, new: dict, but: set[str]) -> tuple[str, ...]:
+    """The keys of the sidecar that say otherwise than those of the new one, of scan and weights as KEY.KEY; `but` for these, wherever
+    they are."""
     old = record.said
-    # The name on record is that of the scan when the result was made; of weights that were given nothing tells the name.
+    # The name on record is that of the scan when the result was made; of weights that were given nothing tells the name, nor
+    # whether they came with another version.
     new = new | {"input": new["input"] | {"name": old["redo"]["files"][0]["name"]}}
     if new["weights"] is not None and not new["weights"]["bundled"]:
         new |= {"weights": new["weights"] | {"name": old["weights"]["name"]}}
+        if old["software"]["mri-n2n"] != new["software"]["mri-n2n"]:
+            new["weights"]["bundled"] = old["weights"]["bundled"]
     if record.options.get("bids"):
         new |= fields(new["input"]["name"], new["input"]["simulated"])
     found = []
     for key in (*old, *(key for key in new if key not in old)):
         if key in ("input", "weights") and isinstance(old[key], dict) and isinstance(new[key], dict):
             parts = dict.fromkeys((*old[key], *new[key]))
-            found += [f"{key}.{part}" for part in parts if not agree(*(_said(side[key], part) for side in (old, new)))]
-        elif key not in ELSEWHERE and not agree(_said(old, key), _said(new, key)):
+            both = {part: [_said(side[key], part) for side in (old, new)] for part in parts}
+            found += [f"{key}.{part}" for part, (one, other) in both.items() if not agree(one, other, but)]
+        elif key not in ELSEWHERE and not agree(_said(old, key), _said(new, key), but):
             found.append(key)
     return tuple(one_line(key, 60) for key in found)
 
@@ -277,13 +294,12 @@ def _said(of: dict, key: str) -> object:
     return value
 
 
-def agree(one: object, other: object) -> bool:
-    """Whether two parts of sidecars say the same, numbers to 1 %."""
+def agree(one: object, other: object, but: set[str]) -> bool:
+    """Whether two parts of sidecars say the same, numbers to 1 %, `but` for these keys, which both need to have."""
     if isinstance(one, dict) and isinstance(other, dict):
-        keys = (set(one) | set(other)) - BY_CHANCE
-        return all(key in one and key in other and agree(one[key], other[key]) for key in keys)
+        return set(one) == set(other) and all(key in but or agree(one[key], other[key], but) for key in one)
     if isinstance(one, list) and isinstance(other, list):
-        return len(one) == len(other) and all(map(agree, one, other))
+        return len(one) == len(other) and all(agree(a, b, but) for a, b in zip(one, other, strict=True))
     if type(one) is float and type(other) is float:
         return bool(np.isclose(one, other, rtol=1e-2, atol=0))
     return type(one) is type(other) and one == other

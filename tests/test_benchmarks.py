@@ -80,6 +80,7 @@ def test_what_a_cell_compares_is_in_it(name, volumes):
 @pytest.mark.parametrize("label", ablation.VARIANTS)
 def test_variants_of_the_ablation_can_be_trained(label, volumes):
     options = ablation.variant_options(volumes, label, 1, seed=1)
+    assert options.protocol.seed == 1
     check_options(options)
     with torch.device("meta"):
         network = new_network(options, torch.device("meta"), "float32")

@@ -2,6 +2,7 @@
 verb writes what it says."""
 
 import json
+from dataclasses import replace
 
 import h5py
 import nibabel
@@ -23,7 +24,7 @@ from mri_n2n.denoising.networks import BODIES, BlindSpotUNet, Neighbours, build_
 from mri_n2n.denoising.own_pixels import with_own_pixels
 from mri_n2n.denoising.rician import noise_of_moments, rician_mean, signal_of_mean, variance_of_mean
 from mri_n2n.denoising.self_training import DenoiseOptions, clean, fit, patches
-from mri_n2n.denoising.whiteness import caution_of, measure_whiteness
+from mri_n2n.denoising.whiteness import caution_of, described, measure_whiteness
 from mri_n2n.errors import InputError, OptionError
 from mri_n2n.fourier import fft2c, ifft2c
 from mri_n2n.networks import Denoiser
@@ -334,6 +335,19 @@ def test_masked_images_have_no_level_of_correlated_noise():
     images[:, :40] = 0
     found = measure_whiteness(images)
     assert any(found.reach) and found.deviation is None
+
+
+def test_a_masked_volume_of_white_noise_is_told_its_level():
+    """Slices that are alike look correlated along z, which says nothing of the level, nor to a network of slices."""
+    noise, images = white((3, 96, 96)), np.zeros((3, 96, 96))
+    smooth = 10 + np.cos(np.linspace(0, 9, 96))[:, None] * np.sin(np.linspace(0, 7, 96))
+    images[:, 20:90, 8:90] = np.abs(smooth + noise)[:, 20:90, 8:90]
+    found = measure_whiteness(images)
+    assert found.where == "high-pass residual" and found.verdict() == "white"
+    assert found.deviation == pytest.approx(1.0, rel=0.1)
+    assert "along z" not in described(replace(found, reach=(1, 0, 0)), 2) and "along z" in described(
+        replace(found, reach=(1, 0, 0))
+    )
 
 
 def test_the_method_follows_the_noise():

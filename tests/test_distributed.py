@@ -93,10 +93,10 @@ def test_who_this_process_is(monkeypatch):
 
 def test_each_process_has_a_gpu_of_its_own(monkeypatch):
     """Which one is asked for; here there is none, and the error names it."""
-    (
-        monkeypatch.setattr(torch.cuda, "is_available", lambda: True),
-        monkeypatch.setattr(torch.cuda, "device_count", lambda: 2),
-    )
+    if torch.cuda.device_count() > 1:
+        pytest.skip("here process 1 has one")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     for device in ("auto", "cuda"):
         for rank, says in (("1", "cuda:1"), ("2", "process 2 of this machine has no GPU of its own; there are 2")):
             monkeypatch.setenv("LOCAL_RANK", rank)
@@ -151,8 +151,10 @@ def torchrun(*command: str, **options) -> subprocess.Popen:
     return subprocess.Popen([*runner, "-m", "mri_n2n", *command], env=environment, start_new_session=True, **options)
 
 
-def test_the_update_of_two_processes_is_that_of_one(tmp_path):
-    """In float32 to 1e-5 of their length: Adam's first moments and the weights, after two steps."""
+def test_the_gradient_of_two_processes_is_that_of_one(tmp_path):
+    """In float32 to 1e-5 of their length: Adam's first moments, and so the weights, after two steps. (Adam's update itself, which divides
+    by the size of each gradient, is farther off where that is rounding: `benchmark speed --part processes`.)
+    """
     one = [sys.executable, "-m", "mri_n2n", *COMMAND, "--steps", "2", "--shards", "2", "-o", str(tmp_path / "one")]
     alone = subprocess.Popen(one, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert torchrun(*COMMAND, "--steps", "2", "-o", str(tmp_path / "two")).wait(100) == 0 and alone.wait(100) == 0

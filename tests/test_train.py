@@ -37,7 +37,7 @@ from mri_n2n.protocol import Protocol, simulated_repetitions
 from mri_n2n.schedule import set_schedule
 from mri_n2n.simulation import SimulationOptions, simulate_file
 from mri_n2n.sources import Source
-from mri_n2n.training import default_batch_size, train
+from mri_n2n.training import Stopped, default_batch_size, train
 from mri_n2n.validation import validate, validation_set
 
 training = import_module("mri_n2n.training")  # the module: `mri_n2n.train` is the verb
@@ -218,6 +218,16 @@ def test_excluded_subjects_are_in_neither_part(data, tmp_path):
 
 
 # ------------------------------------------------------------------------------------------------- resuming and seeds
+
+
+def test_only_a_second_ctrl_c_leaves_at_once():
+    """A launcher may pass on a signal that the system has sent as well."""
+    stopped = Stopped()
+    for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
+        stopped(number, None)
+        assert stopped
+    with pytest.raises(KeyboardInterrupt):
+        stopped(signal.SIGINT, None)
 
 
 @pytest.mark.parametrize(

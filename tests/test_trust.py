@@ -238,6 +238,18 @@ def repetitions(change=None, seed: int = 0) -> list[Acquisition]:
     return both
 
 
+def test_a_spike_does_not_hide_the_other_slices():
+    """Which lie far below it, as empty slices do."""
+
+    def load() -> list[Acquisition]:
+        both = repetitions((1.5, 0.0, (0.0, 0.0)), 7)
+        both[0].kspace[2, 0, 3, 4] = 100.0
+        return both
+
+    check = check_pairs([Source("a", "a", 3, load), Source("b", "b", 3, partial(repetitions, None, 8))])
+    assert [source.name for source in check.sources] == ["b"] and "gain of 1.5" in check.left_out[0]
+
+
 def test_pairs_are_corrected_or_left_out_before_training():
     changes = {
         "good": None, "gain": (1.1, 0.0, (0.0, 0.0)), "all": (0.9, 0.5, (0.7, -1.2)), "loud": (1.5, 0.0, (0.0, 0.0)),
@@ -465,7 +477,7 @@ def test_what_breaks_the_estimate_is_refused(study, tmp_path):
     other = edited(
         tmp_path / "other.h5", study / "third.h5", lambda f: f["kspace"].__setitem__(..., f["kspace"][()][[1, 2, 0]])
     )
-    with pytest.raises(InputError, match="more than noise|differs from"):
+    with pytest.raises(InputError, match="more than noise|differ in slice"):
         judge(result, study / "second.h5", other)
     with pytest.raises(InputError, match="very same samples"):
         judge(result, quiet, study / "second.h5")
@@ -499,6 +511,36 @@ def test_another_gain_phase_or_place_is_refused(study, tmp_path, change, says):
     other = edited(tmp_path / "other.h5", study / "second.h5", changed)
     with pytest.raises(InputError, match=says):
         judge(study / "o" / "first.h5", other)
+
+
+@pytest.mark.parametrize("scale", [1e-22, 1e20])
+@pytest.mark.parametrize("third", [None, "third"])
+def test_the_estimate_has_the_units_of_the_scans(study, tmp_path, scale, third):
+    """Whose squares float32 does not hold."""
+
+    def changed(file):
+        for name in ("kspace", "image", "reconstruction"):
+            if name in file:
+                file[name][...] = file[name][()] * scale
+        if "noise_variance" in file.attrs:
+            file.attrs["noise_variance"] = file.attrs["noise_variance"] * scale**2
+
+    places = {"first": study / "o" / "first.h5", **({} if third is None else {third: study / "third.h5"})}
+    places["second"] = study / "second.h5"
+    scaled = {name: edited(tmp_path / f"{name}.h5", path, changed) for name, path in places.items()}
+    found = judge(scaled["first"], scaled["second"], scaled.get(third)).volume.nmse
+    expected = judge(places["first"], places["second"], places.get(third)).volume.nmse
+    assert (found.value, found.low, found.high) == pytest.approx(
+        (expected.value, expected.low, expected.high), rel=1e-4
+    )
+
+
+def test_an_image_without_intensity_is_not_judged(study, tmp_path):
+    def changed(file):
+        file["image"][...] = 0
+
+    with pytest.raises(InputError, match="zero everywhere"):
+        judge(edited(tmp_path / "first.h5", study / "o" / "first.h5", changed), study / "second.h5")
 
 
 def test_the_samples_of_the_image_itself_are_refused(tmp_path):

@@ -296,6 +296,31 @@ def test_what_the_weights_are_is_not_taken_from_the_sidecar(change, says, desk, 
     assert f"made again: {says}." in capsys.readouterr().out
 
 
+def test_a_version_that_is_not_that_of_the_image_excuses_nothing(desk, tmp_path, capsys):
+    folder = copied(desk, "given", tmp_path / "r")
+    edited(folder, "single", lambda said: said["software"].update({"mri-n2n": "0.0.1"}))
+    refused(
+        asked(desk, "given", folder=folder), 7, capsys, "says that it is of mri-n2n 0.0.1, and single.h5 that it is of"
+    )
+
+
+@pytest.mark.parametrize(
+    "result, change, says",
+    [
+        ("given", lambda said: said["baseline"].update(most_iterations=1), "baseline"),
+        ("given", lambda said: said["options"].update(device="cuda"), "options"),
+        ("tv", lambda said: said["baseline"]["sweep"].clear(), "baseline"),
+        ("denoise", lambda said: said["denoise"].update(own_pixels={"level": 1.0}), "denoise"),
+        ("given", lambda said: said["options"].update(alarm="none, approved"), "options"),
+    ],
+)
+def test_on_the_recorded_machine_nothing_is_left_to_rounding(result, change, says, desk, tmp_path, capsys):
+    folder = copied(desk, result, tmp_path / "r")
+    edited(folder, RESULTS[result], change)
+    assert main(asked(desk, result, folder=folder)) == 7
+    assert f"made again: {says}." in capsys.readouterr().out
+
+
 def test_other_options_make_another_image(desk, tmp_path, capsys):
     folder = copied(desk, "given", tmp_path / "r")
     edited(folder, "single", lambda said: said["redo"]["options"].update(regularisation=0.02))
@@ -323,6 +348,8 @@ def test_another_machine_is_said_in_words(desk, tmp_path, capsys):
         said["software"] |= {"torch": "1.0", "mri-n2n": "0.0.1"}
         said["warnings"] = ["as an earlier version said it"]
 
+    with h5py.File(folder / "single.h5", "r+") as file:
+        file.attrs["software"] = "mri-n2n 0.0.1"
     edited(folder, "single", elsewhere)
     assert main(asked(desk, "given", folder=folder)) == 0
     out = capsys.readouterr().out

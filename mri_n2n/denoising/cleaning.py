@@ -116,7 +116,7 @@ def clean_by_itself(noisy: Tensor, plan: Plan, device: torch.device, name: str, 
     whiteness = measure_whiteness(as_seen(noisy, kind))
     training, method = training_for(plan, whiteness)
     if not quiet:
-        tqdm.write(f"noise: {described(whiteness)}; method: {method}", file=sys.stderr)
+        tqdm.write(f"noise: {described(whiteness, training.dimensions)}; method: {method}", file=sys.stderr)
     channels = channels_of(noisy, kind)
     scale = channels.std(correction=0).item()
     if not scale > 0:
@@ -248,7 +248,7 @@ def cautions(plan: Plan, cleaned: Cleaned) -> list[str]:
         )
     if cleaned.own is not None and cleaned.own.share > MOSTLY_OWN:
         doubt = (
-            f"weaker in the background, where it was measured as {cleaned.own.level:.3g}, than there; --noise S tells its level"
+            f"weaker in the {whiteness.where}, where it was measured as {cleaned.own.level:.3g}, than there; --noise S tells its level"
             if plan.noise is None
             else f"more than --noise {plan.noise:g}"
         )
@@ -257,7 +257,7 @@ def cautions(plan: Plan, cleaned: Cleaned) -> list[str]:
         )
     if cleaned.own is None and blind:
         found.append(
-            "the level of the noise is not known, so that pixels themselves have no part in the result, which loses detail: --noise S "
+            "the level of the noise is not known, so that pixels themselves have no part in the result, which loses detail, most after a short training: --noise S "
             "tells it, S the standard deviation of the complex noise (of real images with negative values, of theirs)"
         )
     if whiteness.verdict(plan.training.dimensions) == "line" and cleaned.method in ("n2v", "n2v2"):

@@ -84,23 +84,23 @@ def measure_whiteness(images: np.ndarray) -> Whiteness:
     if background is None or residual is None:
         return residual or NOTHING
     reach = tuple(lag if also else 0 for lag, also in zip(background.reach, residual.reach))
+    if known.mean() <= 1 - MASKED:  # zeros leave little background: dark tissue beside them looks like correlated noise
+        return replace(residual, reach=reach)
     if any(reach):
-        # Where zeros leave little background, tissue beside them looks like correlated noise.
-        deviation = background.deviation if known.mean() > 1 - MASKED else None
-        return replace(background, reach=reach, deviation=deviation)
+        return replace(background, reach=reach)
     deviation = _level_of_white(images, energies, whole, magnitude)
     if residual.deviation is not None and deviation > TISSUE * residual.deviation:
         deviation = residual.deviation
     return replace(background, reach=reach, deviation=deviation)
 
 
-def described(whiteness: Whiteness) -> str:
-    """In a few words."""
+def described(whiteness: Whiteness, dimensions: int = 3) -> str:
+    """In a few words, for a network that sees slices (2) or volumes (3)."""
     if whiteness.where == "nothing":
         return "no noise found to look at"
     deviation = whiteness.deviation
     level = "level unknown" if deviation is None else f"standard deviation {deviation:.4g}"
-    along = whiteness.along(3)
+    along = whiteness.along(dimensions)
     said = f"correlated along {' and '.join(along)}" if along else "white"
     return f"{level}, measured in the {whiteness.where}, {said}"
 

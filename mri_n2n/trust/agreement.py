@@ -63,7 +63,7 @@ def agreement(first: Tensor, second: Tensor, mask: Tensor) -> Agreement:
 
     The phase of second conj(first) is phase - 2 pi (ky dy / Ny + kx dx / Nx) for a shift by (dy, dx): weighted least squares,
     weights |first|^2 of the strong samples about the centre, after the nearest whole pixel by cross-correlation. The turn is that
-    to first order, (y d/dx - x d/dy) of the image of the samples about the centre, fitted to what is left. Standard errors from what
+    to first order, (x d/dy - y d/dx) of the image of the samples about the centre, fitted to what is left. Standard errors from what
     is left, as white; that of the turn says nothing of what makes it too small: maps of several coils that do not turn with the object
     (about 0.8 of it is found), few samples about the centre (0.6 of it under 10x lines) and much noise.
     """

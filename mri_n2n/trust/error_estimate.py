@@ -120,8 +120,10 @@ def estimate(parts: Sequence[tuple[Terms, Design]], pixels: int, doubt: float = 
 
 
 def psnr_of(mse: Estimate, peak: float) -> Estimate:
-    """10 log10(peak^2 / MSE) in dB; infinite where the mean squared error cannot be told from zero."""
-    in_db = lambda value: 10 * math.log10(peak**2 / value) if value > 0 and peak > 0 else math.inf  # noqa: E731
+    """10 log10(peak^2 / MSE) in dB; infinite where the mean squared error cannot be told from zero, NaN of an image without intensity."""
+    if not peak > 0:
+        return Estimate(math.nan, math.nan, math.nan)
+    in_db = lambda value: 10 * math.log10(peak**2 / value) if value > 0 else math.inf  # noqa: E731
     return Estimate(in_db(mse.value), in_db(mse.high), in_db(mse.low))
 
 

@@ -141,8 +141,8 @@ def _compared(result: Result, scan: Scan, index: int, largest: float) -> Compare
     found = agreement(predicted, kspace, mask)
     if found.differences and not faint(predicted, kspace, largest):
         raise InputError(
-            f"the acquisition {one_line(scan.path)} differs from the image {one_line(result.path)} in slice {index} by {' and '.join(found.differences)}: what it says "
-            "of errors would be that"
+            f"the acquisition {one_line(scan.path)} and the image {one_line(result.path)} differ in slice {index} by {' and '.join(found.differences)}, whichever is at "
+            "fault: what the one says of the other's errors would be that"
         )
     return Compared(kspace, mask * (predicted - kspace), mask, _probability(acquisition, scan.path)[0, 0])
 
@@ -150,6 +150,8 @@ def _compared(result: Result, scan: Scan, index: int, largest: float) -> Compare
 def _judged(result: Result, scans: list[Scan]) -> Judged:
     slices, y, x = result.shape
     largest = max(_predicted(result, index).abs().max().item() for index in range(slices))
+    if not largest > 0:
+        raise InputError(f"the image {one_line(result.path)} is zero everywhere; there is nothing to judge")
     if len(scans) == 2:
         levels = 2 * [_level_of_two(result, scans, largest)]
         noise = "from the difference of two acquisitions"
@@ -164,8 +166,8 @@ def _judged(result: Result, scans: list[Scan]) -> Judged:
         parts: dict[bytes, Terms] = {}
         for number, (scan, level) in enumerate(zip(scans, levels, strict=True)):
             one = _compared(result, scan, index, largest)
-            samples[number] += one.kspace.abs().square().sum().item()
-            residuals[number] += one.residual.abs().square().sum().item()
+            samples[number] += one.kspace.abs().double().square().sum().item()
+            residuals[number] += one.residual.abs().double().square().sum().item()
             key = hashlib.sha256(one.mask.numpy().tobytes() + one.chance.numpy().tobytes()).digest()
             designs[key] = designs[key] if key in designs else _design(one, scan.path)
             terms = terms_of(one.residual, one.mask, level.variance)
@@ -261,8 +263,10 @@ def _stated_level(result: Result, scan: Scan) -> Level:
     """E|n|^2 of a sample of each coil, mixed as the image's were. InputError where it is not known."""
     acquisition, covariance = scan.read(0, 1), scan.noise_covariance
     coils = acquisition.kspace.shape[1]
-    if covariance is None and acquisition.noise_variance is not None:
-        covariance = float(torch.as_tensor(acquisition.noise_variance).flatten()[0]) * torch.eye(coils)
+    variance = acquisition.noise_variance
+    if covariance is None and variance is not None:
+        variance = variance.flatten()[0].item() if isinstance(variance, torch.Tensor) else variance
+        covariance = variance * torch.eye(coils, dtype=torch.complex128)
     if covariance is None:
         raise InputError(
             f"the noise level of {one_line(scan.path)} is not known; give --third-acquisition, with which it is not needed"
