@@ -287,7 +287,10 @@ def shared(options: TrainOptions, before: dict, device: torch.device, processes:
     options = replace(options, batch_size=size, shards=shards, quiet=options.quiet or not processes.is_first)
     check_options(options)
     if shards % processes.count:
-        raise UserError(f"--shards must be a multiple of the {processes.count} processes; got {shards}")
+        raise UserError(
+            f"--shards must be a multiple of the {processes.count} processes; got {shards}"
+            + ", which the run began with" * (options.shards is None and "shards" in before)
+        )
     return options
 
 

@@ -320,6 +320,8 @@ def format_text(result: Verification) -> str:
     """As plain text: the verdict first."""
     worst = max(result.differences, key=result.differences.get)
     far = f"largest difference {result.largest:.1e} of the image's maximum, in {worst} (limit {result.limit:.0e})"
+    if np.isinf(result.largest):
+        far = f"{worst}: other arrays, shapes, values that are no numbers, places or attributes"
     same = "every voxel is the same, bit for bit" if result.largest == 0 else far
     told = {"identical": same, "equal to rounding": same, "different": far}
     told["contradicted"] = f"the sidecar says otherwise; {same}"

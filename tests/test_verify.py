@@ -338,6 +338,8 @@ def test_another_geometry_or_an_array_too_many_is_different(desk, tmp_path, caps
         edited(folder, "single", lambda said: None)
         assert main([*asked(desk, "given", folder=folder), "--json"]) == 7
         assert json.loads(capsys.readouterr().out)["largest_difference"] is None
+        assert main(asked(desk, "given", folder=folder)) == 7
+        assert "other arrays, shapes" in capsys.readouterr().out
 
 
 def test_another_machine_is_said_in_words(desk, tmp_path, capsys):

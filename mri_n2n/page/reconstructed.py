@@ -44,7 +44,8 @@ def page_of_reconstruction(
     """Of what `reconstruct` writes; `reconstruction` and `error_bars` are (slice, y, x)."""
     bars = () if error_bars is None else (Layer("error bars", error_bars, ERROR_BARS, own_scale=True),)
     check = sidecar.get("self_check")
-    error = (NO_ESTIMATE,) if check is None else (f"S{self_check_line(check)[1:]}.", OF_SELF_CHECK)
+    error = (NO_ESTIMATE,) if check is None else (f"S{self_check_line(check)[1:]}.",)
+    error += (OF_SELF_CHECK,) if check is not None and "psnr" in check else ()
     return Page(
         name,
         sidecar["input"]["simulated"],

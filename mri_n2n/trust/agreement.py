@@ -42,7 +42,7 @@ class Agreement:
         of_gain, of_phase, of_y, of_x, _ = (ERRORS * error for error in self.errors)
         found = []
         if abs(self.gain - 1) > max(GAIN, of_gain):
-            found.append(f"a gain of {self.gain:.3f}")
+            found.append(f"a gain of {self.gain:.4g}")
         if abs(self.phase) > max(PHASE, of_phase):
             found.append(f"a phase of {self.phase:.2f} radians")
         if abs(self.shift[0]) > max(SHIFT, of_y) or abs(self.shift[1]) > max(SHIFT, of_x):
