@@ -1,7 +1,7 @@
 """How fast, against the arithmetic of the same machine: ratios, each of one run
 
 `start`: the command line, cold, in seconds. `training`: a step of the real loop with its moving average against the bare network, what making a batch of volumes in memory
-takes of it (reading files is not in it), and the unrolled network against its U-Nets alone. `recipe`: the step of the 2018 U-Net at 256x256 in batches of 16 against products of 2048x2048 matrices of the same type, and against
+takes of it, and of volumes in files, and the unrolled network against its U-Nets alone. `recipe`: the step of the 2018 U-Net at 256x256 in batches of 16 against products of 2048x2048 matrices of the same type, and against
 the same step as it is usually written. `reconstruction`: a scan in a warm process against the bare network. `memory`: trainings of 1,000 and of 20,000
 slices, of which both see the same number: it is what listing more costs. `processes`: two processes under torchrun against one. Phantoms from the package; no data needed. `start`, `training` and the product
 in `recipe` are timed in turns, least of some times; the usual step after ours, and `reconstruction` once, its bare network after it, the median of three. Each time may be off by
@@ -31,9 +31,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from mri_n2n.batches import steps_per_epoch, training_batches
 from mri_n2n.benchmarks.common import SEED, Setting, peak_memory, table, verdict
 from mri_n2n.checkpoint import BUNDLED, build_network, load_tensors
-from mri_n2n.datasets import phantom_sources
+from mri_n2n.datasets import find_sources, phantom_sources
 from mri_n2n.device import autocast, choose_device, choose_precision
 from mri_n2n.formats import write_scan
+from mri_n2n.fourier import ifft2c
 from mri_n2n.inference import PIXELS_AT_ONCE, load_for_use
 from mri_n2n.masks import draw_mask
 from mri_n2n.phantom import phantom_kspace
@@ -128,6 +129,15 @@ def written_scan(folder: Path, slices: int, matrix: int) -> Path:
     return path
 
 
+def written_volume(folder: Path, slices: int, matrix: int) -> Path:
+    """A volume of magnitudes, gzip, of two different slices again and again."""
+    draw = seeded(SEED, "volume")
+    images = ifft2c(torch.stack([phantom_kspace((matrix, matrix), generator=draw) for _ in range(2)])).abs()
+    voxels = images[:, 0].numpy().astype(np.float32)[np.arange(slices) % 2].transpose(2, 1, 0)
+    nibabel.save(nibabel.Nifti1Image(voxels, np.eye(4)), folder / "volume.nii.gz")
+    return folder / "volume.nii.gz"
+
+
 # ---- training ----
 
 CASES = (("unrolled", "noise2noise", None), ("unet", "noise2noise-2018", 16))
@@ -184,6 +194,11 @@ def training(quick: bool) -> list[list[object]]:
             "" if device.type == "cpu" else " at most, as batches are made beside it"
         )
         found.append(row(f"{kind}: masking and pairing of volumes in memory / network", loading / bare, share, 0.1))
+        reading = reading_seconds(times)
+        told = f"{1e3 * reading:.1f} ms per image to read it, once an epoch where volumes do not stay in memory"
+        found.append(
+            row(f"{kind}: reading, masking and pairing / network", (reading * size + loading) / bare, told, 0.1)
+        )
         if kind == "unrolled":
             inputs = unet_inputs(network, ready.input, device, precision)
             whole, alone = in_turns(
@@ -194,6 +209,14 @@ def training(quick: bool) -> list[list[object]]:
             told = f"{1e3 * whole / size:.0f} and {1e3 * alone / size:.0f} ms per image, {len(inputs)} U-Nets"
             found.append(row("unrolled: training step / sum of its U-Nets' bare steps", whole / alone, told, 1.3))
     return found
+
+
+def reading_seconds(times: int) -> float:
+    """Of a slice of a NIfTI file, 128x128, with its Fourier transform."""
+    with tempfile.TemporaryDirectory() as folder:
+        written_volume(Path(folder), 50, 128)
+        [source] = find_sources("nifti", Path(folder), matrix_size=128, validation_subjects=("none",)).train
+        return min(seconds(source.load, times)) / source.slices
 
 
 def unet_inputs(
@@ -285,13 +308,7 @@ def memory(quick: bool) -> list[list[object]]:
     """Hard links make many files of one."""
     matrix, each, steps, counts = (32, 4, 2, (2, 4)) if quick else (256, 50, 160, (20, 400))
     with tempfile.TemporaryDirectory() as folder:
-        volume = Path(folder) / "volume.nii.gz"
-        draw = seeded(SEED, "memory")
-        images = torch.fft.ifft2(
-            torch.stack([phantom_kspace((matrix, matrix), generator=draw) for _ in range(2)])
-        ).abs()
-        voxels = images[:, 0].numpy().astype(np.float32)[np.arange(each) % 2].transpose(2, 1, 0)
-        nibabel.save(nibabel.Nifti1Image(voxels, np.eye(4)), volume)
+        volume = written_volume(Path(folder), each, matrix)
         peaks = []
         for count in counts:
             data = Path(folder) / str(count)
