@@ -338,7 +338,7 @@ def test_masked_images_have_no_level_of_correlated_noise():
 
 
 def test_a_masked_volume_of_white_noise_is_told_its_level():
-    """Slices that are alike look correlated along z, which says nothing of the level, nor to a network of slices."""
+    """In what the high-pass leaves; but where slices look alike, that is their detail, and there is none. Networks of slices are not told."""
     noise, images = white((3, 96, 96)), np.zeros((3, 96, 96))
     smooth = 10 + np.cos(np.linspace(0, 9, 96))[:, None] * np.sin(np.linspace(0, 7, 96))
     images[:, 20:90, 8:90] = np.abs(smooth + noise)[:, 20:90, 8:90]

@@ -85,7 +85,8 @@ def measure_whiteness(images: np.ndarray) -> Whiteness:
         return residual or NOTHING
     reach = tuple(lag if also else 0 for lag, also in zip(background.reach, residual.reach))
     if known.mean() <= 1 - MASKED:  # zeros leave little background: dark tissue beside them looks like correlated noise
-        return replace(residual, reach=reach)
+        # What slices have in common is detail in the residual, of which the level is too large then.
+        return replace(residual, reach=reach, deviation=None if any(reach) else residual.deviation)
     if any(reach):
         return replace(background, reach=reach)
     deviation = _level_of_white(images, energies, whole, magnitude)
