@@ -216,7 +216,7 @@ def _example(
     pair = PAIR_MAKERS[protocol.method](moved(measured, shift, axes), options, draw)
     if pair.input.kspace.shape[1] > 1 and pair.input.sensitivity_maps is None:
         pair = replace(pair, input=_calibrated(pair.input, pair.input))
-    return pair
+    return replace(pair, loss=protocol.loss or pair.loss)
 
 
 def _corrupted(data: Tensor, index: int, name: str, protocol: Protocol, draw: Generator) -> Pair:

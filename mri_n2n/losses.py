@@ -15,6 +15,8 @@ from mri_n2n.pairs import Pair
 
 # Step of the finite difference in SURE, in standard deviations of the noise.
 PROBE_STEP = 0.1
+# The logarithm of an error stops falling at this share of the target's energy, 50 dB under it.
+LOG_FLOOR = 1e-5
 
 
 def loss_of(network: nn.Module, pair: Pair, progress: float = 0.0) -> Tensor:
@@ -44,6 +46,18 @@ def weighted_squared_error(prediction: Tensor, pair: Pair, _: float = 0.0) -> Te
     return _mean_square(_difference(prediction, pair), pair.weight)
 
 
+def log_squared_error(prediction: Tensor, pair: Pair, _: float = 0.0) -> Tensor:
+    """Mean over the batch of log(e + `LOG_FLOOR` E), e the weighted squared error of a slice and E the weighted energy of its
+    target: the mean PSNR in dB times -log(10) / 10. Of scans of very different error the plain mean hears the worst
+    alone; here each counts as much. One slice has thousands of target samples, so that the logarithm of their sum hardly depends on
+    which they are. A slice whose target is empty says nothing.
+    """
+    difference, target = _difference(prediction, pair), pair.target
+    error, energy = ((pair.weight * _square(v)).sum(dim=(1, 2, 3)) for v in (difference, target))
+    relative = torch.where(energy > 0, error / energy.clamp_min(torch.finfo(energy.dtype).tiny) + LOG_FLOOR, 1.0)
+    return relative.log().mean()
+
+
 def absolute_error(prediction: Tensor, pair: Pair, _: float = 0.0) -> Tensor:
     """Mean over batch and pixels of weight |f - y|, of real and imaginary part each: its minimiser is the median."""
     difference = torch.view_as_real(_difference(prediction, pair))
@@ -66,6 +80,7 @@ def error_of_squares(prediction: Tensor, pair: Pair, _: float = 0.0) -> Tensor:
 # What a pair can ask for: (prediction, pair, progress) -> scalar.
 LOSSES: dict[str, Callable[[Tensor, Pair, float], Tensor]] = {
     "l2": weighted_squared_error,
+    "log-l2": log_squared_error,
     "l1": absolute_error,
     "l0": annealed_l0,
     "l2-of-squares": error_of_squares,
@@ -121,7 +136,11 @@ def _difference(prediction: Tensor, pair: Pair) -> Tensor:
 
 
 def _mean_square(difference: Tensor, weight: Tensor | float = 1.0) -> Tensor:
-    return _mean(difference.real.square() + difference.imag.square(), weight)
+    return _mean(_square(difference), weight)
+
+
+def _square(value: Tensor) -> Tensor:
+    return value.real.square() + value.imag.square()
 
 
 def _mean(value: Tensor, weight: Tensor | float) -> Tensor:

@@ -366,4 +366,5 @@ OTHER_MASK_METHODS = ("multi-operator", "robust-multi-operator")
 NOISE_METHODS = ("robust-ssdu", "robust-equivariant", "robust-multi-operator")
 REMEASURING_METHODS = (*OTHER_MASK_METHODS, "equivariant", "robust-equivariant")
 SINGLE_SCAN_METHODS = (*SPLITTING_METHODS, *REMEASURING_METHODS, "noise2void")
+LOG_METHODS = (*SPLITTING_METHODS, "noise2noise", "supervised")  # whose loss is a squared error and nothing else
 WEIGHTED_METHODS = ("noise2noise", "k-weighted-ssdu", "robust-ssdu")

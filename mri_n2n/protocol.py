@@ -31,7 +31,7 @@ class Protocol:
     flips: mirror half of the examples along each axis. combined: of several coils one image, by sensitivity maps from the
     input's own k-space centre, the loss over all coils; else, and always with the 2018 U-Net, each coil is an image of its own.
     corrupt: in place of an acquisition, a corruption of the fully sampled images, see `corruptions`; strength: (lowest,
-    highest), drawn per slice; loss: in place of the corruption's own, see `losses.LOSSES`.
+    highest), drawn per slice. loss: in place of the pair's own, see `losses.LOSSES`.
     """
 
     method: str = "noise2noise"
