@@ -1,6 +1,7 @@
 """How each method makes and judges its pairs, against closed forms: Monte Carlo over masks, divisions and noise, explicit
 numbers, and scipy. Tolerances are multiples of the standard error."""
 
+import json
 import math
 import warnings
 from dataclasses import replace
@@ -13,12 +14,13 @@ from torch import nn
 
 import mri_n2n
 from mri_n2n.acquisition import Acquisition
+from mri_n2n.batches import training_batches
 from mri_n2n.checkpoint import load_network
 from mri_n2n.correction import in_use
 from mri_n2n.datasets import find_sources
 from mri_n2n.errors import OptionError
 from mri_n2n.fourier import fft2c, ifft2c, mirror_axes
-from mri_n2n.losses import divergence_term, equivariance_error, loss_of, rotate, weighted_squared_error
+from mri_n2n.losses import LOG_FLOOR, divergence_term, equivariance_error, loss_of, rotate, weighted_squared_error
 from mri_n2n.masks import draw_mask
 from mri_n2n.networks import Unrolled
 from mri_n2n.noise import noise_variance_at_most
@@ -633,3 +635,23 @@ def test_a_network_without_data_consistency_learns_the_centre_from_single_scans(
         weighted_squared_error(image, pair).backward()
         centre = fft2c(image.grad)[..., SHAPE[0] // 2, SHAPE[1] // 2]
         torch.testing.assert_close(centre, -2 * scan.kspace[..., SHAPE[0] // 2, SHAPE[1] // 2] / math.prod(SHAPE))
+
+
+@pytest.mark.parametrize("method", ["noise2noise", "k-weighted-ssdu", "supervised"])
+def test_log_loss_is_of_every_slice_of_a_training(method, tmp_path):
+    """The first step's loss, before anything is learned, against the squared errors of the zero-filled images."""
+    options = TrainOptions(
+        dataset="phantom",
+        protocol=Protocol(method=method, masks=("gaussian-points",), acceleration=(4.0, 4.0), loss="log-l2"),
+        network_options={"cascades": 1, "channels": 4},
+        matrix_size=24,
+        batch_size=1,
+        steps=1,
+    )
+    train(options, tmp_path / "log")
+    train(replace(options, protocol=replace(options.protocol, loss="l2")), tmp_path / "plain")
+    log, plain = (json.loads((tmp_path / name / "log.jsonl").read_text())["loss"] for name in ("log", "plain"))
+    [pair] = next(training_batches(find_sources("phantom", matrix_size=24).train, options.protocol, 1))
+    energy = (pair.weight * pair.target.abs().square()).mean().item()
+    assert log == pytest.approx(math.log(plain / energy + LOG_FLOOR), rel=1e-5)
+    assert load_network(tmp_path / "log" / "weights.safetensors")[1]["training"]["protocol"]["loss"] == "log-l2"
