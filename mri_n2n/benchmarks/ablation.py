@@ -6,17 +6,17 @@ and every variant takes as many steps as fit. Fixed pairs, 128x128, trained on t
 training subject (12), which the defaults were chosen on; the test subject is not touched. Without noise: roulette 10x, one
 coil. With noise of 5 % of the maximum: 8 simulated coils, Gaussian lines 6x; `lines` is the same without noise. PSNR per slice of
 the network alone, and in the last column of the mean over mirror images, which costs four passes in use. One training each, one
-seed: differences of a few hundredths say nothing; in `lines` three, whose means are given, each seed with its own weights, masks
-and coils. Batches of 2. Time is that of the processor over its threads.
+seed: differences of a few hundredths say nothing; in `lines` and `mixed` three, whose means are given, each seed with its own
+weights, masks and coils. `mixed`: roulette, Gaussian points and Gaussian lines of 4x to 12x, one coil, drawn for each slice, without noise. Batches of 2. Time is that of the processor over its threads.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from mri_n2n.benchmarks.common import SEED, Setting, made_of, steps_in, table, trained
-from mri_n2n.benchmarks.methods import CELLS, kept_step_seconds, options_of
+from mri_n2n.benchmarks.methods import CELLS, Cell, kept_step_seconds, options_of
 from mri_n2n.benchmarks.subjects import data_folder
 from mri_n2n.checkpoint import load_network
 from mri_n2n.inference import reconstruct_acquisition
@@ -26,53 +26,73 @@ from mri_n2n.pairs import PairOptions
 from mri_n2n.training import sources_of
 from mri_n2n.validation import validation_set
 
-QUIET, NOISY, LINES = "roulette", "noise", "lines"
-PARTS = ("without-noise", "with-noise", "lines")
-CELL_OF = dict(zip(PARTS, (QUIET, NOISY, LINES)))
-SEEDS = {"without-noise": (0,), "with-noise": (0,), "lines": (0, 1, 2)}
-# label -> (cell, options of the network, options of the pair, other options of the training)
-VARIANTS: dict[str, tuple[str, dict, dict, dict]] = {
-    "default": (QUIET, {}, {}, {}),
-    "U-Nets of one width, as in 2018": (QUIET, {"unet": "flat"}, {}, {}),
-    "3 cascades": (QUIET, {"cascades": 3}, {}, {}),
-    "8 cascades": (QUIET, {"cascades": 8}, {}, {}),
-    "24 channels, 3 cascades": (QUIET, {"cascades": 3, "channels": 24}, {}, {}),
-    "memory of 8 channels": (QUIET, {"memory": 8}, {}, {}),
-    "last weights, no average": (QUIET, {}, {}, {"average": 0.0}),
-    "learning rate of 2e-3": (QUIET, {}, {}, {"learning_rate": 2e-3}),
-    "batches of 1": (QUIET, {}, {}, {"batch_size": 1}),
-    "batches of 8": (QUIET, {}, {}, {"batch_size": 8}),
-    "acquisitions exchange samples": (QUIET, {}, {"exchange": True}, {}),
-    "weights at most 10": (QUIET, {}, {"weight_cap": 10.0}, {}),
-    "weights at most 3": (QUIET, {}, {"weight_cap": 3.0}, {}),
-    "activations computed again": (QUIET, {}, {}, {"checkpointing": True}),
-    "fastmri-varnet, 5 cascades of 9 channels": (
-        QUIET,
-        {"cascades": 5, "channels": 9},
-        {},
-        {"network": "fastmri-varnet"},
+QUIET, NOISY, LINES, MIXED = PARTS = ("without-noise", "with-noise", "lines", "mixed")
+MIXTURE = {"masks": ("roulette", "gaussian-points", "gaussian-lines"), "acceleration": (4.0, 12.0)}
+# part -> how scans are acquired
+CELL_OF = {
+    QUIET: CELLS["roulette"],
+    NOISY: CELLS["noise"],
+    LINES: CELLS["lines"],
+    MIXED: Cell("points and lines of 4x to 12x, one coil", MIXTURE, {}, (), ()),
+}
+SEEDS = {QUIET: (0,), NOISY: (0,), LINES: (0, 1, 2), MIXED: (0, 1, 2)}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What differs from the default, in one part: options of the network, of the pair and of the training, and the loss."""
+
+    part: str
+    network: dict = field(default_factory=dict)
+    pair: dict = field(default_factory=dict)
+    training: dict = field(default_factory=dict)
+    loss: str | None = None
+
+
+VARIANTS: dict[str, Variant] = {
+    "default": Variant(QUIET),
+    "U-Nets of one width, as in 2018": Variant(QUIET, network={"unet": "flat"}),
+    "3 cascades": Variant(QUIET, network={"cascades": 3}),
+    "8 cascades": Variant(QUIET, network={"cascades": 8}),
+    "24 channels, 3 cascades": Variant(QUIET, network={"cascades": 3, "channels": 24}),
+    "memory of 8 channels": Variant(QUIET, network={"memory": 8}),
+    "last weights, no average": Variant(QUIET, training={"average": 0.0}),
+    "learning rate of 2e-3": Variant(QUIET, training={"learning_rate": 0.002}),
+    "batches of 1": Variant(QUIET, training={"batch_size": 1}),
+    "batches of 8": Variant(QUIET, training={"batch_size": 8}),
+    "acquisitions exchange samples": Variant(QUIET, pair={"exchange": True}),
+    "weights at most 10": Variant(QUIET, pair={"weight_cap": 10.0}),
+    "weights at most 3": Variant(QUIET, pair={"weight_cap": 3.0}),
+    "activations computed again": Variant(QUIET, training={"checkpointing": True}),
+    "fastmri-varnet, 5 cascades of 9 channels": Variant(
+        QUIET, network={"cascades": 5, "channels": 9}, training={"network": "fastmri-varnet"}
     ),
-    "fastmri-unet, 32 channels": (QUIET, {}, {}, {"network": "fastmri-unet"}),
-    "default, under noise": (NOISY, {}, {}, {}),
-    "under noise: samples put back as measured": (NOISY, {"consistency": "hard"}, {}, {}),
-    "under noise: weights at most 10": (NOISY, {}, {"weight_cap": 10.0}, {}),
-    "under noise: weights at most 3": (NOISY, {}, {"weight_cap": 3.0}, {}),
-    "under noise: acquisitions exchange samples": (NOISY, {}, {"exchange": True}, {}),
-    "default, lines": (LINES, {}, {}, {}),
-    "lines: acquisitions exchange samples": (LINES, {}, {"exchange": True}, {}),
-    "lines: batches of 1": (LINES, {}, {}, {"batch_size": 1}),
-    "lines: batches of 1, acquisitions exchange samples": (LINES, {}, {"exchange": True}, {"batch_size": 1}),
+    "fastmri-unet, 32 channels": Variant(QUIET, training={"network": "fastmri-unet"}),
+    "default, under noise": Variant(NOISY),
+    "under noise: samples put back as measured": Variant(NOISY, network={"consistency": "hard"}),
+    "under noise: weights at most 10": Variant(NOISY, pair={"weight_cap": 10.0}),
+    "under noise: weights at most 3": Variant(NOISY, pair={"weight_cap": 3.0}),
+    "under noise: acquisitions exchange samples": Variant(NOISY, pair={"exchange": True}),
+    "default, lines": Variant(LINES),
+    "lines: acquisitions exchange samples": Variant(LINES, pair={"exchange": True}),
+    "lines: batches of 1": Variant(LINES, training={"batch_size": 1}),
+    "lines: batches of 1, acquisitions exchange samples": Variant(
+        LINES, pair={"exchange": True}, training={"batch_size": 1}
+    ),
+    "default, mixed": Variant(MIXED),
+    "mixed: logarithm of each slice's error": Variant(MIXED, loss="log-l2"),
 }
 
 
 def variant_options(data: Path, label: str, steps: int, seed: int = SEED) -> TrainOptions:
-    cell, network, pair, others = VARIANTS[label]
-    options = options_of(data, CELLS[cell], {"method": "noise2noise", "pair": PairOptions(**pair)}, steps)
+    variant = VARIANTS[label]
+    changes = {"method": "noise2noise", "pair": PairOptions(**variant.pair), "loss": variant.loss}
+    options = options_of(data, CELL_OF[variant.part], changes, steps)
     return replace(
         options,
-        network_options={**options.network_options, **network},
+        network_options={**options.network_options, **variant.network},
         protocol=replace(options.protocol, seed=seed),
-        **others,
+        **variant.training,
     )
 
 
@@ -90,7 +110,7 @@ def run(setting: Setting, part: str) -> str:
     data, quick = data_folder(setting.data), setting.quick
     folder = setting.output / f"ablation-{part}{'-quick' if quick else ''}"
     folder.mkdir(parents=True, exist_ok=True)
-    labels = [label for label in VARIANTS if VARIANTS[label][0] == CELL_OF[part]]
+    labels = [label for label, variant in VARIANTS.items() if variant.part == part]
     labels = labels[::4] if quick else labels
     seconds = kept_step_seconds({label: variant_options(data, label, 1) for label in labels}, folder, quick)
     seeds = SEEDS[part][: 1 if quick else None]
