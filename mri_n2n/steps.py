@@ -29,6 +29,11 @@ class Prefetch:
         return item
 
 
+def new_optimizer(network: nn.Module, learning_rate: float) -> torch.optim.Adam:
+    """Adam of all parameters, in one kernel; `schedule.set_schedule` changes its rate and momentum."""
+    return torch.optim.Adam(network.parameters(), lr=learning_rate, betas=(0.9, 0.99), fused=True)
+
+
 def training_step(
     network: nn.Module,
     optimizer: torch.optim.Optimizer,

@@ -48,7 +48,7 @@ from mri_n2n.runs import (
 from mri_n2n.schedule import set_schedule
 from mri_n2n.selection import after, from_tensors, to_tensors
 from mri_n2n.sources import Split
-from mri_n2n.steps import Prefetch, training_step
+from mri_n2n.steps import Prefetch, new_optimizer, training_step
 from mri_n2n.training_statistics import SCANS, add_to
 from mri_n2n.trust.familiarity import FEWEST
 from mri_n2n.trust.pair_check import checked_split
@@ -163,7 +163,7 @@ def _train(options: TrainOptions, run: Path, resume: bool, device: torch.device,
     precision = choose_precision(saved.get("precision", options.precision), device)
 
     network = with_seed(options.protocol.seed, partial(new_network, options, device, precision))
-    optimizer = torch.optim.Adam(network.parameters(), lr=options.learning_rate, betas=(0.9, 0.99))
+    optimizer = new_optimizer(network, options.learning_rate)
     init_sha256 = saved.get("init_sha256")
     if options.init and not checkpoint:
         start = find_weights(Path(options.init))

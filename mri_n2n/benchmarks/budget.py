@@ -39,7 +39,7 @@ from mri_n2n.options import TrainOptions
 from mri_n2n.pairs import Pair, joined
 from mri_n2n.schedule import set_schedule
 from mri_n2n.simulation import seeded
-from mri_n2n.steps import training_step
+from mri_n2n.steps import new_optimizer, training_step
 from mri_n2n.training import moving_average, new_network, sources_of, with_seed
 
 TESTED = ROWS["gaussian-fixed"]
@@ -96,7 +96,7 @@ def train_case(measured: Tensor, case: Case, options: TrainOptions, seed: int, p
     precision = choose_precision(options.precision, device)
     network = with_seed(seed, partial(new_network, options, device, precision))
     average = AveragedModel(network, avg_fn=partial(moving_average, options.average))
-    optimizer = torch.optim.Adam(network.parameters(), lr=options.learning_rate, betas=(0.9, 0.99))
+    optimizer = new_optimizer(network, options.learning_rate)
     batches = batches_of(measured, case, options, seed)
     for step in range(options.steps):
         set_schedule(optimizer, options, step / options.steps)

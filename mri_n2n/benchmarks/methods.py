@@ -60,7 +60,7 @@ from mri_n2n.pairs import CORRECTIONS, PairOptions
 from mri_n2n.protocol import simulated_repetitions
 from mri_n2n.report import montage
 from mri_n2n.simulation import measure, seeded
-from mri_n2n.steps import training_step
+from mri_n2n.steps import new_optimizer, training_step
 from mri_n2n.training import new_network, sources_of
 
 MATRIX = 128
@@ -184,7 +184,7 @@ def step_seconds(options: dict[str, TrainOptions], rounds: int) -> dict[str, flo
         batches = training_batches([source], option.protocol, option.batch_size)
         for _ in range(6 * -(-source.slices // option.batch_size)):  # maps of nearly all acquisitions are found
             next(batches)
-        ready[label] = network, torch.optim.Adam(network.parameters(), lr=1e-5), batches
+        ready[label] = network, new_optimizer(network, 1e-5), batches
     seconds = {label: [] for label in options}
     for number in range(rounds + 1):
         for label, (network, optimizer, batches) in ready.items():

@@ -42,7 +42,7 @@ from mri_n2n.process import tune_process
 from mri_n2n.protocol import Protocol
 from mri_n2n.reconstruction import reconstruct_files
 from mri_n2n.simulation import measure, seeded
-from mri_n2n.steps import Prefetch, training_step
+from mri_n2n.steps import Prefetch, new_optimizer, training_step
 from mri_n2n.training import moving_average
 
 PARTS = ("start", "training", "recipe", "reconstruction", "memory", "processes")
@@ -149,7 +149,7 @@ def prepared(kind: str, precision: str) -> tuple[nn.Module, torch.optim.Optimize
     network = build_network(kind, {}).to(device)
     if precision == "bfloat16":
         network = network.to(memory_format=torch.channels_last)
-    return network, torch.optim.Adam(network.parameters(), lr=RATE), device
+    return network, new_optimizer(network, RATE), device
 
 
 def bare_step(network: nn.Module, given: object, device: torch.device, precision: str) -> None:

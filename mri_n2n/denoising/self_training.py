@@ -21,7 +21,7 @@ from mri_n2n.device import autocast, choose_precision
 from mri_n2n.errors import InputError
 from mri_n2n.process import progress_shown
 from mri_n2n.schedule import share_of_learning_rate
-from mri_n2n.steps import limit_gradient
+from mri_n2n.steps import limit_gradient, new_optimizer
 from mri_n2n.training import moving_average, with_seed
 
 # Largest side of what a step sees, (y, x) and (z, y, x), and the halvings of the network.
@@ -81,7 +81,7 @@ def fit(
     if precision == "bfloat16":
         layout = torch.channels_last if options.dimensions == 2 else torch.channels_last_3d
         network = network.to(memory_format=layout)
-    optimizer = torch.optim.Adam(network.parameters(), lr=options.learning_rate, betas=(0.9, 0.99))
+    optimizer = new_optimizer(network, options.learning_rate)
     average = AveragedModel(network, avg_fn=partial(moving_average, options.average))
     batches = patches(images, options, targets)
     step, loss, started, pace = 0, math.nan, time.monotonic(), [0] * PARTS
