@@ -211,7 +211,7 @@ def _describe_weights(path: Path) -> dict[str, object]:
             **masks,
             "noise": protocol.get("noise"),
             "phase": protocol.get("phase"),
-            "coils": protocol.get("coils") or training.get("coils") or "as in the data",
+            "coils": ", ".join(map(str, protocol.get("coils", ()))) or training.get("coils") or "as in the data",
         }
     return {
         "file": path.name,
@@ -221,6 +221,7 @@ def _describe_weights(path: Path) -> dict[str, object]:
         "parameters": header.get("parameters"),
         "trained on": f"{training.get('dataset')}, {header.get('train_volumes')} volumes, {header.get('train_slices')} slices",
         "method": protocol.get("method"),
+        **({"loss": protocol["loss"]} if protocol.get("loss") else {}),
         **acquired,
         "steps": header.get("step"),
         "validation": in_words(header.get("quality", {})),

@@ -15,7 +15,7 @@ from mri_n2n.pairs import Pair
 
 # Step of the finite difference in SURE, in standard deviations of the noise.
 PROBE_STEP = 0.1
-# The logarithm of an error stops falling at this share of the target's energy, 50 dB under it.
+# The logarithm of an error stops falling at this share of the target's energy.
 LOG_FLOOR = 1e-5
 
 
@@ -47,15 +47,18 @@ def weighted_squared_error(prediction: Tensor, pair: Pair, _: float = 0.0) -> Te
 
 
 def log_squared_error(prediction: Tensor, pair: Pair, _: float = 0.0) -> Tensor:
-    """Mean over the batch of log(e + `LOG_FLOOR` E), e the weighted squared error of a slice and E the weighted energy of its
-    target: the mean PSNR in dB times -log(10) / 10. Of scans of very different error the plain mean hears the worst
-    alone; here each counts as much. One slice has thousands of target samples, so that the logarithm of their sum hardly depends on
-    which they are. A slice whose target is empty says nothing.
+    """Mean over the batch of log(e / E + `LOG_FLOOR`), e the weighted squared error of a slice and E the weighted energy of
+    its target: without noise the mean PSNR, but for a factor, a constant of each slice and the floor.
+
+    Of slices of very different error the plain mean hears the worst alone; here each counts as much, with noise the less
+    the noisier it is, since e holds the noise. The mean over masks of a logarithm is not the logarithm of the mean: of
+    a thousand target samples at independent points this is no matter, a few lines count the less the more error they
+    meet. A slice whose target is empty says nothing.
     """
     difference, target = _difference(prediction, pair), pair.target
     error, energy = ((pair.weight * _square(v)).sum(dim=(1, 2, 3)) for v in (difference, target))
-    relative = torch.where(energy > 0, error / energy.clamp_min(torch.finfo(energy.dtype).tiny) + LOG_FLOOR, 1.0)
-    return relative.log().mean()
+    tiny = torch.finfo(energy.dtype).tiny
+    return torch.where(energy > tiny, error / energy.clamp_min(tiny) + LOG_FLOOR, 1.0).log().mean()
 
 
 def absolute_error(prediction: Tensor, pair: Pair, _: float = 0.0) -> Tensor:

@@ -177,12 +177,9 @@ def check_options(options: TrainOptions) -> None:
             or (protocol.noise, protocol.coils, protocol.phase, pair.exchange) == ((0, 0), (), 0, False)
         ),
         "--strength is of --corrupt": protocol.corrupt is not None or protocol.strength is None,
-        f"--loss {protocol.loss} is of --corrupt": protocol.corrupt is not None
-        or protocol.loss in (None, "l2", "log-l2"),
-        "--loss log-l2 is of undersampled scans, not of --corrupt": protocol.corrupt is None
-        or protocol.loss != "log-l2",
-        f"--loss log-l2 is of {', '.join(LOG_METHODS)}, not of {protocol.method}": (
-            protocol.loss != "log-l2" or protocol.method in ("auto", *LOG_METHODS)
+        f"--loss {protocol.loss} is of --corrupt": protocol.corrupt is not None or protocol.loss in (None, "log-l2"),
+        f"--loss log-l2 is of {', '.join(LOG_METHODS)} without --corrupt, not of {protocol.corrupt or protocol.method}": (
+            protocol.loss != "log-l2" or protocol.corrupt is None and protocol.method in ("auto", *LOG_METHODS)
         ),
         f"--loss must be one of {', '.join(LOSSES)}; got {protocol.loss}": protocol.loss in (None, *LOSSES),
         f"--loss {protocol.loss} cannot compare targets of --corrupt {protocol.corrupt}: those of rician-corrected, and no others, "

@@ -366,5 +366,6 @@ OTHER_MASK_METHODS = ("multi-operator", "robust-multi-operator")
 NOISE_METHODS = ("robust-ssdu", "robust-equivariant", "robust-multi-operator")
 REMEASURING_METHODS = (*OTHER_MASK_METHODS, "equivariant", "robust-equivariant")
 SINGLE_SCAN_METHODS = (*SPLITTING_METHODS, *REMEASURING_METHODS, "noise2void")
-LOG_METHODS = (*SPLITTING_METHODS, "noise2noise", "supervised")  # whose loss is a squared error and nothing else
+# Whose targets are samples of k-space, with the noise of the scan and no more, and nothing beside them.
+LOG_METHODS = ("noise2noise", "ssdu", "k-weighted-ssdu", "supervised")
 WEIGHTED_METHODS = ("noise2noise", "k-weighted-ssdu", "robust-ssdu")

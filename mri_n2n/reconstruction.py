@@ -226,7 +226,7 @@ def reconstruct_file(
                 complex_images = within(complex_images, acquired)
             if not torch.isfinite(torch.view_as_real(complex_images)).all():
                 raise InputError(
-                    f"{scan.path}: the image is not finite; its k-space is too large or too small for float32, rescale it"
+                    f"{scan.path}: the image is not finite: its k-space is too large or too small for float32, or the network cannot be used on it"
                 )
             doubts += doubts_of(acquisition.to("cpu"), complex_images)
             size = torch.linalg.vector_norm(complex_images, dim=1, dtype=torch.complex128)

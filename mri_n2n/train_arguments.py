@@ -84,8 +84,8 @@ def add_train_arguments(train: argparse.ArgumentParser) -> None:
     train.add_argument(
         "--loss",
         choices=("l2", "log-l2", "l1", "l0", "l2-of-squares"),
-        help="log-l2: the mean PSNR, so that scans of little error count as much as others; of --corrupt the others: mean, median, "
-        "(nearly) mode, or root mean square; default: l2, or what fits the corruption",
+        help="log-l2: the logarithm of each slice's squared error, so that slices of little error count as much as others; the others "
+        "are of --corrupt: mean, median, (nearly) mode, or root mean square; default: the squared error, or what fits the corruption",
     )
     train.add_argument("--body", choices=BODIES, help="denoiser: its network; default n2v2 with noise2void, else n2v")
     train.add_argument(

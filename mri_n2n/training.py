@@ -228,8 +228,9 @@ def _train(options: TrainOptions, run: Path, resume: bool, device: torch.device,
             loss = training_step(network, optimizer, next(upcoming), device, precision, progress, processes)
             average.update_parameters(network)
             if not math.isfinite(loss):
+                kept_one = "; the last checkpoint is kept" if (run / "checkpoint.safetensors").exists() else ""
                 raise InputError(
-                    f"the loss became {loss} at step {step}; the last checkpoint is kept. Lower --learning-rate or check the data"
+                    f"the loss became {loss} at step {step}{kept_one}. Lower --learning-rate or check the data"
                 )
             step, seconds = step + 1, time.monotonic() - started
             bar.update()

@@ -18,7 +18,7 @@ from mri_n2n.batches import training_batches
 from mri_n2n.checkpoint import load_network
 from mri_n2n.correction import in_use
 from mri_n2n.datasets import find_sources
-from mri_n2n.errors import OptionError
+from mri_n2n.errors import InputError, OptionError
 from mri_n2n.fourier import fft2c, ifft2c, mirror_axes
 from mri_n2n.losses import LOG_FLOOR, divergence_term, equivariance_error, loss_of, rotate, weighted_squared_error
 from mri_n2n.masks import draw_mask
@@ -638,20 +638,23 @@ def test_a_network_without_data_consistency_learns_the_centre_from_single_scans(
 
 
 @pytest.mark.parametrize("method", ["noise2noise", "k-weighted-ssdu", "supervised"])
-def test_log_loss_is_of_every_slice_of_a_training(method, tmp_path):
-    """The first step's loss, before anything is learned, against the squared errors of the zero-filled images."""
+def test_training_takes_the_logarithm_of_each_slices_error(method, tmp_path):
+    """The first step's loss of a batch of two, before anything is learned (networks begin as the zero-filled image), against
+    the squared errors; the run goes on with this loss alone."""
     options = TrainOptions(
         dataset="phantom",
         protocol=Protocol(method=method, masks=("gaussian-points",), acceleration=(4.0, 4.0), loss="log-l2"),
         network_options={"cascades": 1, "channels": 4},
         matrix_size=24,
-        batch_size=1,
+        batch_size=2,
         steps=1,
     )
     train(options, tmp_path / "log")
-    train(replace(options, protocol=replace(options.protocol, loss="l2")), tmp_path / "plain")
-    log, plain = (json.loads((tmp_path / name / "log.jsonl").read_text())["loss"] for name in ("log", "plain"))
-    [pair] = next(training_batches(find_sources("phantom", matrix_size=24).train, options.protocol, 1))
-    energy = (pair.weight * pair.target.abs().square()).mean().item()
-    assert log == pytest.approx(math.log(plain / energy + LOG_FLOOR), rel=1e-5)
-    assert load_network(tmp_path / "log" / "weights.safetensors")[1]["training"]["protocol"]["loss"] == "log-l2"
+    log = json.loads((tmp_path / "log" / "log.jsonl").read_text())["loss"]
+    [pair] = next(training_batches(find_sources("phantom", matrix_size=24).train, options.protocol, 2))
+    filled = fft2c(adjoint(pair.input.kspace, pair.input.mask, None))
+    error, energy = ((pair.weight * v.abs().square()).sum(dim=(1, 2, 3)) for v in (filled - pair.target, pair.target))
+    assert log == pytest.approx((error / energy + LOG_FLOOR).log().mean().item(), rel=1e-5)
+    with pytest.raises(InputError, match="loss"):
+        train(replace(options, protocol=replace(options.protocol, loss=None)), tmp_path / "log", resume=True)
+    assert mri_n2n.info(tmp_path / "log" / "weights.safetensors")["loss"] == "log-l2"

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from scipy import stats
 
 from mri_n2n.benchmarks.common import Setting, comparison_options, made_of, score, table, trained, verdict
 from mri_n2n.benchmarks.subjects import TestVolume, data_folder, test_volume
@@ -69,11 +70,10 @@ def run(setting: Setting) -> str:
         )
     differences = np.subtract(psnr["bfloat16", "float32"], psnr["float32", "float32"])
     training = float(differences.mean())
-    spread = (
-        ""
-        if quick
-        else f" (± {2 * differences.std(ddof=1) / len(differences) ** 0.5:.2f}, two standard errors over seeds)"
-    )
+    spread = ""
+    if not quick:
+        low, high = stats.t.interval(0.95, len(differences) - 1, training, stats.sem(differences))
+        spread = f" (95 % interval over seeds: {low:+.2f} to {high:+.2f})"
     use = max(abs(a - b) for of in PRECISIONS for a, b in zip(psnr[of, "bfloat16"], psnr[of, "float32"], strict=True))
     return (
         f"{4 if quick else STEPS} steps each. Trained on: {made_of(made)}.\n\n"
