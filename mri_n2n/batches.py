@@ -62,11 +62,12 @@ def training_batches(
     shards: int = 1,
     processes: Processes = ALONE,
 ) -> Iterator[list[Pair]]:
-    """Endless batches from step `first_step` on; each a list of pairs, one per shape of k-space that the batch holds.
+    """Endless batches from step `first_step` on; each a list of pairs, one per shard and shape of k-space that the batch holds.
 
     shards: parts that the files are divided into, each of which gives an equal share of every batch, until the larger ones alone are left
     at the end of an epoch. A process makes the shares of its own shards, and reads no other files: what is drawn depends on the number of shards, not on that of
-    processes, which must divide it. A process whose shards have no slices left gives an empty list.
+    processes, which must divide it, and what is added up too: one process joins no slices of two shards. A process whose shards have no
+    slices left gives an empty list.
     """
     per_epoch = steps_per_epoch(sources, batch_size, shards)
     own = shared_out([source.slices for source in sources], shards)[processes.rank :: processes.count]
@@ -77,7 +78,7 @@ def training_batches(
         for shard in own
     ]
     for parts in zip(*streams):
-        yield _collate([example for part in parts for example in part])
+        yield [pair for part in parts for pair in _collate(part)]
 
 
 def _examples(

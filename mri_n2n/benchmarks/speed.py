@@ -339,7 +339,7 @@ def processes(quick: bool) -> list[list[object]]:
         one, two = (load_tensors(Path(folder) / name / "checkpoint.safetensors")[0] for name in ("one", "two"))
     rows = (
         ("gradient", gradient),
-        ("first update by Adam, which divides by a gradient's size however small it is", update),
+        ("first update by Adam", update),
     )
     differ = lambda of: (torch.linalg.vector_norm(of(one) - of(two)) / torch.linalg.vector_norm(of(one))).item()  # noqa: E731
     told = "of its length; float32, Gloo"
