@@ -218,6 +218,11 @@ def _train(options: TrainOptions, run: Path, resume: bool, device: torch.device,
     bar = tqdm(total=total, initial=step, unit="step", disable=not progress_shown(options.quiet), dynamic_ncols=True)
     started = time.monotonic() - seconds
     exhausted = standing is not None and standing.exhausted(options.patience)
+    over = step >= total if total else seconds >= 60 * options.minutes
+    if checkpoint and over and not options.quiet:
+        tqdm.write(
+            f"{run} is at its end after {step} steps, {seconds / 60:.1f} minutes; nothing to train", file=sys.stderr
+        )
     try:
         while True:
             progress = step / total if total else seconds / 60 / options.minutes
@@ -282,7 +287,10 @@ def _train(options: TrainOptions, run: Path, resume: bool, device: torch.device,
 def shared(options: TrainOptions, before: dict, device: torch.device, processes: Processes) -> TrainOptions:
     """The options with a batch size and shards, where none are given: those of the run `before`, or the defaults for these processes, the
     others of which are quiet. Errors: UserError."""
-    shards = options.shards or before.get("shards") or processes.count
+    began = before.get("shards")
+    if options.shards and began and options.shards != began:
+        raise UserError(f"the run began with --shards {began}; leave the option out to resume it")
+    shards = options.shards or began or processes.count
     size = default_batch_size(options.protocol.recipe_2018, device) * processes.count
     size = options.batch_size or before.get("batch_size") or -(-size // shards) * shards
     options = replace(options, batch_size=size, shards=shards, quiet=options.quiet or not processes.is_first)
@@ -290,7 +298,7 @@ def shared(options: TrainOptions, before: dict, device: torch.device, processes:
     if shards % processes.count:
         raise UserError(
             f"--shards must be a multiple of the {processes.count} processes; got {shards}"
-            + ", which the run began with" * (options.shards is None and "shards" in before)
+            + ", which the run began with" * bool(began)
         )
     return options
 

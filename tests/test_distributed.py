@@ -116,6 +116,8 @@ def test_batch_and_shards_that_are_not_given():
     ):
         with pytest.raises(UserError, match=says):
             shared(replace(options, **changed), {}, cpu, Processes(0, 2))
+    with pytest.raises(UserError, match="began with --shards 2; leave the option out"):
+        shared(replace(options, shards=4), {"batch_size": 8, "shards": 2}, cpu, Processes(0, 2))
 
 
 def in_two_processes(rank: int, folder: str) -> None:
