@@ -39,15 +39,15 @@ class Processes:
         return tuple(told.tolist())
 
     def mean_gradient(self, parameters: Sequence[nn.Parameter], loss: float, slices: int) -> float:
-        """Gradients and loss of this process, means over its `slices` (none: no gradients), become those over the slices of all; returns
-        the loss. A parameter without a gradient in every process stays so."""
+        """Gradients and loss of this process, sums over its `slices` (none: no gradients), become means over those of all; returns the
+        loss. A parameter without a gradient in every process stays so."""
+        own = [one.grad for one in parameters]
         if self.count == 1:
-            return loss
-        there = [float(one.grad is not None) for one in parameters]
-        own = [torch.zeros_like(one) if one.grad is None else one.grad for one in parameters]
-        flat = torch.cat(
-            [slices * one.flatten().float() for one in own] + [own[0].new_tensor([slices * loss, slices, *there])]
-        )
+            torch._foreach_div_([one for one in own if one is not None], slices)
+            return loss / slices
+        there = [float(one is not None) for one in own]
+        flat = [(torch.zeros_like(p) if g is None else g).flatten().float() for p, g in zip(parameters, own)]
+        flat = torch.cat([*flat, flat[0].new_tensor([loss, slices, *there])])
         torch.distributed.all_reduce(flat)
         gradients, (total, count, *there) = flat[: -2 - len(there)], flat[-2 - len(there) :].tolist()
         parts = (gradients / count).split([one.numel() for one in parameters])

@@ -43,18 +43,17 @@ def training_step(
     progress: float = 0.0,
     processes: Processes = ALONE,
 ) -> float:
-    """One step on one batch (a list of pairs, one per matrix size; of several processes each its part of it, which may be empty); returns its
+    """One step on one batch (a list of pairs, see `batches`; of several processes each its part of it, which may be empty); returns its
     loss. progress: of the training, in [0, 1]."""
     network.train()
     optimizer.zero_grad(set_to_none=True)
-    count = sum(pair.input.kspace.shape[0] for pair in pairs)
-    total = 0.0
+    total, count = 0.0, 0
     for pair in pairs:
-        pair = pair.to(device)
+        pair, slices = pair.to(device), pair.input.kspace.shape[0]
         with autocast(device, precision):
-            loss = loss_of(network, pair, progress) * (pair.input.kspace.shape[0] / count)
+            loss = loss_of(network, pair, progress) * slices  # sums, which several processes add up as one does
         loss.backward()
-        total += loss.item()
+        total, count = total + loss.item(), count + slices
     total = processes.mean_gradient(list(network.parameters()), total, count)
     limit_gradient(optimizer)
     optimizer.step()

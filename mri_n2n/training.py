@@ -209,6 +209,13 @@ def _train(options: TrainOptions, run: Path, resume: bool, device: torch.device,
         header.update(facts, kept=kept.facts, since=0 if standing is None else standing.since)
         save_run(run, network, average.module, optimizer, header, kept.weights, to_tensors(standing))
 
+    def done() -> float:
+        """Share of the budget."""
+        return step / total if total else seconds / 60 / options.minutes
+
+    if checkpoint and done() >= 1 and not options.quiet:
+        told = f"{run} is at its end: {step} steps, {seconds / 60:.1f} minutes; for more give more --steps, --epochs or --minutes"
+        tqdm.write(told, file=sys.stderr)
     if processes.is_first:
         start_run(run, asdict(options), step)
     stopped = Stopped()
@@ -225,7 +232,7 @@ def _train(options: TrainOptions, run: Path, resume: bool, device: torch.device,
         )
     try:
         while True:
-            progress = step / total if total else seconds / 60 / options.minutes
+            progress = done()
             progress, goes_on = processes.agree(progress, not (stopped or exhausted or progress >= 1))
             if not goes_on:
                 break
@@ -241,7 +248,7 @@ def _train(options: TrainOptions, run: Path, resume: bool, device: torch.device,
             bar.update()
             left = {} if total else {"minutes_left": f"{max(0.0, options.minutes - seconds / 60):.1f}"}
             bar.set_postfix({"loss": f"{loss:.3e}", **shown(quality), **left}, refresh=False)
-            last = step == total or (options.minutes and seconds / 60 >= options.minutes)
+            last = done() >= 1
             if processes.is_first and (last or seconds - validated > options.validate_every):
                 found = validate(used, validation, device, precision, run / "example.png", by)
                 quality = found.quality
@@ -287,9 +294,9 @@ def _train(options: TrainOptions, run: Path, resume: bool, device: torch.device,
 def shared(options: TrainOptions, before: dict, device: torch.device, processes: Processes) -> TrainOptions:
     """The options with a batch size and shards, where none are given: those of the run `before`, or the defaults for these processes, the
     others of which are quiet. Errors: UserError."""
-    began = before.get("shards")
+    began = before.get("shards", 1) if before else None
     if options.shards and began and options.shards != began:
-        raise UserError(f"the run began with --shards {began}; leave the option out to resume it")
+        raise InputError(f"the run began with --shards {began}, which it keeps")
     shards = options.shards or began or processes.count
     size = default_batch_size(options.protocol.recipe_2018, device) * processes.count
     size = options.batch_size or before.get("batch_size") or -(-size // shards) * shards

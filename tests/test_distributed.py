@@ -116,20 +116,20 @@ def test_batch_and_shards_that_are_not_given():
     ):
         with pytest.raises(UserError, match=says):
             shared(replace(options, **changed), {}, cpu, Processes(0, 2))
-    with pytest.raises(UserError, match="began with --shards 2; leave the option out"):
+    with pytest.raises(UserError, match="began with --shards 2, which it keeps"):
         shared(replace(options, shards=4), {"batch_size": 8, "shards": 2}, cpu, Processes(0, 2))
 
 
 def in_two_processes(rank: int, folder: str) -> None:
-    """The gradient of the mean over 3 slices of one process and none of the other; parameters that nobody or one of them reached."""
+    """Sums over one slice and over three; parameters that nobody or one of them reached."""
     os.environ.update(
         RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=Path(folder, "port").read_text()
     )
     with joined(torch.device("cpu")) as processes:
         both, one, nobody = (torch.nn.Parameter(torch.zeros(2)) for _ in range(3))
-        both.grad = torch.tensor([1.0, 2.0]) * (1 + rank)
-        one.grad = torch.tensor([4.0, 8.0]) if rank else None
-        loss = processes.mean_gradient([both, one, nobody], 1.0 + rank, 3 if rank else 1)
+        both.grad = torch.tensor([6.0, 12.0]) if rank else torch.tensor([1.0, 2.0])
+        one.grad = torch.tensor([12.0, 24.0]) if rank else None
+        loss = processes.mean_gradient([both, one, nobody], 6.0 if rank else 1.0, 3 if rank else 1)
         told_by_first = processes.agree(rank + 5.0, 7.0)
         torch.save((both.grad, one.grad, nobody.grad, loss, told_by_first), Path(folder, f"{rank}.pt"))
 
@@ -154,23 +154,23 @@ def torchrun(*command: str, **options) -> subprocess.Popen:
 
 
 def test_the_updates_of_two_processes_are_those_of_one(tmp_path):
-    """In float32 to 1e-5 of their length, after two steps: Adam's moments, the weights, and Adam's next update, which divides by the size of
-    each gradient and so shows rounding of gradients that are next to zero."""
-    one = [sys.executable, "-m", "mri_n2n", *COMMAND, "--steps", "2", "--shards", "2", "-o", str(tmp_path / "one")]
+    """In float32 to 1e-5 of their length, with three slices of each shard in a step: Adam's moments, the weights, and Adam's update, which
+    divides by the size of each gradient and so shows rounding of gradients that are next to zero."""
+    more = ["--batch-size", "6", "--steps", "2"]
+    one = [sys.executable, "-m", "mri_n2n", *COMMAND, *more, "--shards", "2", "-o", str(tmp_path / "one")]
     alone = subprocess.Popen(one, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    assert torchrun(*COMMAND, "--steps", "2", "-o", str(tmp_path / "two")).wait(100) == 0 and alone.wait(100) == 0
-    (first, facts), (second, other) = (
+    assert torchrun(*COMMAND, *more, "-o", str(tmp_path / "two")).wait(100) == 0 and alone.wait(100) == 0
+    (first, facts), (second, other) = runs = [
         load_tensors(tmp_path / run / "checkpoint.safetensors") for run in ("one", "two")
-    )
+    ]
     assert (facts["processes"], other["processes"]) == (1, 2) and facts["training"]["shards"] == 2
     assert other["loss"] == pytest.approx(facts["loss"], rel=1e-5) and first.keys() == second.keys()
-    updates = [{n: m[n] / (m[f"{n}_sq"].sqrt() + 1e-12) for n in m if n.endswith(".exp_avg")} for m in (first, second)]
-    pairs = [
-        updates,
-        *([{n: m[n] for n in m if kind in n} for m in (first, second)] for kind in ("exp_avg", "network")),
-    ]
-    for found in pairs:
-        left, right = (torch.cat([value.flatten() for value in one.values()]) for one in found)
+    for tensors, _ in runs:
+        for name in [name for name in tensors if name.endswith(".exp_avg")]:
+            tensors[f"update of {name}"] = tensors[name] / (tensors[f"{name}_sq"].sqrt() + 1e-12)
+    for kind in ("exp_avg", "network", "update"):
+        names = [name for name in first if kind in name]
+        left, right = (torch.cat([tensors[name].flatten() for name in names]) for tensors in (first, second))
         assert torch.linalg.vector_norm(left - right) <= 1e-5 * torch.linalg.vector_norm(left) > 0
     assert {path.name for path in (tmp_path / "two").iterdir()} == {path.name for path in (tmp_path / "one").iterdir()}
 
