@@ -214,8 +214,8 @@ def _train(options: TrainOptions, run: Path, resume: bool, device: torch.device,
         return step / total if total else seconds / 60 / options.minutes
 
     if checkpoint and done() >= 1 and not options.quiet:
-        told = f"{run} is at its end: {step} steps, {seconds / 60:.1f} minutes; for more give more --steps, --epochs or --minutes"
-        tqdm.write(told, file=sys.stderr)
+        told = f"{step} steps, {seconds / 60:.1f} minutes; for more give more --steps, --epochs or --minutes"
+        tqdm.write(f"{run} is at its end: {told}", file=sys.stderr)
     if processes.is_first:
         start_run(run, asdict(options), step)
     stopped = Stopped()
@@ -225,11 +225,6 @@ def _train(options: TrainOptions, run: Path, resume: bool, device: torch.device,
     bar = tqdm(total=total, initial=step, unit="step", disable=not progress_shown(options.quiet), dynamic_ncols=True)
     started = time.monotonic() - seconds
     exhausted = standing is not None and standing.exhausted(options.patience)
-    over = step >= total if total else seconds >= 60 * options.minutes
-    if checkpoint and over and not options.quiet:
-        tqdm.write(
-            f"{run} is at its end after {step} steps, {seconds / 60:.1f} minutes; nothing to train", file=sys.stderr
-        )
     try:
         while True:
             progress = done()
