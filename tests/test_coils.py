@@ -236,6 +236,18 @@ def test_maps_are_those_of_the_phantom_up_to_phase(coils, shape):
     torch.testing.assert_close(maps.abs().square().sum(0)[where], torch.ones(int(where.sum())))
 
 
+@pytest.mark.parametrize("side", range(4, 18))
+def test_maps_of_any_calibration_region_keep_the_image(side):
+    """Whether ESPIRiT's or of low resolution: what is left of the coil images when the maps combine them and divide them again."""
+    kspace = phantom_kspace((64, 53), 8, generator(3), real=False, head=random_head(generator(7)))
+    mask = torch.zeros((64, 53))
+    mask[32 - side // 2 :, 26 - side // 2 :][:side, :side] = 1
+    found, caution = with_sensitivity_maps(Acquisition(kspace[None] * mask, mask[None, None], None))
+    maps, images = found.sensitivity_maps[0], ifft2c(kspace)
+    left = images - maps * (maps.conj() * images).sum(0)
+    assert (caution is None) == (side >= 8) and left.norm() < 0.1 * images.norm()
+
+
 @pytest.mark.parametrize(("coils", "shape"), [(4, (60, 53)), (8, (48, 64))])
 def test_maps_agree_with_sigpy(coils, shape):
     mri = pytest.importorskip("sigpy.mri")

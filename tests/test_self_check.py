@@ -26,7 +26,7 @@ from mri_n2n.simulation import SimulationOptions, measure, simulate_file
 from mri_n2n.sources import Source
 from mri_n2n.training import new_network
 from mri_n2n.training_statistics import familiarity_of
-from mri_n2n.trust.doubts import doubts_of
+from mri_n2n.trust.doubts import doubts_of, hollow
 from mri_n2n.trust.error_bars import band_edges, conformal_quantile, error_bars, scores_of
 from mri_n2n.trust.familiarity import Statistics, known_of, learned, unlike
 from mri_n2n.trust.folds import FOLDS, divide
@@ -294,6 +294,25 @@ def test_rounding_where_nothing_was_acquired_is_no_spike():
     full = phantom_kspace((128, 128), generator=draw(1)).reshape(1, 1, 128, 128).clone()
     full[..., :20, :] = 0
     assert doubts(fft2c(ifft2c(full)), torch.ones(128, 128)).spikes == 0
+
+
+@pytest.mark.parametrize("shape", [(24, 21), (1, 8), (3, 2), (1, 1)])
+def test_masks_without_the_slowest_samples_are_seen(shape):
+    """The centre, or both of its neighbours along an axis; one of two is enough, and of an empty slice nothing is said."""
+    y, x = (n // 2 for n in shape)
+    assert not hollow(torch.ones(shape)) and not hollow(torch.zeros(shape))
+    without = lambda *places: torch.ones(shape).index_put(tuple(torch.tensor(places).T), torch.tensor(0.0))  # noqa: E731
+    if max(shape) > 1:
+        assert hollow(without((y, x)))
+    for axis, n in enumerate(shape):
+        beside = [tuple(at + (step if axis == i else 0) for i, at in enumerate((y, x))) for step in (-1, 1)]
+        beside = [place for place in beside if place[axis] in range(n)]
+        if beside:
+            assert hollow(without(*beside)) and (len(beside) == 1 or not hollow(without(beside[0])))
+    wide, full = torch.ones(24, 21), phantom_kspace((24, 21), generator=draw(1))
+    wide[[11, 13], 10] = 0
+    found = doubts(full[None].expand(1, 1, 24, 21) * wide, wide)
+    assert found.hollow == 1 and "1 slices have no sample on either side of the centre" in found.words[0]
 
 
 def test_ghosts_are_seen_where_lines_at_equal_distances_put_them():

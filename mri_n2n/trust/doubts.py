@@ -1,4 +1,4 @@
-"""What speaks against an image, seen in its samples or in itself: spikes, clipped samples, ghosts."""
+"""What speaks against an image, seen in its samples or in itself: no samples beside the centre, spikes, clipped samples, ghosts."""
 
 from __future__ import annotations
 
@@ -26,8 +26,10 @@ LOBE, GHOST, NEARBY = 0.25, 5.0, 15
 
 @dataclass(frozen=True)
 class Doubts:
-    """Of some slices: spikes, samples; ghosted, slices; energy of the images' k-space where there are samples, and everywhere."""
+    """Of some slices: hollow, slices without samples beside the centre of k-space; spikes, samples; ghosted, slices; energy of the
+    images' k-space where there are samples, and everywhere."""
 
+    hollow: int = 0
     spikes: int = 0
     ghosted: int = 0
     measured_energy: float = 0.0
@@ -44,6 +46,10 @@ class Doubts:
     @property
     def words(self) -> list[str]:
         found = []
+        if self.hollow:
+            found.append(
+                f"{self.hollow} slices have no sample on either side of the centre of k-space, or at it: slow shading and clouds are likely"
+            )
         if self.spikes:
             found.append(f"{self.spikes} samples stand out of those around them as spikes do; they make stripes")
         if self.ghosted:
@@ -59,11 +65,20 @@ def doubts_of(acquisition: Acquisition, images: Tensor) -> Doubts:
     energy = fft2c(images if maps is None else maps * images).abs().double().square().sum(dim=1)
     size = torch.linalg.vector_norm(images, dim=1)
     return Doubts(
+        sum(map(hollow, masks)),
         sum(spikes(one, mask) for one, mask in zip(acquisition.kspace, masks, strict=True)),
         sum(ghosts(one, mask) is True for one, mask in zip(size, masks, strict=True)),
         (masks * energy).sum().item(),
         energy.sum().item(),
     )
+
+
+def hollow(mask: Tensor) -> bool:
+    """Whether a mask (y, x) that has samples has none at the centre, or along an axis at neither of its neighbours: what is slowest
+    in the image is then a guess."""
+    y, x = (n // 2 for n in mask.shape)
+    beside = [mask[y, x], *(mask[y - 1 : y + 2 : 2, x],) * (y > 0), *(mask[y, x - 1 : x + 2 : 2],) * (x > 0)]
+    return bool(mask.any()) and not all(bool(one.any()) for one in beside)
 
 
 def spikes(kspace: Tensor, mask: Tensor) -> int:
