@@ -14,7 +14,7 @@ import torch
 from torch import Generator, Tensor
 
 from mri_n2n.acquisition import Acquisition
-from mri_n2n.coils import SMALLEST, calibration_region, with_sensitivity_maps
+from mri_n2n.coils import calibration_region, patch_side, with_sensitivity_maps
 from mri_n2n.corruptions import corrupted_pair
 from mri_n2n.distributed import ALONE, Processes, shared_out
 from mri_n2n.fourier import mirror_axes
@@ -320,7 +320,7 @@ def _with_maps(
     if divided or protocol.pair.exchange:
         stays = keep_probability(acquisition, protocol.pair.input_share) if divided else acquisition.probability
         certain = acquisition.mask * (stays >= 1)
-        if min(calibration_region(certain[0, 0])) < SMALLEST:
+        if not patch_side(calibration_region(certain[0, 0])):
             return acquisition
         calibration = replace(acquisition, kspace=acquisition.kspace * certain, mask=certain)
     found = _calibrated(acquisition, calibration)

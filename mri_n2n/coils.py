@@ -13,10 +13,12 @@ from mri_n2n.fourier import ifft2c
 
 # Coils that are kept at most: more cost time and hardly add signal.
 VIRTUAL_COILS = 12
-# Samples along one side of a calibration region: as many as are used; as few as ESPIRiT can do with, where maps of low resolution
-# begin to be farther off (from 7 x 7 by 4 % of the coil images, ESPIRiT's by 17 %, of open_ms with simulated coils); and from where on
-# patches of 6 samples a side are better than those of 4 (from 12 x 12: 3 % and 0.7 %, from 16 x 16: 0.5 % and 0.7 %).
-SIDE, SMALLEST, LARGE = 24, 8, 16
+# Samples along one side of a calibration region: as many as are used.
+SIDE = 24
+# (side of ESPIRiT's patches, shortest side of the region they are taken from, in samples), the best first, and the fewest patches;
+# with less maps are of low resolution. Chosen by how far off coil images of open_ms are (`benchmark coils --part regions`).
+PATCHES, FEWEST_PATCHES = ((6, 16), (4, 8), (3, 5)), 36
+NEEDED = "8 x 8 samples, or 5 x 14"
 # Entries of the coil-by-coil matrices of pixels that are in memory at once: 2 MB, which a processor's cache holds.
 ENTRIES_AT_ONCE = 2**18
 # Eigenvalues of the noise correlation below this share of the largest are zero to rounding; those of coils that are
@@ -147,14 +149,15 @@ def with_sensitivity_maps(acquisition: Acquisition) -> tuple[Acquisition, str | 
     regions = [region_of_maps(calibration_region(one[0])) for one in mask]
     caution = None
     for index in range(len(kspace)):  # one at a time: memory stays the same, and so does the result
-        one, (high, wide) = kspace[index : index + 1], regions[index if len(mask) > 1 else 0]
+        one, region = kspace[index : index + 1], regions[index if len(mask) > 1 else 0]
         if not one.any():
             continue
-        if min(high, wide) >= SMALLEST:
-            maps[index] = sensitivity_maps(one, (high, wide), kernel=6 if min(high, wide) >= LARGE else 4)[0]
+        kernel = patch_side(region)
+        if kernel:
+            maps[index] = sensitivity_maps(one, region, kernel=kernel)[0]
         else:
             caution = (
-                f"calibration region too small for ESPIRiT (less than {SMALLEST} x {SMALLEST} samples): coil "
+                f"calibration region too small for ESPIRiT (less than {NEEDED}): coil "
                 "sensitivities are taken from low-resolution images, so aliasing and shading may remain"
             )
             maps[index] = low_resolution_maps(one)[0]
@@ -165,9 +168,18 @@ def region_of_maps(calibration: tuple[int, int]) -> tuple[int, int]:
     """Size (y, x), about the k-space centre, of what maps are found from, of a calibration region: most of it, where it is
     not large; (0, 0) where it is too small, and maps are of low resolution, from the samples within `SIDE` / 2."""
     high, wide = calibration
-    if min(high, wide) < SMALLEST:
+    if not patch_side(calibration):
         return 0, 0
     return min(high, max(SIDE, SIDE**2 // wide)), min(wide, max(SIDE, SIDE**2 // high))
+
+
+def patch_side(region: tuple[int, int]) -> int | None:
+    """Side of the patches that ESPIRiT takes of a calibration region (y, x); None where it is too small."""
+    high, wide = region
+    for side, least in PATCHES:
+        if min(region) >= least and (high - side + 1) * (wide - side + 1) >= FEWEST_PATCHES:
+            return side
+    return None
 
 
 def low_resolution_maps(kspace: Tensor, radius: int = SIDE // 2) -> Tensor:

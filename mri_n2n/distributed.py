@@ -68,18 +68,18 @@ def told() -> Processes:
 
 
 @contextmanager
-def joined(device: torch.device) -> Iterator[Processes]:
-    """The processes, connected (NCCL between GPUs, else Gloo) where there are several; the first alone warns."""
+def joined(device: torch.device, *, share_gpu: bool = False) -> Iterator[Processes]:
+    """The processes, connected where there are several; the first alone warns. NCCL between GPUs; Gloo on processors, and with `share_gpu`,
+    where all processes have one GPU, which small networks do not fill."""
     processes = told()
     if processes.count == 1:
         yield processes
         return
     if device.type == "cuda":
-        if str(device.index) != os.environ.get("LOCAL_RANK", str(device.index)):
-            raise UserError(f"--device {device} is one GPU for all processes; give --device cuda, which is one each")
         torch.cuda.set_device(device.index or 0)
+    nccl = device.type == "cuda" and not share_gpu
     # The others wait while the first validates, longer than the ten minutes that NCCL waits by itself.
-    torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(days=1))
+    torch.distributed.init_process_group("nccl" if nccl else "gloo", timeout=timedelta(days=1))
     try:
         with warnings.catch_warnings():
             if not processes.is_first:

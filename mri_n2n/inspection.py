@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mri_n2n.acquisition import Acquisition, Scan
 from mri_n2n.checkpoint import load_tensors
-from mri_n2n.coils import SMALLEST, calibration_region
+from mri_n2n.coils import NEEDED, calibration_region, patch_side
 from mri_n2n.datasets import MEASURED
 from mri_n2n.errors import NotFoundError
 from mri_n2n.formats import SCAN_FORMATS, detect, open_scan, read_result, read_volume
@@ -82,8 +82,7 @@ def _describe_scan(scan: Scan, chosen: bool) -> dict[str, object]:
         "mask (found from the zeros)": scan.mask_source != "stored",
         "sampling probability": middle.probability is None and not full,
         "noise readouts": scan.noise_covariance is None and middle.noise_variance is None,
-        f"calibration region for sensitivity maps (at least {SMALLEST} x {SMALLEST})": coils > 1
-        and min(calibration) < SMALLEST,
+        f"calibration region for sensitivity maps (at least {NEEDED})": coils > 1 and not patch_side(calibration),
     }
     simulated = {True: "yes: k-space was made from an image", False: "no", None: "the file does not say"}
     facts = {

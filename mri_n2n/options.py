@@ -124,6 +124,10 @@ def check_options(options: TrainOptions) -> None:
             or protocol.method.startswith("supervised")
             or (protocol.acquisitions == 2 and options.dataset != "scans")
         ),
+        f"--center-gaps must be in 0..1; got {pair.center_gaps}": 0 <= pair.center_gaps <= 1,
+        f"--center-gaps is of --method noise2noise, not {protocol.method}": (
+            not pair.center_gaps or protocol.method in ("auto", "noise2noise")
+        ),
         f"--exchange is of --method noise2noise, not {protocol.method}": (
             not pair.exchange or protocol.method in ("auto", "noise2noise")
         ),
@@ -172,9 +176,10 @@ def check_options(options: TrainOptions) -> None:
             and (options.network in (None, "denoiser") and protocol.acquisitions == 2)
             and protocol.method in ("noise2noise", "supervised", "auto")
         ),
-        "--corrupt takes the place of an acquisition: leave out --noise, --coils, --phase and --exchange": (
+        "--corrupt takes the place of an acquisition: leave out --noise, --coils, --phase, --exchange and --center-gaps": (
             protocol.corrupt is None
-            or (protocol.noise, protocol.coils, protocol.phase, pair.exchange) == ((0, 0), (), 0, False)
+            or (protocol.noise, protocol.coils, protocol.phase, pair.exchange, pair.center_gaps)
+            == ((0, 0), (), 0, False, 0)
         ),
         "--strength is of --corrupt": protocol.corrupt is not None or protocol.strength is None,
         f"--loss {protocol.loss} is of --corrupt": protocol.corrupt is not None or protocol.loss in (None, "log-l2"),

@@ -47,6 +47,7 @@ CORRECTIONS = ("noisier", "measured", "none")
 class PairOptions:
     """weight_cap: the most that a sample counts for, min(1 / p, cap); any positive weight has the same minimiser, and a
     smaller one less variance under noise. exchange: Noise2Noise's two acquisitions exchange samples at random.
+    center_gaps: share of Noise2Noise's inputs that lack samples beside the k-space centre, see `with_center_gaps`.
     input_share: of the splitting methods, the share of the rarely sampled locations that stays in the input.
     extra_noise: a of robust SSDU: the input is given further noise of variance a^2 v. correction: how its images are
     corrected in use, see `correction.Corrected`. blind_spot: of Noise2Void.
@@ -54,6 +55,7 @@ class PairOptions:
 
     weight_cap: float | None = None
     exchange: bool = False
+    center_gaps: float = 0.0
     input_share: float = 0.5
     extra_noise: float = 1.0
     correction: str = "noisier"
@@ -104,6 +106,8 @@ def noise2noise(measured: Measured, options: PairOptions, draw: Generator) -> Pa
     first, second = measured.first, _second(measured)
     if options.exchange:
         first, second = exchange(first, second, draw)
+    if options.center_gaps and torch.rand((), generator=draw) < options.center_gaps:
+        first = with_center_gaps(first, draw)
     return target_pair(first, second, options.weight_cap)
 
 
@@ -148,6 +152,22 @@ def exchange(first: Acquisition, second: Acquisition, draw: Generator) -> tuple[
         replace(first, kspace=taken(first.kspace, second.kspace), mask=taken(first.mask, second.mask)),
         replace(second, kspace=taken(second.kspace, first.kspace), mask=taken(second.mask, first.mask)),
     )
+
+
+def with_center_gaps(scan: Acquisition, draw: Generator) -> Acquisition:
+    """Without half of its samples, drawn, of the 3 x 3 about the k-space centre that not every scan has: as masks of independent
+    points are by chance, too seldom for a network to learn what to do. The target's samples are independent of this, too.
+    Maps of the samples that are left out would know too much, and are left out with them. Lines stay whole."""
+    if scan.probability is None or is_along(scan.mask, -2) or is_along(scan.mask, -1):
+        return scan
+    y, x = (n // 2 for n in scan.mask.shape[-2:])
+    beside = torch.zeros_like(scan.mask)
+    beside[..., max(0, y - 1) : y + 2, max(0, x - 1) : x + 2] = 1
+    left_out = beside * (scan.probability < 1) * _coin(torch.full_like(scan.mask, 0.5), scan.mask, draw)
+    if not (left_out * scan.mask).any():
+        return scan
+    kept = scan.mask * (1 - left_out)
+    return replace(scan, kspace=scan.kspace * kept, mask=kept, sensitivity_maps=None)
 
 
 # ---- one acquisition ----

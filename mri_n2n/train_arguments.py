@@ -64,6 +64,13 @@ def add_train_arguments(train: argparse.ArgumentParser) -> None:
         "--exchange", action="store_true", help="noise2noise: two acquisitions of one design exchange samples at random"
     )
     train.add_argument(
+        "--center-gaps",
+        type=float,
+        default=0.0,
+        metavar="P",
+        help="noise2noise: share of the inputs that lack samples beside the k-space centre, as point masks do by chance",
+    )
+    train.add_argument(
         "--weight-cap", type=float, metavar="C", help="a sample counts for min(1/probability, C); default: no cap"
     )
     train.add_argument(

@@ -87,6 +87,7 @@ def train_options_from(options: argparse.Namespace):
             pair=PairOptions(
                 weight_cap=options.weight_cap,
                 exchange=options.exchange,
+                center_gaps=options.center_gaps,
                 input_share=options.input_share,
                 extra_noise=options.extra_noise,
                 blind_spot=BlindSpot(share=options.hidden_share, rule=options.hidden_rule),

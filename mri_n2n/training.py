@@ -113,7 +113,7 @@ def train(options: TrainOptions, run: Path | str, *, resume: bool = False) -> Tr
     """
     check_options(options)
     device = choose_device(options.device)
-    with joined(device) as processes:
+    with joined(device, share_gpu=options.device.startswith("cuda:")) as processes:
         return _train(options, Path(run), resume, device, processes)
 
 
