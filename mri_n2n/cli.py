@@ -35,6 +35,9 @@ def main(arguments: list[str] | None = None) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         print("mri-n2n: interrupted; no file is half-written", file=sys.stderr)
+        # Python remembers an interrupt that left an `exec` of text, as a late import has, though it was caught, and `python -m` then
+        # ends by the signal in place of the code; the next `exec` forgets it.
+        exec("")
         return 130
     except BrokenPipeError:
         sys.stderr.close()

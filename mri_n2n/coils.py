@@ -17,7 +17,7 @@ VIRTUAL_COILS = 12
 SIDE = 24
 # (side of ESPIRiT's patches, shortest side of the region they are taken from, in samples), the best first, and the fewest patches;
 # with less maps are of low resolution. Chosen by how far off coil images of open_ms are (`benchmark coils --part regions`).
-PATCHES, FEWEST_PATCHES = ((6, 16), (4, 8), (3, 5)), 36
+PATCHES, FEWEST_PATCHES = ((6, 14), (4, 8), (3, 5)), 36
 NEEDED = "8 x 8 samples, or 5 x 14"
 # Entries of the coil-by-coil matrices of pixels that are in memory at once: 2 MB, which a processor's cache holds.
 ENTRIES_AT_ONCE = 2**18

@@ -99,7 +99,7 @@ def test_parts_of_a_benchmark_are_written_one_by_one_and_in_their_order(tmp_path
 
 
 def test_a_part_that_is_not_there_is_named(tmp_path):
-    for name, part, said in (("methods", "lins", "its parts are roulette, "), ("coils", "all", "it has no parts")):
+    for name, part, said in (("methods", "lins", "its parts are roulette, "), ("raw", "all", "it has no parts")):
         with pytest.raises(UserError, match=f"no part '{part}'; {said}"):
             run(name, Setting(None, tmp_path), [part])
     with pytest.raises(UserError, match="--minutes must be above zero"):

@@ -194,7 +194,7 @@ TRAIN = ["train", "--dataset", "phantom", "--matrix-size", "24", "--channels", "
         ["--average", "nan"], ["--weight-cap", "0"], ["--weight-cap", "nan"], ["--input-share", "0"], ["--input-share", "1"],
         ["--extra-noise", "0"], ["--extra-noise", "inf"], ["--coils", "0"], ["--coils", "1,4"], ["--coils", "many"],
         ["--acquisitions", "1", "--method", "noise2noise"], ["--acquisitions", "1", "--exchange"],
-        ["--exchange", "--method", "ssdu"], ["--exchange", "--method", "supervised"],
+        ["--exchange", "--method", "ssdu"], ["--center-gaps", "0.1", "--method", "ssdu"], ["--center-gaps", "1.5"], ["--exchange", "--method", "supervised"],
         ["--network", "unet", "--method", "equivariant"], ["--network", "unet", "--method", "robust-multi-operator"],
         ["--network", "fastmri-unet", "--cascades", "2"], ["--network", "fastmri-varnet", "--consistency", "soft"],
     ],
@@ -293,6 +293,16 @@ def test_ctrl_c_is_code_130(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(import_module("mri_n2n.inspection"), "describe", interrupted)
     assert cli.main(["info", str(tmp_path)]) == 130
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_an_interrupt_within_a_late_import_is_code_130_too(tmp_path):
+    """Imports run text, as `dataclass` does; an interrupt there is one that `python -m` remembers."""
+    (tmp_path / "late.py").write_text(
+        "import sys\nfrom mri_n2n import cli, inspection\n"
+        "inspection.describe = lambda *_, **__: exec('raise KeyboardInterrupt')\nsys.exit(cli.main(['info', '.']))\n"
+    )
+    done = subprocess.run([sys.executable, "-m", "late"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 130 and "interrupted" in done.stderr, done.stderr
 
 
 def test_exit_codes_are_those_of_the_errors():

@@ -17,6 +17,7 @@ from mri_n2n.coils import (
     low_resolution_maps,
     noise_covariance,
     noise_free_combinations,
+    patch_side,
     sensitivity_maps,
     whitening_matrix,
     with_sensitivity_maps,
@@ -246,6 +247,29 @@ def test_maps_of_any_calibration_region_keep_the_image(side):
     maps, images = found.sensitivity_maps[0], ifft2c(kspace)
     left = images - maps * (maps.conj() * images).sum(0)
     assert (caution is None) == (side >= 8) and left.norm() < 0.1 * images.norm()
+
+
+@pytest.mark.parametrize("wide", range(3, 10))
+def test_maps_of_few_lines_keep_the_image(wide):
+    """From 5 lines in the centre on by ESPIRiT, which is not farther off than maps of low resolution by more than a tenth."""
+    kspace = phantom_kspace((96, 91), 8, generator(3), real=False, head=random_head(generator(7)))
+    mask = torch.zeros((96, 91))
+    mask[:, ::4] = 1
+    mask[:, 45 - wide // 2 :][:, :wide] = 1
+    found, caution = with_sensitivity_maps(Acquisition(kspace[None] * mask, mask[None, None], None))
+    images = ifft2c(kspace)
+    left = lambda maps: (images - maps * (maps.conj() * images).sum(0)).norm() / images.norm()  # noqa: E731
+    assert (caution is None) == (wide >= 5)
+    low = left(low_resolution_maps(kspace[None] * mask)[0])
+    assert left(found.sensitivity_maps[0]) <= 1.1 * low < 0.2
+
+
+def test_patches_fit_their_calibration_region():
+    """None where there are fewer than 36; from a square of 8 on, or of 5 x 14."""
+    found = {n: patch_side((n, n)) for n in range(25)}
+    assert found == {n: 6 if n >= 14 else 4 if n >= 9 else 3 if n == 8 else None for n in range(25)}
+    assert [patch_side((14, n)) for n in (4, 5, 8)] == [patch_side((n, 14)) for n in (4, 5, 8)] == [None, 3, 4]
+    assert patch_side((13, 5)) is None and patch_side((320, 16)) == 6
 
 
 @pytest.mark.parametrize(("coils", "shape"), [(4, (60, 53)), (8, (48, 64))])

@@ -39,6 +39,7 @@ from mri_n2n.pairs import (
     keep_probability,
     split,
     union,
+    with_center_gaps,
 )
 from mri_n2n.protocol import Protocol
 from mri_n2n.training import train
@@ -161,6 +162,46 @@ def test_expected_loss_with_exchange_is_the_error_of_the_full_kspace():
         losses.append(weighted_squared_error(prediction, pair).item())
     expected = (fft2c(prediction) - full).abs().square().mean().item()
     assert abs(np.mean(losses) - expected) < 5 * np.std(losses) / math.sqrt(len(losses))
+
+
+# ------------------------------------------------------------------------------------------------------------- gaps
+
+
+@pytest.mark.parametrize(("kind", "hermitian"), POINTS + LINES)
+def test_center_gaps_are_where_scans_may_have_them(kind, hermitian):
+    """Half of the samples beside the centre that not every scan has; all else stays, and lines stay whole."""
+    full, draw = complex_normal(1, 3, *SHAPE, seed=0), generator(2)
+    y, x = (n // 2 for n in SHAPE)
+    had = lost = 0.0
+    for _ in range(200):
+        before = replace(sample(kind, draw, hermitian, full=full), sensitivity_maps=full)
+        after = with_center_gaps(before, draw)
+        gone = before.mask - after.mask
+        assert (gone >= 0).all() and torch.equal(after.kspace, before.kspace * (1 - gone))
+        assert not (gone * (before.probability == 1)).any()
+        assert gone.sum() == gone[..., y - 1 : y + 2, x - 1 : x + 2].sum()
+        assert not hermitian or symmetric(after.mask)
+        assert (after.sensitivity_maps is None) == bool(gone.any())
+        may = (before.mask * (before.probability < 1))[..., y - 1 : y + 2, x - 1 : x + 2]
+        had, lost = had + may.sum().item(), lost + gone.sum().item()
+    if kind == "roulette":
+        pairs = had / (2 if hermitian else 1)
+        assert pairs > 400 and abs(lost / had - 0.5) < 5 * 0.5 / math.sqrt(pairs)
+    else:
+        assert lost == 0
+
+
+def test_center_gaps_leave_the_expected_loss_the_error_of_the_full_kspace():
+    full, prediction = complex_normal(1, 1, *SHAPE, seed=1), complex_normal(1, 1, *SHAPE, seed=2)
+    draw, losses, gaps = generator(3), [], 0
+    for _ in range(400):
+        measured = Measured(sample("roulette", draw, full=full), sample("roulette", draw, full=full))
+        pair = PAIR_MAKERS["noise2noise"](measured, PairOptions(center_gaps=0.7), draw)
+        gaps += bool((pair.input.mask != measured.first.mask).any())
+        losses.append(weighted_squared_error(prediction, pair).item())
+    expected = (fft2c(prediction) - full).abs().square().mean().item()
+    assert abs(np.mean(losses) - expected) < 5 * np.std(losses) / math.sqrt(len(losses))
+    assert abs(gaps / 400 - 0.7) < 0.1
 
 
 # ---------------------------------------------------------------------------------------------------- single scans

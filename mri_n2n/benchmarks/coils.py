@@ -1,6 +1,6 @@
-"""Several coils: the time of sensitivity maps beside sigpy's, and the memory of a whole reconstruction
+"""Several coils: the time of sensitivity maps beside sigpy's, how far off they are, and the memory of a whole reconstruction
 
-A simulated scan (closed-form phantoms, no data needed): 16 coils, 320x320, 4x undersampled lines with a full centre of 24,
+`maps` and `memory`: a simulated scan (closed-form phantoms, no data needed): 16 coils, 320x320, 4x undersampled lines with a full centre of 24,
 noise of 0.5 % of the maximum, in a file of fastMRI's layout. Maps: seconds per slice of `coils.sensitivity_maps` and of sigpy's
 `EspiritCalib`, which is not part of this package, with the same calibration width, kernel, threshold and crop and the same
 number of threads, in turns in one run; their largest difference, up to phase, over pixels inside the object where both are
@@ -9,6 +9,9 @@ CPU, less that of the same command on one slice of 32x32: interpreter, libraries
 k-space of the slices in flight, those that are read and reconstructed at once, all coils as stored, and the model, the
 weights as stored; one slice of one coil shows what the network takes at work. Scans of 16 slices and of 256 tell whether it grows with
 them. They are measured with one pass of the network per slice, the mean over mirror images, the default, on a short one.
+`regions`: how far off maps are that come from few samples, on slices of the test subject's volumes under 8 simulated coils, without
+noise and with: |c - S S^H c| / |c| over the coil images c, all samples known, S the maps found from a calibration region alone. In
+bold what is in use.
 """
 
 from __future__ import annotations
@@ -24,20 +27,31 @@ import torch
 from torch import Tensor
 
 from mri_n2n.benchmarks.common import SEED, Setting, peak_memory, table, verdict
+from mri_n2n.benchmarks.subjects import data_folder, test_sources
 from mri_n2n.checkpoint import BUNDLED
-from mri_n2n.coils import sensitivity_maps
+from mri_n2n.coils import (
+    PATCHES,
+    SIDE,
+    calibration_region,
+    low_resolution_maps,
+    patch_side,
+    region_of_maps,
+    sensitivity_maps,
+)
 from mri_n2n.formats import write_scan
-from mri_n2n.fourier import ifft2c
+from mri_n2n.fourier import fft2c, ifft2c
 from mri_n2n.inference import PIXELS_AT_ONCE
 from mri_n2n.operators import root_sum_of_squares
 from mri_n2n.phantom import phantom_kspace, random_head
-from mri_n2n.simulation import seeded
+from mri_n2n.simulation import seeded, sensitivities
 
+PARTS = ("maps", "memory", "regions")
 COILS, MATRIX, CENTER, EVERY, NOISE = 16, 320, 24, 4, 0.005
 SLICES = (16, 256)
 MIRRORED_SLICES = 4
 HEADS = 4  # different slices; they come again in a longer scan
 ESPIRIT = {"kernel": 6, "threshold": 0.02, "crop": 0.95}
+REGION_COILS, REGION_NOISE, REGION_SIDES = 8, 0.02, (*range(4, 11), 12, 14, 16, 20)
 MIB = 2**20
 
 
@@ -165,9 +179,62 @@ def memory_section(heads: list[Tensor], folder: Path, quick: bool) -> str:
     )
 
 
-def run(setting: Setting) -> str:
+def calibration_mask(shape: tuple[int, int], side: int, lines: bool) -> Tensor:
+    """(y, x): `side` x `side` samples about the centre, or as many whole lines."""
+    mask = torch.zeros(shape)
+    first = [n // 2 - side // 2 for n in shape]
+    mask[slice(None) if lines else slice(first[0], first[0] + side), first[1] : first[1] + side] = 1
+    return mask
+
+
+def off(images: Tensor, maps: Tensor) -> float:
+    """Which share of coil images (slices, coils, y, x), by norm, maps lose."""
+    return ((images - maps * (maps.conj() * images).sum(dim=1, keepdim=True)).norm() / images.norm()).item()
+
+
+def regions_section(data: Path, quick: bool) -> str:
+    """The table of what maps lose, by calibration region and by how they are found."""
+    matrix = (64, 64) if quick else (256, 256)
+    scans = []
+    for number, source in enumerate(test_sources(data, matrix[0])):
+        image = ifft2c(source.load()[source.slices // 2][None])
+        images = image * sensitivities(REGION_COILS, matrix, seeded(SEED, "regions", number))
+        noise = torch.randn(images.shape, dtype=images.dtype, generator=seeded(SEED, "regions", "noise", number))
+        scans += [(images, fft2c(images)), (images, fft2c(images) + REGION_NOISE * image.abs().max() * noise)]
+    rows = []
+    for lines in (True, False):
+        for side in REGION_SIDES[::4] if quick else REGION_SIDES:
+            mask = calibration_mask(matrix, side, lines)
+            high, wide = calibration_region(mask)
+            used = patch_side(region_of_maps((high, wide)))
+            cells = []
+            for kernel in (None, *(k for k, _ in PATCHES[::-1])):
+                if kernel is not None and side < kernel + 1:
+                    cells.append("")
+                    continue
+                region = (min(high, max(SIDE, SIDE**2 // wide)), min(wide, max(SIDE, SIDE**2 // high)))
+                found = [
+                    low_resolution_maps(kspace * mask)
+                    if kernel is None
+                    else sensitivity_maps(kspace * mask, region, kernel=kernel)
+                    for _, kspace in scans
+                ]
+                losses = [off(images, maps) for (images, _), maps in zip(scans, found, strict=True)]
+                text = f"{statistics.mean(losses):.1%}"
+                cells.append(f"**{text}**" if kernel == used else text)
+            rows.append([f"{side} lines" if lines else f"{side} x {side}", *cells])
+    sides = [f"ESPIRiT, patches of {k}" for k, _ in PATCHES[::-1]]
+    return table(["calibration region", "low resolution", *sides], rows) + (
+        f"\nMeans over {len(scans)} scans, half of them with noise of {REGION_NOISE:.0%} of the image's maximum.\n"
+    )
+
+
+def run(setting: Setting, part: str) -> str:
     quick = setting.quick
+    if part == "regions":
+        return regions_section(data_folder(setting.data), quick)
     heads = phantom_slices(1 if quick else HEADS, 96 if quick else MATRIX)
+    if part == "maps":
+        return maps_section(heads, quick)
     with tempfile.TemporaryDirectory() as folder:
-        memory = memory_section(heads, Path(folder), quick)
-    return maps_section(heads, quick) + "\n" + memory
+        return memory_section(heads, Path(folder), quick)

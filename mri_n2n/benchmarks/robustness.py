@@ -1,11 +1,13 @@
-"""What training has not seen: another contrast, another mask, moved anatomy, a lesion
+"""What training has not seen: another contrast, another mask, moved anatomy, a lesion, gaps beside the k-space centre
 
 Three short trainings at 128x128 (8 simulated coils, 6x; subjects 01, 03, 09) that differ in what they saw: every contrast and
 three families of masks; no FLAIR; no lines. Each is tested on the volumes of subject 04, on what it knows and on what it does not.
 Then the bundled weights, at 256x256 on the T1W volume of subject 04 (roulette 8x, one coil), on the anatomy as it lies, turned and
 shifted, and with lesions drawn into it: round, of known radius, 30 % brighter or darker than the volume's mean tissue. Kept is
 the share of their brightness that the reconstruction shows: the difference of the two reconstructions, with and without the
-lesions and from the same samples, averaged inside a lesion, over the lesion's own. Simulated k-space throughout.
+lesions and from the same samples, averaged inside a lesion, over the lesion's own. Last, masks (roulette 10x) that by chance have no
+sample at either neighbour of the k-space centre along an axis, each on a slice of its own, and the same without the neighbours along
+the other axis too: what that costs beside the same mask with the 3 x 3 samples about the centre added. Simulated k-space throughout.
 """
 
 from __future__ import annotations
@@ -17,6 +19,8 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
+from mri_n2n.acquisition import Acquisition
+from mri_n2n.baselines import reconstruct_baseline
 from mri_n2n.benchmarks.common import (
     SEED,
     Setting,
@@ -33,19 +37,22 @@ from mri_n2n.coils import with_sensitivity_maps
 from mri_n2n.errors import NotFoundError
 from mri_n2n.fourier import fft2c, ifft2c
 from mri_n2n.inference import reconstruct_acquisition
+from mri_n2n.masks import draw_mask
 from mri_n2n.metrics import psnr_per_slice
 from mri_n2n.operators import root_sum_of_squares
 from mri_n2n.protocol import Protocol, simulated_repetitions
 from mri_n2n.report import montage
 from mri_n2n.simulation import acquire, seeded
+from mri_n2n.trust.doubts import hollow
 
-PARTS = ("unseen", "moved", "lesions")
+PARTS = ("unseen", "moved", "lesions", "gaps")
 STEPS = 400  # of 2 slices
 FAMILIES = ("roulette", "gaussian-points", "gaussian-lines")
 UNKNOWN_CONTRAST, UNKNOWN_MASK = "FLAIR", "gaussian-lines"
 RADII = (1.5, 3.0, 6.0)  # of lesions, in pixels
 LESIONS = 60  # drawn for each radius and sign
 BRIGHTER = 0.3  # of the mean tissue
+GAPS, TV = 12, 0.0005  # masks with gaps; the weight of total variation that is best at 10x in `weights`, or near it
 
 
 def without(data: Path, contrast: str, folder: Path) -> Path:
@@ -189,7 +196,44 @@ def run(setting: Setting, part: str) -> str:
     if part == "unseen":
         return unseen(data, setting.output, quick)
     images = test_volume(data, 256).reference[:: 12 if quick else 2]
+    if part == "gaps":
+        return gaps_section(images, quick)
     return moved_section(images) if part == "moved" else lesion_section(images, docs, quick)
+
+
+def hollow_masks(shape: tuple[int, int], count: int) -> tuple[Tensor, int]:
+    """(count, 1, y, x): the first roulette masks of real images, 10x, that are hollow, and how many were drawn for them."""
+    found, drawn = [], 0
+    while len(found) < count:
+        mask = draw_mask("roulette", shape, 10.0, seeded(SEED, "gaps", drawn), hermitian=True).mask
+        drawn += 1
+        found += [mask] if hollow(mask) else []
+    return torch.stack(found)[:, None], drawn
+
+
+def gaps_section(images: np.ndarray, quick: bool) -> str:
+    """The table of what gaps beside the centre cost."""
+    count = 2 if quick else GAPS
+    some = images[np.linspace(0, len(images) - 1, count).round().astype(int)]
+    full = fft2c(torch.from_numpy(some)[:, None].to(torch.complex64))
+    shape = tuple(full.shape[-2:])
+    masks, drawn = hollow_masks(shape, count)
+    y, x = (n // 2 for n in shape)
+    whole, hollower = masks.clone(), masks.clone()
+    whole[..., y - 1 : y + 2, x - 1 : x + 2] = 1
+    hollower[..., y, x - 1 : x + 2 : 2] = hollower[..., y - 1 : y + 2 : 2, x] = 0
+    tests = [TestVolume(full, Acquisition(full * mask, mask, noise_variance=0.0)) for mask in (whole, masks, hollower)]
+    how = {
+        "bundled weights": lambda test: reconstruct_with(BUNDLED, test, flips=True),
+        f"tv, L = {TV:g}": lambda test: reconstruct_baseline(test.acquisition, "tv", TV)[0][:, 0].abs().numpy(),
+    }
+    rows = []
+    for label, images_of in how.items():
+        without, drawn_so, both = (psnr_per_slice(test.reference, images_of(test)) for test in tests)
+        costs = [value for cost in (without - drawn_so, without - both) for value in (cost.mean(), cost.max())]
+        rows.append([label, *(float(value) for value in (without.mean(), *costs))])
+    header = ["", "centre added (dB)", "cost as drawn (dB)", "most", "cost along both axes (dB)", "most"]
+    return table(header, rows) + f"\n{count} such masks among the first {drawn}.\n"
 
 
 def moved_section(images: np.ndarray) -> str:
