@@ -36,7 +36,7 @@ from mri_n2n.metrics import psnr_per_slice
 from mri_n2n.report import Panel, comparison_figure, line_plot, montage
 from mri_n2n.simulation import measure, seeded, sensitivities, smooth_phase
 
-SWEEP = (0.000125, 0.00025, 0.0005, 0.001, 0.002, 0.004, 0.008)
+SWEEP = (0.00003125, 0.0000625, 0.000125, 0.00025, 0.0005, 0.001, 0.002, 0.004, 0.008)
 ACCELERATIONS = (4.0, 6.0, 8.0, 10.0, 12.0)
 EVERY = 6  # compressed sensing takes seconds a slice
 COILS, NOISE = 8, 0.05
