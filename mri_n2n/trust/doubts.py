@@ -48,7 +48,7 @@ class Doubts:
         found = []
         if self.hollow:
             found.append(
-                f"{self.hollow} slices have no sample on either side of the centre of k-space, or at it: slow shading and clouds are likely"
+                f"{self.hollow} slices have no sample on either side of the centre of k-space, or at it: slow shading and clouds may lie over them"
             )
         if self.spikes:
             found.append(f"{self.spikes} samples stand out of those around them as spikes do; they make stripes")
