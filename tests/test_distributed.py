@@ -104,6 +104,21 @@ def test_each_process_has_a_gpu_of_its_own(monkeypatch):
                 choose_device(device)
 
 
+@pytest.mark.parametrize(
+    ("device", "share", "backend"), [("cuda:0", True, "gloo"), ("cuda:0", False, "nccl"), ("cpu", False, "gloo")]
+)
+def test_processes_that_share_a_gpu_are_joined_by_gloo(monkeypatch, device, share, backend):
+    """NCCL refuses two processes on one GPU. Only what is asked of PyTorch is seen here, where there is no GPU."""
+    asked = []
+    monkeypatch.setenv("RANK", "0"), monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.cuda, "set_device", lambda index: asked.append(index))
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda name, **_: asked.append(name))
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: None)
+    with joined(torch.device(device), share_gpu=share) as processes:
+        assert processes.count == 2
+    assert asked == ([0] if device.startswith("cuda") else []) + [backend]
+
+
 def test_batch_and_shards_that_are_not_given():
     options, cpu = TrainOptions("phantom", steps=1), torch.device("cpu")
     found = shared(options, {}, cpu, Processes(1, 3))
