@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 import warnings
+from dataclasses import make_dataclass
 from importlib import import_module
 
 from mri_n2n.arguments import parser
@@ -35,9 +36,9 @@ def main(arguments: list[str] | None = None) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         print("mri-n2n: interrupted; no file is half-written", file=sys.stderr)
-        # Python remembers an interrupt that left an `exec` of text, as a late import has, though it was caught, and `python -m` then
-        # ends by the signal in place of the code; the next `exec` forgets it.
-        exec("")
+        # Python remembers an interrupt that passed through text that was run, as in a late import, though it was caught, and `python -m`
+        # then ends by the signal in place of the code. The next text that is run, as of any dataclass, makes it forget.
+        make_dataclass("Forgotten", ())
         return 130
     except BrokenPipeError:
         sys.stderr.close()

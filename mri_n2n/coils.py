@@ -16,9 +16,10 @@ VIRTUAL_COILS = 12
 # Samples along one side of a calibration region: as many as are used.
 SIDE = 24
 # (side of ESPIRiT's patches, shortest side of the region they are taken from, in samples), the best first, and the fewest patches;
-# with less maps are of low resolution. Chosen by how far off coil images of open_ms are (`benchmark coils --part regions`).
+# with less maps are of low resolution. Chosen on subject 12 of open_ms, by the worst slice rather than the mean: of fewer patches, maps of
+# single slices have holes. `benchmark coils --part regions` shows the means on another subject.
 PATCHES, FEWEST_PATCHES = ((6, 14), (4, 8), (3, 5)), 36
-NEEDED = "8 x 8 samples, or 5 x 14"
+NEEDED = "36 patches of 3 x 3 samples, as 8 x 8 or 5 x 14 have"
 # Entries of the coil-by-coil matrices of pixels that are in memory at once: 2 MB, which a processor's cache holds.
 ENTRIES_AT_ONCE = 2**18
 # Eigenvalues of the noise correlation below this share of the largest are zero to rounding; those of coils that are

@@ -70,7 +70,7 @@ def told() -> Processes:
 @contextmanager
 def joined(device: torch.device, *, share_gpu: bool = False) -> Iterator[Processes]:
     """The processes, connected where there are several; the first alone warns. NCCL between GPUs; Gloo on processors, and with `share_gpu`,
-    where all processes have one GPU, which small networks do not fill."""
+    where those of a machine have one GPU, which small networks do not fill."""
     processes = told()
     if processes.count == 1:
         yield processes

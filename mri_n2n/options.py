@@ -128,6 +128,9 @@ def check_options(options: TrainOptions) -> None:
         f"--center-gaps is of --method noise2noise, not {protocol.method}": (
             not pair.center_gaps or protocol.method in ("auto", "noise2noise")
         ),
+        "--center-gaps leaves the sampling probability as it was, by which --network unet divides": (
+            not pair.center_gaps or options.network != "unet"
+        ),
         f"--exchange is of --method noise2noise, not {protocol.method}": (
             not pair.exchange or protocol.method in ("auto", "noise2noise")
         ),

@@ -47,7 +47,7 @@ CORRECTIONS = ("noisier", "measured", "none")
 class PairOptions:
     """weight_cap: the most that a sample counts for, min(1 / p, cap); any positive weight has the same minimiser, and a
     smaller one less variance under noise. exchange: Noise2Noise's two acquisitions exchange samples at random.
-    center_gaps: share of Noise2Noise's inputs that lack samples beside the k-space centre, see `with_center_gaps`.
+    center_gaps: share of Noise2Noise's inputs, of points without a full centre, that lack samples beside the k-space centre, see `with_center_gaps`.
     input_share: of the splitting methods, the share of the rarely sampled locations that stays in the input.
     extra_noise: a of robust SSDU: the input is given further noise of variance a^2 v. correction: how its images are
     corrected in use, see `correction.Corrected`. blind_spot: of Noise2Void.
@@ -157,7 +157,7 @@ def exchange(first: Acquisition, second: Acquisition, draw: Generator) -> tuple[
 def with_center_gaps(scan: Acquisition, draw: Generator) -> Acquisition:
     """Without half of its samples, drawn, of the 3 x 3 about the k-space centre that not every scan has: as masks of independent
     points are by chance, too seldom for a network to learn what to do. The target's samples are independent of this, too.
-    Maps of the samples that are left out would know too much, and are left out with them. Lines stay whole."""
+    Maps of the samples that are left out would know too much, and are left out with them. Masks of lines are left as they are."""
     if scan.probability is None or is_along(scan.mask, -2) or is_along(scan.mask, -1):
         return scan
     y, x = (n // 2 for n in scan.mask.shape[-2:])

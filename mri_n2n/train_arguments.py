@@ -68,7 +68,7 @@ def add_train_arguments(train: argparse.ArgumentParser) -> None:
         type=float,
         default=0.0,
         metavar="P",
-        help="noise2noise: share of the inputs that lack samples beside the k-space centre, as point masks do by chance",
+        help="noise2noise: share (0 to 1) of the inputs under roulette masks that lack samples beside the k-space centre, as some do by chance; default 0",
     )
     train.add_argument(
         "--weight-cap", type=float, metavar="C", help="a sample counts for min(1/probability, C); default: no cap"

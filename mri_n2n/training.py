@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import signal
 import sys
 import time
@@ -113,7 +114,8 @@ def train(options: TrainOptions, run: Path | str, *, resume: bool = False) -> Tr
     """
     check_options(options)
     device = choose_device(options.device)
-    with joined(device, share_gpu=options.device.startswith("cuda:")) as processes:
+    several_here = int(os.environ.get("LOCAL_WORLD_SIZE", "2")) > 1
+    with joined(device, share_gpu=several_here and options.device.startswith("cuda:")) as processes:
         return _train(options, Path(run), resume, device, processes)
 
 

@@ -2,8 +2,8 @@
 
 The T1W volume of subject 04 at 256x256, one mask for all slices, in simulated k-space: one coil under
 roulette masks, every sixth slice, and 8 simulated coils, with sensitivity maps from the scan's own centre, under Gaussian lines, every
-twelfth; 4x to 12x. Both have the same maps: those of larger patches than 7 lines allow, which end closer to the head, brought compressed
-sensing 2 dB at 12x and the network none (two slices of subject 12, tried by hand), but leave holes in other slices. Compressed sensing is
+twelfth; 4x to 12x. Network and compressed sensing have the same maps. Larger patches than 7 lines
+are given here, whose maps end closer to the head, brought compressed sensing 2 dB at 12x and the network nothing (two slices of subject 12, tried by hand), but leave holes in other slices. Compressed sensing is
 `--baseline wavelet` and `tv` (which agree with BART's `pics`, see tests/test_baselines.py), converged; the whole sweep of L is
 shown, and its best row is chosen on the test volume itself, for each acceleration, in its favour. The weights were trained on
 subjects 01, 03, 09, 12 without ever using a full k-space as target (see the model card); no choice was made on subject 04 but

@@ -74,8 +74,10 @@ def fit(
     (Noise2Noise) or the truth, that of all pixels, and nothing is hidden. Equal seed, equal result on the
     CPU with equal threads and a budget in steps, or an equal pace. Errors: InputError when the loss is not finite.
     """
-    precision = choose_precision(options.precision, device)
     dimensions = options.dimensions
+    # oneDNN's gradient of 3-D weights in bfloat16 holds values that nobody wrote, on processors with AVX-512 BF16 (torch 2.14).
+    unsafe = options.precision == "auto" and dimensions == 3 and device.type == "cpu"
+    precision = "float32" if unsafe else choose_precision(options.precision, device)
     shape = (images.shape[1], options.channels, LEVELS[dimensions], dimensions, options.artefact_free)
     network = with_seed(options.seed, partial(BlindSpotUNet, *shape, span=options.spot.span)).to(device)
     if precision == "bfloat16":
