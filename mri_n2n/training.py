@@ -114,6 +114,7 @@ def train(options: TrainOptions, run: Path | str, *, resume: bool = False) -> Tr
     """
     check_options(options)
     device = choose_device(options.device)
+    # Where it is not torchrun that starts processes, nobody says how many a machine has: Gloo joins one or several.
     several_here = int(os.environ.get("LOCAL_WORLD_SIZE", "2")) > 1
     with joined(device, share_gpu=several_here and options.device.startswith("cuda:")) as processes:
         return _train(options, Path(run), resume, device, processes)
