@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from importlib import import_module
 
 import torch
 from torch import nn
@@ -77,6 +78,9 @@ def joined(device: torch.device, *, share_gpu: bool = False) -> Iterator[Process
         return
     if device.type == "cuda":
         torch.cuda.set_device(device.index or 0)
+    # Its functions have the group of that moment as a default. An optimizer imports it too: after the group is made, that group and its
+    # threads would outlive their end below, and now and then abort the interpreter's.
+    import_module("torch.distributed.nn.functional")
     nccl = device.type == "cuda" and not share_gpu
     # The others wait while the first validates, longer than the ten minutes that NCCL waits by itself.
     torch.distributed.init_process_group("nccl" if nccl else "gloo", timeout=timedelta(days=1))

@@ -162,10 +162,10 @@ def test_gradients_are_means_over_the_slices_of_all(tmp_path):
         assert loss == 1.75 and told_by_first == (5.0, 7.0)
 
 
-def torchrun(*command: str, **options) -> subprocess.Popen:
+def torchrun(*command: str, program: tuple[str, ...] = ("-m", "mri_n2n"), **options) -> subprocess.Popen:
     runner = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE")} | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([*runner, "-m", "mri_n2n", *command], env=environment, start_new_session=True, **options)
+    return subprocess.Popen([*runner, *program, *command], env=environment, start_new_session=True, **options)
 
 
 def test_the_updates_of_two_processes_are_those_of_one(tmp_path):
@@ -188,6 +188,18 @@ def test_the_updates_of_two_processes_are_those_of_one(tmp_path):
         left, right = (torch.cat([tensors[name].flatten() for name in names]) for tensors in (first, second))
         assert torch.linalg.vector_norm(left - right) <= 1e-5 * torch.linalg.vector_norm(left) > 0
     assert {path.name for path in (tmp_path / "two").iterdir()} == {path.name for path in (tmp_path / "one").iterdir()}
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/task"), reason="lists its threads")
+def test_threads_that_join_processes_end_with_the_training(tmp_path):
+    """One of them that frees its last sum while the interpreter ends would abort it."""
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import sys\nfrom pathlib import Path\nfrom mri_n2n.cli import main\ncode = main(sys.argv[1:])\n"
+        "names = [(thread / 'comm').read_text() for thread in Path('/proc/self/task').iterdir()]\n"
+        "sys.exit(code or any('gloo' in name for name in names))\n"
+    )
+    assert torchrun(*COMMAND, "--steps", "1", "-o", str(tmp_path / "run"), program=(str(program),)).wait(100) == 0
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
