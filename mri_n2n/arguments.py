@@ -76,7 +76,9 @@ def parser() -> argparse.ArgumentParser:
         "--acceleration", type=float, help="one sample in this many is kept; default 10 (1, all, with --corrupt)"
     )
     add_corruption(simulate)
-    simulate.add_argument("--coils", type=int, default=1)
+    simulate.add_argument(
+        "--coils", type=int, default=1, metavar="N", help="coils with smooth simulated maps, 1 to 128; default 1"
+    )
     part = simulate.add_mutually_exclusive_group()
     part.add_argument(
         "--phase-volume",

@@ -82,7 +82,8 @@ def _describe_scan(scan: Scan, chosen: bool) -> dict[str, object]:
         "mask (found from the zeros)": scan.mask_source != "stored",
         "sampling probability": middle.probability is None and not full,
         "noise readouts": scan.noise_covariance is None and middle.noise_variance is None,
-        f"calibration region for sensitivity maps (at least {NEEDED})": coils > 1 and not patch_side(calibration),
+        f"calibration region for ESPIRiT maps (at least {NEEDED}; maps of low resolution instead)": coils > 1
+        and not patch_side(calibration),
     }
     simulated = {True: "yes: k-space was made from an image", False: "no", None: "the file does not say"}
     facts = {
@@ -96,7 +97,7 @@ def _describe_scan(scan: Scan, chosen: bool) -> dict[str, object]:
         + (f", image {scan.image_matrix[0]} x {scan.image_matrix[1]}" if scan.image_matrix else ""),
         "acquired": describe_box(acquired, y, x),
         "sampling": describe_sampling(inside, (_within(y // 2, y0, y1), _within(x // 2, x0, x1))) + f" ({of})",
-        **({"fully sampled": f"{calibration[0]} x {calibration[1]} samples about the centre"} if not full else {}),
+        **({"calibration region": f"{calibration[0]} x {calibration[1]} samples about the centre"} if not full else {}),
         "noise": describe_noise(first, middle),
         "simulated": simulated[scan.simulated],
         "missing": ", ".join(name for name, is_missing in missing.items() if is_missing) or "nothing",

@@ -131,6 +131,11 @@ def check_options(options: TrainOptions) -> None:
         "--center-gaps leaves the sampling probability as it was, by which --network unet divides": (
             not pair.center_gaps or options.network != "unet"
         ),
+        "--center-gaps has nothing to leave out of lines": (
+            not pair.center_gaps
+            or options.dataset in MEASURED
+            or not all(mask.endswith("-lines") for mask in protocol.masks)
+        ),
         f"--exchange is of --method noise2noise, not {protocol.method}": (
             not pair.exchange or protocol.method in ("auto", "noise2noise")
         ),

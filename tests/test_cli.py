@@ -194,7 +194,7 @@ TRAIN = ["train", "--dataset", "phantom", "--matrix-size", "24", "--channels", "
         ["--average", "nan"], ["--weight-cap", "0"], ["--weight-cap", "nan"], ["--input-share", "0"], ["--input-share", "1"],
         ["--extra-noise", "0"], ["--extra-noise", "inf"], ["--coils", "0"], ["--coils", "1,4"], ["--coils", "many"],
         ["--acquisitions", "1", "--method", "noise2noise"], ["--acquisitions", "1", "--exchange"],
-        ["--exchange", "--method", "ssdu"], ["--center-gaps", "0.1", "--method", "ssdu"], ["--center-gaps", "1.5"], ["--center-gaps", "0.1", "--network", "unet"], ["--exchange", "--method", "supervised"],
+        ["--exchange", "--method", "ssdu"], ["--center-gaps", "0.1", "--method", "ssdu"], ["--center-gaps", "1.5"], ["--center-gaps", "0.1", "--network", "unet"], ["--center-gaps", "0.1", "--mask", "gaussian-lines"], ["--exchange", "--method", "supervised"],
         ["--network", "unet", "--method", "equivariant"], ["--network", "unet", "--method", "robust-multi-operator"],
         ["--network", "fastmri-unet", "--cascades", "2"], ["--network", "fastmri-varnet", "--consistency", "soft"],
     ],

@@ -312,7 +312,7 @@ def test_masks_without_the_slowest_samples_are_seen(shape):
     wide, full = torch.ones(24, 21), phantom_kspace((24, 21), generator=draw(1))
     wide[[11, 13], 10] = 0
     found = doubts(full[None].expand(1, 1, 24, 21) * wide, wide)
-    assert found.hollow == 1 and "1 slices have no sample on either side of the centre" in found.words[0]
+    assert found.hollow == 1 and "1 slice has no sample on either side of the centre" in found.words[0]
 
 
 def test_ghosts_are_seen_where_lines_at_equal_distances_put_them():

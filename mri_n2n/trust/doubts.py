@@ -48,13 +48,16 @@ class Doubts:
         found = []
         if self.hollow:
             found.append(
-                f"{self.hollow} slices have no sample on either side of the centre of k-space, or at it: slow shading and clouds may lie over them"
+                f"{self.hollow} {'slice has' if self.hollow == 1 else 'slices have'} no sample on either side of the centre of k-space, or at it: slow shading and clouds may lie over them"
             )
         if self.spikes:
-            found.append(f"{self.spikes} samples stand out of those around them as spikes do; they make stripes")
+            found.append(
+                f"{self.spikes} {'sample stands' if self.spikes == 1 else 'samples stand'} out of those around as spikes do: stripes"
+            )
         if self.ghosted:
             found.append(
-                f"{self.ghosted} slices resemble shifted copies of themselves: ghosts of the undersampling remain"
+                f"{self.ghosted} {'slice resembles a shifted copy of itself' if self.ghosted == 1 else 'slices resemble shifted copies of themselves'}: "
+                "ghosts of the undersampling remain"
             )
         return found
 
