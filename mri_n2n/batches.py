@@ -20,7 +20,7 @@ from mri_n2n.distributed import ALONE, Processes, shared_out
 from mri_n2n.fourier import mirror_axes
 from mri_n2n.masks import draw_mask
 from mri_n2n.movement import flip, translate
-from mri_n2n.noise import noise_variance_at_most
+from mri_n2n.noise import noise_variance, noise_variance_at_most
 from mri_n2n.pairs import (
     NOISE_METHODS,
     OTHER_MASK_METHODS,
@@ -322,7 +322,8 @@ def _with_maps(
         certain = acquisition.mask * (stays >= 1)
         if not patch_side(calibration_region(certain[0, 0])):
             return acquisition
-        calibration = replace(acquisition, kspace=acquisition.kspace * certain, mask=certain)
+        level = noise_variance(acquisition)  # not to be told from the centre alone
+        calibration = replace(acquisition, kspace=acquisition.kspace * certain, mask=certain, noise_variance=level)
     found = _calibrated(acquisition, calibration)
     size = lambda of: of.numel() * of.element_size()  # noqa: E731
     held = sum(map(size, maps.values()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from mri_n2n.acquisition import Acquisition, Scan
 from mri_n2n.errors import InputError
 from mri_n2n.fourier import ifft2c
+from mri_n2n.noise import noise_variance
 
 # Coils that are kept at most: more cost time and hardly add signal.
 VIRTUAL_COILS = 12
@@ -19,6 +21,9 @@ SIDE = 24
 # with less maps are of low resolution. Chosen on subject 12 of open_ms, by the worst slice rather than the mean: of fewer patches, maps of
 # single slices have holes. `benchmark coils --part regions` shows the means on another subject.
 PATCHES, FEWEST_PATCHES = ((6, 14), (4, 8), (3, 5)), 36
+# Where noise decides what is kept of the patches, eigenvalues fall with the signal that is lost in it, and less is asked of them. Chosen
+# on subject 12, too (of 0.7 to 0.95).
+CROP_IN_NOISE = 0.8
 NEEDED = "36 patches of 3 x 3 samples, as 8 x 8 or 5 x 14 have"
 # Entries of the coil-by-coil matrices of pixels that are in memory at once: 2 MB, which a processor's cache holds.
 ENTRIES_AT_ONCE = 2**18
@@ -146,6 +151,7 @@ def with_sensitivity_maps(acquisition: Acquisition) -> tuple[Acquisition, str | 
     have maps of zeros.
     """
     kspace, mask = acquisition.kspace, acquisition.mask
+    variance = noise_variance(acquisition).flatten().tolist()
     maps = torch.zeros_like(kspace)
     regions = [region_of_maps(calibration_region(one[0])) for one in mask]
     caution = None
@@ -155,7 +161,8 @@ def with_sensitivity_maps(acquisition: Acquisition) -> tuple[Acquisition, str | 
             continue
         kernel = patch_side(region)
         if kernel:
-            maps[index] = sensitivity_maps(one, region, kernel=kernel)[0]
+            level = variance[index if len(variance) > 1 else 0]
+            maps[index] = sensitivity_maps(one, region, kernel=kernel, noise_variance=level)[0]
         else:
             caution = (
                 f"calibration region too small for ESPIRiT (less than {NEEDED}): coil "
@@ -236,14 +243,17 @@ def sensitivity_maps(
     kernel: int = 6,
     threshold: float = 0.02,
     crop: float = 0.95,
+    noise_variance: float = 0.0,
 ) -> Tensor:
     """ESPIRiT maps (slices, coils, y, x) of k-space (slices, coils, y, x), whose central `calibration` (y, x) is full.
 
     Uecker et al., MRM 71, 2014: patches of the calibration region lie in the span of few kernels; projecting on that
     span acts on every pixel's coil values as a coils x coils matrix, of which a sensitivity is an eigenvector to
-    eigenvalue 1. sum |S|^2 = 1 where the eigenvalue is above `crop`, zero elsewhere; the first coil
+    eigenvalue 1. sum |S|^2 = 1 where the eigenvalue is above `crop` times the slice's largest, zero elsewhere; the first coil
     that has signal has phase zero.
     threshold: singular values kept, as a share of the largest.
+    noise_variance: E|n|^2 of a sample. Singular values are kept only above those of noise alone, too: up to sqrt(v) (sqrt(patches) +
+    sqrt(samples of one)) of independent samples (Marchenko and Pastur 1967). Where that decides, `crop` is at most `CROP_IN_NOISE`.
     """
     slices, coils, y, x = kspace.shape
     shifts = torch.arange(1 - kernel, kernel, device=kspace.device, dtype=torch.float64)
@@ -254,28 +264,33 @@ def sensitivity_maps(
         ).to(kspace.dtype)
         for n in (y, x)
     ]
-    maps = torch.empty_like(kspace)
+    maps, found = torch.empty_like(kspace), torch.empty((y, x, 1), device=kspace.device)
     rows = max(1, ENTRIES_AT_ONCE // (coils**2 * x))
     for index in range(slices):
-        spectrum = _projection_spectrum(_center(kspace[index], calibration), kernel, threshold)
+        center = _center(kspace[index], calibration)
+        spectrum, noisy = _projection_spectrum(center, kernel, threshold, noise_variance)
         along_x = spectrum @ waves[1].T  # (coils, coils, 2 kernel - 1, x)
         for start in range(0, y, rows):
             matrices = torch.einsum("yk,cdkx->yxcd", waves[0][start : start + rows], along_x)
-            vector, value = _leading_eigenvector(matrices)
-            maps[index, :, start : start + rows] = torch.where(value > crop, vector, 0.0).movedim(-1, 0)
+            vector, found[start : start + rows] = _leading_eigenvector(matrices)
+            maps[index, :, start : start + rows] = vector.movedim(-1, 0)
+        maps[index] *= (found > (min(crop, CROP_IN_NOISE) if noisy else crop) * found.amax())[..., 0]
     maps *= _opposite_phase(maps, kspace)
     return maps
 
 
-def _projection_spectrum(center: Tensor, kernel: int, threshold: float) -> Tensor:
+def _projection_spectrum(center: Tensor, kernel: int, threshold: float, noise_variance: float) -> tuple[Tensor, bool]:
     """Fourier coefficients (coils, coils, 2 kernel - 1, 2 kernel - 1), by shift, of the per-pixel matrices that project
-    on the span of the patches of a calibration region (coils, y, x)."""
+    on the span of the patches of a calibration region (coils, y, x), and whether noise decided what is left out of it."""
     coils = len(center)
     patches = center.unfold(1, kernel, 1).unfold(2, kernel, 1)  # (coils, ny, nx, kernel, kernel)
     rows = patches.permute(1, 2, 0, 3, 4).reshape(-1, coils * kernel**2)
-    rows = rows / rows.abs().amax().clamp_min(torch.finfo(torch.float32).tiny)
-    _, values, vectors = torch.linalg.svd(rows, full_matrices=False)
-    vectors = vectors[(values > threshold * values[0]) & (values > 0)]
+    largest = rows.abs().amax().clamp_min(torch.finfo(torch.float32).tiny)
+    _, values, vectors = torch.linalg.svd(rows / largest, full_matrices=False)
+    of_noise = math.sqrt(noise_variance) / largest * sum(math.sqrt(n) for n in rows.shape)
+    least = threshold * values[0]
+    noisy = bool(of_noise > least)
+    vectors = vectors[(values >= torch.maximum(least, of_noise).clamp_max(values[0])) & (values > 0)]
     # A row is a patch, so patches are combinations of conj(conj(vectors)): the projector on their span.
     projector = vectors.mT @ vectors.conj()
     projector = projector.reshape(coils, kernel**2, coils, kernel**2).permute(0, 2, 1, 3)
@@ -285,7 +300,7 @@ def _projection_spectrum(center: Tensor, kernel: int, threshold: float) -> Tenso
     place = shift[:, None, :, None] * size + shift[None, :, None, :]  # (ky, kx, ly, lx)
     spectrum = center.new_zeros((coils, coils, size**2))
     spectrum.index_add_(2, place.flatten(), projector.flatten(2))
-    return spectrum.unflatten(2, (size, size)) / kernel**2
+    return spectrum.unflatten(2, (size, size)) / kernel**2, noisy
 
 
 def _leading_eigenvector(matrices: Tensor) -> tuple[Tensor, Tensor]:

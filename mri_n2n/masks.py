@@ -66,8 +66,9 @@ def draw_mask(
 
 
 def radius(shape: Shape) -> Tensor:
-    """Distance from the k-space centre over the half-width, per axis: hypot(ky/ky_max, kx/kx_max), (y, x) float64."""
-    ky, kx = (((torch.arange(n, dtype=torch.float64) - n // 2) / max(n // 2, 1)).abs() for n in shape)
+    """Distance from the k-space centre over the half-width, per axis: hypot(ky/ky_max, kx/kx_max), (y, x) float64 on the CPU."""
+    away = lambda n: torch.arange(n, dtype=torch.float64, device="cpu") - n // 2  # noqa: E731
+    ky, kx = ((away(n) / max(n // 2, 1)).abs() for n in shape)
     return torch.hypot(ky[:, None], kx[None, :])
 
 

@@ -23,7 +23,7 @@ from mri_n2n.coils import (
     with_sensitivity_maps,
 )
 from mri_n2n.errors import InputError
-from mri_n2n.fourier import ifft2c
+from mri_n2n.fourier import fft2c, ifft2c
 from mri_n2n.operators import root_sum_of_squares
 from mri_n2n.phantom import evaluate_series, phantom_kspace, random_head, random_series
 
@@ -262,6 +262,34 @@ def test_maps_of_few_lines_keep_the_image(wide):
     assert (caution is None) == (wide >= 5)
     low = left(low_resolution_maps(kspace[None] * mask)[0])
     assert left(found.sensitivity_maps[0]) <= 1.1 * low < 0.2
+
+
+@pytest.mark.parametrize("said", [True, False])
+@pytest.mark.parametrize(("wide", "noise"), [(7, 0.05), (7, 0.1), (9, 0.1), (24, 0.2), (24, 1.0)])
+def test_maps_of_noisy_samples_keep_the_image(wide, noise, said):
+    """Better than maps of low resolution, which average noise away; so, too, where the scan does not say how noisy it is."""
+    images = ifft2c(phantom_kspace((96, 91), 8, generator(3), real=False, head=random_head(generator(7))))
+    mask = (torch.rand((1, 91), generator=generator(4)) < 0.2).float().expand(96, -1).clone()
+    mask[:, 45 - wide // 2 :][:, :wide] = 1
+    level = noise * images.abs().max().item()
+    noisy = fft2c(images) + level * torch.randn(images.shape, dtype=images.dtype, generator=generator(5))
+    scan = Acquisition(noisy[None] * mask, mask[None, None], None, None, level**2 if said else None)
+    found, caution = with_sensitivity_maps(scan)
+    left = lambda maps: (images - maps * (maps.conj() * images).sum(0)).norm() / images.norm()  # noqa: E731
+    assert caution is None and left(found.sensitivity_maps[0]) < 0.95 * left(low_resolution_maps(scan.kspace)[0])
+
+
+@pytest.mark.parametrize("shape", [(64, 53), (96, 91), (256, 256)])
+def test_maps_of_quiet_scans_do_not_ask_who_says_so(shape):
+    kspace = phantom_kspace(shape, 4, generator(3), real=False, head=random_head(generator(7)))
+    mask = torch.zeros(shape)
+    mask[:, ::4] = 1
+    mask[:, shape[1] // 2 - 8 :][:, :16] = 1
+    one, other = (
+        with_sensitivity_maps(Acquisition(kspace[None] * mask, mask[None, None], None, None, level))[0].sensitivity_maps
+        for level in (0.0, None)
+    )
+    assert one.any() and torch.equal(one, other)
 
 
 def test_patches_fit_their_calibration_region():
