@@ -21,8 +21,8 @@ SIDE = 24
 # with less maps are of low resolution. Chosen on subject 12 of open_ms, by the worst slice rather than the mean: of fewer patches, maps of
 # single slices have holes. `benchmark coils --part regions` shows the means on another subject.
 PATCHES, FEWEST_PATCHES = ((6, 14), (4, 8), (3, 5)), 36
-# Where noise decides what is kept of the patches, eigenvalues fall with the signal that is lost in it, and less is asked of them. Chosen
-# on subject 12, too (of 0.7 to 0.95).
+# Where noise decides what is kept of the patches, eigenvalues fall with the signal that is lost in it: this share of the largest is
+# asked of them. Chosen on subject 12, too (of 0.7 to 0.95).
 CROP_IN_NOISE = 0.8
 NEEDED = "36 patches of 3 x 3 samples, as 8 x 8 or 5 x 14 have"
 # Entries of the coil-by-coil matrices of pixels that are in memory at once: 2 MB, which a processor's cache holds.
@@ -249,11 +249,11 @@ def sensitivity_maps(
 
     Uecker et al., MRM 71, 2014: patches of the calibration region lie in the span of few kernels; projecting on that
     span acts on every pixel's coil values as a coils x coils matrix, of which a sensitivity is an eigenvector to
-    eigenvalue 1. sum |S|^2 = 1 where the eigenvalue is above `crop` times the slice's largest, zero elsewhere; the first coil
+    eigenvalue 1. sum |S|^2 = 1 where the eigenvalue is above `crop`, zero elsewhere; the first coil
     that has signal has phase zero.
     threshold: singular values kept, as a share of the largest.
-    noise_variance: E|n|^2 of a sample. Singular values are kept only above those of noise alone, too: up to sqrt(v) (sqrt(patches) +
-    sqrt(samples of one)) of independent samples (Marchenko and Pastur 1967). Where that decides, `crop` is at most `CROP_IN_NOISE`.
+    noise_variance: v = E|n|^2 of a sample. Singular values are kept only above those of noise alone, too, up to sqrt(v) (sqrt(patches) +
+    sqrt(samples of a patch)) were they independent (Marchenko and Pastur 1967). Where that decides, `CROP_IN_NOISE` takes the place of `crop`.
     """
     slices, coils, y, x = kspace.shape
     shifts = torch.arange(1 - kernel, kernel, device=kspace.device, dtype=torch.float64)
@@ -274,7 +274,7 @@ def sensitivity_maps(
             matrices = torch.einsum("yk,cdkx->yxcd", waves[0][start : start + rows], along_x)
             vector, found[start : start + rows] = _leading_eigenvector(matrices)
             maps[index, :, start : start + rows] = vector.movedim(-1, 0)
-        maps[index] *= (found > (min(crop, CROP_IN_NOISE) if noisy else crop) * found.amax())[..., 0]
+        maps[index] *= (found > (CROP_IN_NOISE * found.amax() if noisy else crop))[..., 0]
     maps *= _opposite_phase(maps, kspace)
     return maps
 
