@@ -309,7 +309,7 @@ def parser() -> argparse.ArgumentParser:
         "--data",
         type=path,
         metavar="DIR",
-        help="directory of NIfTI volumes of at least three subjects, or what the benchmark asks for; methods, speed and coils do without",
+        help="directory of NIfTI volumes of at least three subjects, or what the benchmark asks for; methods, speed and coils (regions apart) do without",
     )
     benchmark.add_argument(
         "-o",

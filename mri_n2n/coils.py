@@ -24,6 +24,8 @@ PATCHES, FEWEST_PATCHES = ((6, 14), (4, 8), (3, 5)), 36
 # Where noise decides what is kept of the patches, eigenvalues fall with the signal that is lost in it: this share of the largest is
 # asked of them. Chosen on subject 12, too (of 0.7 to 0.95).
 CROP_IN_NOISE = 0.8
+# Noise of more than this share of the strongest patch leaves too few kernels: maps of low resolution lose less.
+MOST_NOISE = 0.5
 NEEDED = "36 patches of 3 x 3 samples, as 8 x 8 or 5 x 14 have"
 # Entries of the coil-by-coil matrices of pixels that are in memory at once: 2 MB, which a processor's cache holds.
 ENTRIES_AT_ONCE = 2**18
@@ -253,7 +255,8 @@ def sensitivity_maps(
     that has signal has phase zero.
     threshold: singular values kept, as a share of the largest.
     noise_variance: v = E|n|^2 of a sample. Singular values are kept only above those of noise alone, too, up to sqrt(v) (sqrt(patches) +
-    sqrt(samples of a patch)) were they independent (Marchenko and Pastur 1967). Where that decides, `CROP_IN_NOISE` takes the place of `crop`.
+    sqrt(samples of a patch)) were they independent (Marchenko and Pastur 1967). Where that decides, eigenvalues are to be above `CROP_IN_NOISE`
+    times the slice's largest; where it is above `MOST_NOISE` of the largest singular value, maps are of low resolution.
     """
     slices, coils, y, x = kspace.shape
     shifts = torch.arange(1 - kernel, kernel, device=kspace.device, dtype=torch.float64)
@@ -268,29 +271,31 @@ def sensitivity_maps(
     rows = max(1, ENTRIES_AT_ONCE // (coils**2 * x))
     for index in range(slices):
         center = _center(kspace[index], calibration)
-        spectrum, noisy = _projection_spectrum(center, kernel, threshold, noise_variance)
+        spectrum, noise = _projection_spectrum(center, kernel, threshold, noise_variance)
+        if noise > MOST_NOISE:
+            maps[index] = low_resolution_maps(kspace[index : index + 1])[0]
+            continue
         along_x = spectrum @ waves[1].T  # (coils, coils, 2 kernel - 1, x)
         for start in range(0, y, rows):
             matrices = torch.einsum("yk,cdkx->yxcd", waves[0][start : start + rows], along_x)
             vector, found[start : start + rows] = _leading_eigenvector(matrices)
             maps[index, :, start : start + rows] = vector.movedim(-1, 0)
-        maps[index] *= (found > (CROP_IN_NOISE * found.amax() if noisy else crop))[..., 0]
+        maps[index] *= (found > (CROP_IN_NOISE * found.amax() if noise > threshold else crop))[..., 0]
     maps *= _opposite_phase(maps, kspace)
     return maps
 
 
-def _projection_spectrum(center: Tensor, kernel: int, threshold: float, noise_variance: float) -> tuple[Tensor, bool]:
+def _projection_spectrum(center: Tensor, kernel: int, threshold: float, noise_variance: float) -> tuple[Tensor, float]:
     """Fourier coefficients (coils, coils, 2 kernel - 1, 2 kernel - 1), by shift, of the per-pixel matrices that project
-    on the span of the patches of a calibration region (coils, y, x), and whether noise decided what is left out of it."""
+    on the span of the patches of a calibration region (coils, y, x), and the largest singular value of noise as a share of theirs."""
     coils = len(center)
     patches = center.unfold(1, kernel, 1).unfold(2, kernel, 1)  # (coils, ny, nx, kernel, kernel)
     rows = patches.permute(1, 2, 0, 3, 4).reshape(-1, coils * kernel**2)
     largest = rows.abs().amax().clamp_min(torch.finfo(torch.float32).tiny)
     _, values, vectors = torch.linalg.svd(rows / largest, full_matrices=False)
-    of_noise = math.sqrt(noise_variance) / largest * sum(math.sqrt(n) for n in rows.shape)
-    least = threshold * values[0]
-    noisy = bool(of_noise > least)
-    vectors = vectors[(values >= torch.maximum(least, of_noise).clamp_max(values[0])) & (values > 0)]
+    noise = math.sqrt(noise_variance) / largest.item() * sum(math.sqrt(n) for n in rows.shape)
+    noise = noise / values[0].item() if noise else 0.0
+    vectors = vectors[(values >= max(threshold, noise) * values[0]) & (values > 0)]
     # A row is a patch, so patches are combinations of conj(conj(vectors)): the projector on their span.
     projector = vectors.mT @ vectors.conj()
     projector = projector.reshape(coils, kernel**2, coils, kernel**2).permute(0, 2, 1, 3)
@@ -300,7 +305,7 @@ def _projection_spectrum(center: Tensor, kernel: int, threshold: float, noise_va
     place = shift[:, None, :, None] * size + shift[None, :, None, :]  # (ky, kx, ly, lx)
     spectrum = center.new_zeros((coils, coils, size**2))
     spectrum.index_add_(2, place.flatten(), projector.flatten(2))
-    return spectrum.unflatten(2, (size, size)) / kernel**2, noisy
+    return spectrum.unflatten(2, (size, size)) / kernel**2, noise
 
 
 def _leading_eigenvector(matrices: Tensor) -> tuple[Tensor, Tensor]:

@@ -24,6 +24,8 @@ def noise_variance_at_most(kspace: Tensor, mask: Tensor) -> Tensor:
     an upper bound; without noise it is that signal.
     """
     far = (radius(tuple(kspace.shape[-2:])) > OUTSIDE).to(mask.device)
+    if not far.any():  # of a single sample
+        return torch.full((len(kspace), 1, 1, 1), math.nan, dtype=torch.float64, device=kspace.device)
     told = (far & (mask > 0)).expand(len(kspace), -1, -1, -1)
     squared = kspace[..., far].abs().double().square()
     told = told[..., far].expand_as(squared) & (squared > 0)  # exact zeros were never acquired

@@ -133,7 +133,7 @@ def check_options(options: TrainOptions) -> None:
         ),
         "--center-gaps has nothing to leave out of lines": (
             not pair.center_gaps
-            or options.dataset in MEASURED
+            or (options.dataset in MEASURED and not protocol.undersample)
             or not all(mask.endswith("-lines") for mask in protocol.masks)
         ),
         f"--exchange is of --method noise2noise, not {protocol.method}": (
