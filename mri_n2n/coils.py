@@ -164,7 +164,11 @@ def with_sensitivity_maps(acquisition: Acquisition) -> tuple[Acquisition, str | 
         kernel = patch_side(region)
         if kernel:
             level = variance[index if len(variance) > 1 else 0]
-            maps[index] = sensitivity_maps(one, region, kernel=kernel, noise_variance=level)[0]
+            full = bool(
+                mask[index if len(mask) > 1 else 0].all()
+            )  # nothing to unfold: the background stays, and shows its noise
+            crop = 0.0 if full else CROP_IN_NOISE
+            maps[index] = sensitivity_maps(one, region, kernel=kernel, noise_variance=level, crop_in_noise=crop)[0]
         else:
             caution = (
                 f"calibration region too small for ESPIRiT (less than {NEEDED}): coil "
@@ -246,6 +250,7 @@ def sensitivity_maps(
     threshold: float = 0.02,
     crop: float = 0.95,
     noise_variance: float = 0.0,
+    crop_in_noise: float = CROP_IN_NOISE,
 ) -> Tensor:
     """ESPIRiT maps (slices, coils, y, x) of k-space (slices, coils, y, x), whose central `calibration` (y, x) is full.
 
@@ -255,8 +260,8 @@ def sensitivity_maps(
     that has signal has phase zero.
     threshold: singular values kept, as a share of the largest.
     noise_variance: v = E|n|^2 of a sample. Singular values are kept only above those of noise alone, too, up to sqrt(v) (sqrt(patches) +
-    sqrt(samples of a patch)) were they independent (Marchenko and Pastur 1967). Where that decides, eigenvalues are to be above `CROP_IN_NOISE`
-    times the slice's largest; where it is above `MOST_NOISE` of the largest singular value, maps are of low resolution.
+    sqrt(samples of a patch)) were they independent (Marchenko and Pastur 1967). Where that decides, eigenvalues are to be above `crop_in_noise`
+    times the slice's largest; where it is above `MOST_NOISE` of the largest singular value, maps are of low resolution, of this region.
     """
     slices, coils, y, x = kspace.shape
     shifts = torch.arange(1 - kernel, kernel, device=kspace.device, dtype=torch.float64)
@@ -273,14 +278,16 @@ def sensitivity_maps(
         center = _center(kspace[index], calibration)
         spectrum, noise = _projection_spectrum(center, kernel, threshold, noise_variance)
         if noise > MOST_NOISE:
-            maps[index] = low_resolution_maps(kspace[index : index + 1])[0]
+            alone = torch.zeros_like(kspace[index : index + 1])
+            _center(alone, calibration).copy_(center)
+            maps[index] = low_resolution_maps(alone)[0]
             continue
         along_x = spectrum @ waves[1].T  # (coils, coils, 2 kernel - 1, x)
         for start in range(0, y, rows):
             matrices = torch.einsum("yk,cdkx->yxcd", waves[0][start : start + rows], along_x)
             vector, found[start : start + rows] = _leading_eigenvector(matrices)
             maps[index, :, start : start + rows] = vector.movedim(-1, 0)
-        maps[index] *= (found > (CROP_IN_NOISE * found.amax() if noise > threshold else crop))[..., 0]
+        maps[index] *= (found > (crop_in_noise * found.amax() if noise > threshold else crop))[..., 0]
     maps *= _opposite_phase(maps, kspace)
     return maps
 
