@@ -164,10 +164,8 @@ def with_sensitivity_maps(acquisition: Acquisition) -> tuple[Acquisition, str | 
         kernel = patch_side(region)
         if kernel:
             level = variance[index if len(variance) > 1 else 0]
-            full = bool(
-                mask[index if len(mask) > 1 else 0].all()
-            )  # nothing to unfold: the background stays, and shows its noise
-            crop = 0.0 if full else CROP_IN_NOISE
+            # Sampled in full there is nothing to unfold: the background stays, and shows its noise.
+            crop = 0.0 if mask[index if len(mask) > 1 else 0].all() else CROP_IN_NOISE
             maps[index] = sensitivity_maps(one, region, kernel=kernel, noise_variance=level, crop_in_noise=crop)[0]
         else:
             caution = (
